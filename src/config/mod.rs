@@ -1,0 +1,248 @@
+//! The configuration: what every other module may ask of the operator's file.
+//!
+//! Guarantees: a [`Config`] that exists is complete and plausible in itself (defaults filled in, units parsed, names
+//! unique). It says nothing about the databases; `check` does that.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The whole configuration, after flag over environment over file over default.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The file it was read from, if any; relative paths in it start at the folder of this file.
+    pub file: Option<PathBuf>,
+    /// `[legacy]`: the database that the monolith writes.
+    pub legacy: Legacy,
+    /// `[new]`: the database that the service owns.
+    pub new: New,
+    /// `[relay]`
+    pub relay: Relay,
+    /// `[retry]`
+    pub retry: Retry,
+    /// `[retention]`
+    pub retention: Retention,
+    /// `[admin]`
+    pub admin: Admin,
+    /// `[log]`
+    pub log: Log,
+    /// `[[entity]]`, in the order of the file.
+    pub entities: Vec<Entity>,
+}
+
+/// A connection string. Its `Debug` and `Display` never show the password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct DatabaseUrl(pub(super) String);
+
+/// `schema.table`, both unquoted as the operator wrote them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableName {
+    /// Schema; `public` where the operator named none.
+    pub schema: String,
+    /// Table.
+    pub table: String,
+}
+
+/// `[legacy]`
+#[derive(Debug, Clone)]
+pub struct Legacy {
+    /// Where it is.
+    pub url: DatabaseUrl,
+    /// The schema of the relay's own tables there. Default `outbox_relay`.
+    pub schema: String,
+    /// The outbox. Default `public.outbox`.
+    pub outbox: TableName,
+    /// `[legacy.columns]`: the outbox's column names.
+    pub columns: Columns,
+    /// `[legacy.status]`: the words in the status column.
+    pub status: StatusWords,
+    /// Whether statements may be prepared once a connection. False behind PgBouncer in transaction mode. Default true.
+    pub prepared_statements: bool,
+}
+
+/// `[new]`
+#[derive(Debug, Clone)]
+pub struct New {
+    /// Where it is.
+    pub url: DatabaseUrl,
+    /// The schema of the relay's own tables there. Default `outbox_relay`.
+    pub schema: String,
+    /// The schema that mappings, handlers and unqualified tables of entities refer to. Default `public`.
+    pub search_path: String,
+    /// Whether statements may be prepared once a connection. Default true.
+    pub prepared_statements: bool,
+}
+
+/// `[legacy.columns]`: the outbox's column names, the design's own by default.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is the name of the column that the contract calls so")]
+pub struct Columns {
+    pub id: String,
+    pub event_id: String,
+    pub aggregate_type: String,
+    pub aggregate_id: String,
+    pub event_type: String,
+    pub payload: String,
+    pub headers: String,
+    pub created_at: String,
+    pub status: String,
+    pub attempts: String,
+    pub next_attempt_at: String,
+    pub processed_at: String,
+    pub last_error: String,
+}
+
+/// `[legacy.status]`: the words in the status column, the design's own by default.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is the word for the status that the contract calls so")]
+pub struct StatusWords {
+    pub pending: String,
+    pub retry: String,
+    pub held: String,
+    pub processed: String,
+    pub failed: String,
+    pub skipped: String,
+}
+
+/// `[relay]`
+#[derive(Debug, Clone)]
+pub struct Relay {
+    /// Batches in flight in this process. Default 4.
+    pub workers: u16,
+    /// Events a batch. Default 1000.
+    pub batch: u32,
+    /// Payload bytes a batch (a single larger event passes alone). Default 16 MiB.
+    pub batch_bytes: u64,
+    /// Lanes, fixed at `init`. Default 16.
+    pub lanes: u16,
+    /// For one batch. Default 30 s.
+    pub deadline: Duration,
+    /// The longest pause between looks when idle. Default 250 ms.
+    pub poll_max: Duration,
+    /// How far back a failover is healed. Default 1 h.
+    pub replica_lag: Duration,
+}
+
+/// `[retry]`
+#[derive(Debug, Clone)]
+pub struct Retry {
+    /// Pause after the first failed attempt. Default 1 s.
+    pub initial: Duration,
+    /// The longest pause. Default 5 min.
+    pub max: Duration,
+    /// Attempts, the first one included, before an event is `failed`. Default 10.
+    pub attempts: u32,
+    /// How long an event waits for another row (a parent on its way) before that counts as its own failure. Default 10 min.
+    pub patience: Duration,
+}
+
+/// `[retention]`
+#[derive(Debug, Clone)]
+pub struct Retention {
+    /// Age at which processed events are deleted. Zero: on settling. Default 7 d.
+    pub processed: Duration,
+    /// Age at which skipped events are deleted. Default 30 d.
+    pub skipped: Duration,
+}
+
+/// `[admin]`
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// Default `127.0.0.1:8080`.
+    pub listen: SocketAddr,
+    /// All tokens: `OUTBOX_RELAY_ADMIN_TOKEN`, `OUTBOX_RELAY_READ_TOKEN`, `[[admin.token]]`.
+    pub tokens: Vec<Token>,
+}
+
+/// One token of the admin API. `Debug` does not show the secret.
+#[derive(Clone)]
+pub struct Token {
+    /// By which the audit knows its holder.
+    pub name: String,
+    /// What it may do.
+    pub role: Role,
+    /// The secret itself.
+    pub secret: String,
+}
+
+/// What a token may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Read.
+    Read,
+    /// Read and change.
+    Admin,
+}
+
+/// `[log]`
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// Text for people or JSON lines. Default text.
+    pub format: LogFormat,
+    /// A `tracing` filter, as in `info,outbox_relay=debug`. Default `info`.
+    pub filter: String,
+}
+
+/// See [`Log::format`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// `[[entity]]`: an aggregate type with its mapping to a table of the new database.
+#[derive(Debug, Clone)]
+pub struct Entity {
+    /// By which every command knows it. Default: its table.
+    pub name: String,
+    /// The line of its `[[entity]]` in the file, from 1.
+    pub line: usize,
+    /// The aggregate type whose events it takes.
+    pub aggregate_type: String,
+    /// The table of the new database; `None` when all of its actions are own SQL or `ignore`.
+    pub table: Option<TableName>,
+    /// Key columns of that table.
+    pub key: Vec<String>,
+    /// The owner's columns: rows of an owner that the mapping no longer yields are deleted.
+    pub replace_by: Vec<String>,
+    /// The file of the mapping, `None`: columns of the same name.
+    pub mapping: Option<SqlFile>,
+    /// Whether a failed event holds back the later ones of its aggregate.
+    pub on_failure: OnFailure,
+    /// What to do with each event type.
+    pub events: BTreeMap<String, Action>,
+}
+
+/// An SQL file of the operator's, read when the configuration was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SqlFile {
+    /// As it is shown to the operator: as written in the configuration, relative to it.
+    pub path: PathBuf,
+    /// Its text.
+    pub text: String,
+}
+
+/// See [`Entity::on_failure`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnFailure {
+    /// Later events of the aggregate wait until it is replayed or skipped.
+    #[default]
+    Hold,
+    /// Later events of the aggregate go on.
+    Pass,
+}
+
+/// What an event does to the new database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Write the rows that the mapping yields.
+    Upsert,
+    /// Delete the rows whose key the mapping yields.
+    Delete,
+    /// Nothing; the event is processed.
+    Ignore,
+    /// One statement that reads `event`.
+    Sql(SqlFile),
+}

@@ -1,0 +1,146 @@
+//! The words of the protocol as types: ids, tokens, lanes, states.
+
+use std::fmt;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+macro_rules! number {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, sqlx::Type)]
+        #[sqlx(transparent)]
+        #[serde(transparent)]
+        pub struct $name(pub i64);
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+number! {
+    /// The outbox row's `id`: order within an aggregate.
+    EventId
+}
+number! {
+    /// A number, ever growing, that a worker draws for each batch; the target refuses an older one.
+    Token
+}
+
+/// A fixed share of all aggregates, by hash of the aggregate; from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, sqlx::Type)]
+#[sqlx(transparent)]
+#[serde(transparent)]
+pub struct Lane(pub i32);
+
+impl fmt::Display for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The thing that an event is about; the unit of order.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct Aggregate {
+    /// The outbox's `aggregate_type`.
+    #[serde(rename = "aggregate_type")]
+    pub kind: String,
+    /// The outbox's `aggregate_id`.
+    #[serde(rename = "aggregate_id")]
+    pub id: String,
+}
+
+/// One claimed row of the outbox.
+#[derive(Debug, Clone)]
+pub struct Event {
+    /// Order within the aggregate.
+    pub id: EventId,
+    /// Identity towards others; tells apart events that got the same id before and after a failover.
+    pub event_id: Uuid,
+    /// What it is about.
+    pub aggregate: Aggregate,
+    /// What happened.
+    pub event_type: String,
+    /// JSON text, exactly as the source gave it: never parsed here.
+    pub payload: String,
+    /// JSON text; `traceparent` and the like.
+    pub headers: Option<String>,
+    /// When the writer's transaction inserted it, by the source's clock.
+    pub created_at: DateTime<Utc>,
+    /// Failed attempts so far.
+    pub attempts: i32,
+    /// Where the claim found it: `Pending`, or `Retry` when its time had come.
+    pub was: Status,
+}
+
+/// Where an event stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Waiting to be claimed.
+    Pending,
+    /// Failed, and waiting for its next attempt.
+    Retry,
+    /// Waiting behind an earlier event of its aggregate.
+    Held,
+    /// Applied.
+    Processed,
+    /// Given up, until an operator replays or skips it.
+    Failed,
+    /// Passed over by an operator.
+    Skipped,
+}
+
+impl Status {
+    /// Every status, in the order in which people read them.
+    pub const ALL: [Status; 6] =
+        [Status::Pending, Status::Retry, Status::Held, Status::Processed, Status::Failed, Status::Skipped];
+
+    /// The design's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Status::Pending => "pending",
+            Status::Retry => "retry",
+            Status::Held => "held",
+            Status::Processed => "processed",
+            Status::Failed => "failed",
+            Status::Skipped => "skipped",
+        }
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl std::str::FromStr for Status {
+    type Err = ();
+    fn from_str(word: &str) -> Result<Self, ()> {
+        Status::ALL.into_iter().find(|s| s.as_str() == word).ok_or(())
+    }
+}
+
+/// What names an entry of a log: its token, and a nonce that tells it from another history's entry with the same token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+pub struct BatchKey {
+    /// Grows along a log.
+    pub token: Token,
+    /// Random.
+    pub nonce: Uuid,
+}
+
+/// A database, as the other side's log names it: `system_identifier/database`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+#[serde(transparent)]
+pub struct Identity(pub String);
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
