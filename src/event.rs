@@ -72,6 +72,8 @@ pub struct Event {
     pub created_at: DateTime<Utc>,
     /// Failed attempts so far.
     pub attempts: i32,
+    /// When its first failure since it last was pending happened; `None` if it never failed.
+    pub failing_since: Option<DateTime<Utc>>,
     /// Where the claim found it: `Pending`, or `Retry` when its time had come.
     pub was: Status,
 }

@@ -1,0 +1,447 @@
+//! Applies a batch's events on the target: all together, and where that fails by halves, until the failing events stand alone.
+
+use std::collections::HashSet;
+
+use super::Shared;
+use super::plan::{self, Group};
+use super::router::{Destination, Router, Step};
+use super::stops::Stop;
+use crate::disposition::{self, Disposition, Said};
+use crate::event::{Aggregate, Event, EventId, Lane, Status};
+use crate::source::{FailureRecord, Unapplied};
+use crate::target::{Events, TargetLane};
+
+/// What became of each event, by its index in the batch.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Verdict {
+    /// Took effect, with the commit.
+    Applied,
+    /// Retry, held or failed.
+    Unapplied(Unapplied),
+    /// Stays as it was: its aggregate type is stopped.
+    Left,
+}
+
+/// Why a batch was given up as a whole.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ApplyError {
+    #[error(transparent)]
+    Transient(sqlx::Error),
+    /// A lock or statement timeout, out of memory: the first time as transient, then isolated.
+    #[error(transparent)]
+    Contended(sqlx::Error),
+}
+
+/// Events that were charged an attempt for what turned out to be the operator's error.
+pub(super) type Charged = Vec<(Lane, EventId)>;
+
+pub(super) struct Applying<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) router: &'a Router,
+    pub(super) target: &'a mut TargetLane,
+    pub(super) events: &'a [Event],
+    /// Whether to isolate contended events too.
+    pub(super) isolate: bool,
+    pub(super) verdicts: Vec<Option<Verdict>>,
+    pub(super) charged: Charged,
+    blocked: HashSet<&'a Aggregate>,
+    stopped: HashSet<&'a str>,
+    /// Statements that were tried with zero events.
+    tried_empty: HashSet<String>,
+}
+
+/// A statement that failed.
+struct Refusal<'r> {
+    step: Option<&'r Step>,
+    error: sqlx::Error,
+}
+
+impl<'a> Applying<'a> {
+    pub(super) fn new(
+        shared: &'a Shared,
+        router: &'a Router,
+        target: &'a mut TargetLane,
+        events: &'a [Event],
+        isolate: bool,
+    ) -> Applying<'a> {
+        Applying {
+            shared,
+            router,
+            target,
+            events,
+            isolate,
+            verdicts: vec![None; events.len()],
+            charged: Vec::new(),
+            blocked: HashSet::new(),
+            stopped: HashSet::new(),
+            tried_empty: HashSet::new(),
+        }
+    }
+
+    /// Applies these events, in order. Every one has a verdict afterwards.
+    pub(super) async fn apply(&mut self, todo: Vec<usize>) -> Result<(), ApplyError> {
+        // A stack, the earlier half on top: what fails holds back only what comes later.
+        let mut parts = vec![todo];
+        while let Some(part) = parts.pop() {
+            let part = self.still_possible(part);
+            if part.is_empty() {
+                continue;
+            }
+            let Err(refusal) = self.try_together(&part).await else {
+                self.passed(&part).await?;
+                continue;
+            };
+            let disposition = disposition::of(&refusal.error);
+            match disposition {
+                Disposition::Transient => return Err(ApplyError::Transient(refusal.error)),
+                Disposition::Contended if !self.isolate => return Err(ApplyError::Contended(refusal.error)),
+                _ => {}
+            }
+            self.target.undo().await.map_err(ApplyError::Transient)?;
+            if let Some(stop) = self.operators(&refusal, disposition).await? {
+                self.stop_type(&part, refusal.step, stop);
+                parts.push(part);
+            } else if let [one] = part[..] {
+                self.fail(one, &refusal, disposition);
+            } else {
+                let later = part[part.len() / 2..].to_vec();
+                parts.push(later);
+                parts.push(part[..part.len() / 2].to_vec());
+            }
+        }
+        Ok(())
+    }
+
+    /// Without what an earlier failure holds back or stopped.
+    fn still_possible(&mut self, part: Vec<usize>) -> Vec<usize> {
+        let mut possible = Vec::with_capacity(part.len());
+        for at in part {
+            let aggregate = &self.events[at].aggregate;
+            if self.stopped.contains(aggregate.kind.as_str()) {
+                self.verdicts[at] = Some(Verdict::Left);
+            } else if self.blocked.contains(aggregate) {
+                self.verdicts[at] = Some(Verdict::Unapplied(held(&self.events[at], None)));
+            } else {
+                possible.push(at);
+            }
+        }
+        possible
+    }
+
+    async fn try_together(&mut self, part: &[usize]) -> Result<(), Refusal<'a>> {
+        let shaped = part.iter().filter_map(|at| match self.router.destination(&self.events[*at]) {
+            Destination::Shape(shape) => Some((*at, &self.events[*at].aggregate, shape)),
+            _ => None,
+        });
+        for wave in plan::waves(shaped) {
+            for Group { route, events } in wave {
+                let rows: Events<'_> = events.iter().map(|at| &self.events[*at]).collect();
+                let router: &'a Router = self.router;
+                for step in &router.route(route).steps {
+                    let result = self.target.run(&step.statement, &rows).await;
+                    result.map_err(|error| Refusal { step: Some(step), error })?;
+                }
+            }
+        }
+        if self.router.deferred_constraints {
+            self.target.check_constraints().await.map_err(|error| Refusal { step: None, error })?;
+        }
+        Ok(())
+    }
+
+    async fn passed(&mut self, part: &[usize]) -> Result<(), ApplyError> {
+        self.target.keep().await.map_err(ApplyError::Transient)?;
+        let mut kinds = HashSet::new();
+        for at in part {
+            self.verdicts[*at] = Some(Verdict::Applied);
+            kinds.insert(self.events[*at].aggregate.kind.as_str());
+        }
+        for kind in kinds {
+            if self.shared.stops.passed(kind) {
+                tracing::info!(aggregate_type = kind, "flows again");
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the error is the operator's, whatever its code: by its code, or because it comes with zero events too.
+    async fn operators(&mut self, refusal: &Refusal<'a>, disposition: Disposition) -> Result<Option<Stop>, ApplyError> {
+        let Some(step) = refusal.step else { return Ok(None) };
+        let said = disposition::said(&refusal.error);
+        if disposition == Disposition::Operator {
+            return Ok(Some(stop_of(step, &said)));
+        }
+        if !self.tried_empty.insert(step.statement.sql.clone()) {
+            return Ok(None);
+        }
+        let empty = Events::default();
+        let result = self.target.run(&step.statement, &empty).await;
+        self.target.undo().await.map_err(ApplyError::Transient)?;
+        match result {
+            Ok(_) => Ok(None),
+            Err(error) => match disposition::of(&error) {
+                Disposition::Transient => Err(ApplyError::Transient(error)),
+                Disposition::Contended => Ok(None),
+                _ => Ok(Some(stop_of(step, &disposition::said(&error)))),
+            },
+        }
+    }
+
+    fn stop_type(&mut self, part: &[usize], step: Option<&Step>, stop: Stop) {
+        let kinds: HashSet<&'a str> = part
+            .iter()
+            .map(|at| &self.events[*at])
+            .filter(|event| match self.router.destination(event) {
+                Destination::Shape(shape) => {
+                    step.is_none_or(|step| self.router.route(shape.route).steps.contains(step))
+                }
+                _ => false,
+            })
+            .map(|event| event.aggregate.kind.as_str())
+            .collect();
+        for kind in kinds {
+            self.stopped.insert(kind);
+            if self.shared.stops.stop(kind, stop.clone()) {
+                tracing::error!(aggregate_type = kind, code = %stop.code, "stopped until it is mended: {}", stop.message);
+            }
+        }
+        // What of these failed by itself in this very batch was not the event's fault either.
+        for (at, verdict) in self.verdicts.iter_mut().enumerate() {
+            let event = &self.events[at];
+            if self.stopped.contains(event.aggregate.kind.as_str()) && matches!(verdict, Some(Verdict::Unapplied(_))) {
+                *verdict = Some(Verdict::Left);
+            }
+        }
+    }
+
+    /// One event failed by itself.
+    fn fail(&mut self, at: usize, refusal: &Refusal<'a>, disposition: Disposition) {
+        let event = &self.events[at];
+        let said = disposition::said(&refusal.error);
+        let entity = refusal.step.map_or("", |step| step.entity.as_str());
+        let place = refusal.step.and_then(|step| place(step, said.position));
+        let record = FailureRecord {
+            entity: entity.to_owned(),
+            aggregate_type: event.aggregate.kind.clone(),
+            cause: cause(entity, &said),
+            disposition: disposition.as_str(),
+            code: said.code.clone(),
+            message: said.message.clone(),
+            constraint: said.constraint.clone(),
+            column: said.column.clone(),
+            detail: said.detail.clone(),
+            place,
+        };
+        let unapplied = decide(event, disposition, record, &self.shared.config.retry);
+        let likeness = (said.code.clone(), said.column.clone(), said.constraint.clone());
+        let counted = (unapplied.attempts > event.attempts).then_some((self.target.lane, event.id));
+        if disposition != Disposition::Contended
+            && let Some(charged) = self.shared.stops.failed(&event.aggregate, likeness, counted)
+        {
+            let stop = Stop {
+                code: format!("refused.{}", said.code),
+                message: format!(
+                    "every event of the last {} aggregates was refused alike by {entity}: {} ({}). It resumes by itself once one passes",
+                    super::stops::STREAK,
+                    said.message,
+                    said.code
+                ),
+                probe: true,
+            };
+            self.charged.extend(charged.into_iter().filter(|(_, id)| !self.events.iter().any(|e| e.id == *id)));
+            self.verdicts[at] = Some(Verdict::Left);
+            self.stop_type(&[at], refusal.step, stop);
+            return;
+        }
+        if plan::holds_back(unapplied.status, self.router.on_failure(&event.aggregate.kind)) {
+            self.blocked.insert(&event.aggregate);
+        }
+        tracing::warn!(
+            event.id = event.id.0,
+            aggregate_type = %event.aggregate.kind,
+            entity,
+            disposition = %disposition,
+            code = %said.code,
+            attempts = unapplied.attempts,
+            status = %unapplied.status,
+            "event refused: {}",
+            said.message
+        );
+        self.verdicts[at] = Some(Verdict::Unapplied(unapplied));
+    }
+}
+
+fn stop_of(step: &Step, said: &Said) -> Stop {
+    let place = place(step, said.position).map(|p| format!(" at {p}")).unwrap_or_default();
+    Stop {
+        code: format!("refused.{}", said.code),
+        message: format!("{}: {} ({}){place}", step.entity, said.message, said.code),
+        probe: true,
+    }
+}
+
+/// `mappings/user.sql:4:3`
+fn place(step: &Step, position: Option<usize>) -> Option<String> {
+    let file = step.statement.file.as_ref()?;
+    Some(match position.and_then(|at| step.statement.place(at)) {
+        Some((line, column)) => format!("{file}:{line}:{column}"),
+        None => file.clone(),
+    })
+}
+
+/// An event behind one that waits.
+pub(super) fn held(event: &Event, why: Option<String>) -> Unapplied {
+    Unapplied {
+        id: event.id,
+        status: Status::Held,
+        attempts: event.attempts,
+        delay: None,
+        error: why,
+        failure: None,
+    }
+}
+
+/// What becomes of an event that failed by itself.
+fn decide(event: &Event, disposition: Disposition, record: FailureRecord, retry: &crate::config::Retry) -> Unapplied {
+    let waited = event.failing_since.map_or(std::time::Duration::ZERO, |since| {
+        (chrono::Utc::now() - since).to_std().unwrap_or_default()
+    });
+    let counts = match disposition {
+        Disposition::Waiting => waited >= retry.patience,
+        Disposition::Contended => false,
+        _ => true,
+    };
+    let attempts = event.attempts + i32::from(counts);
+    let failed = counts && attempts.unsigned_abs() >= retry.attempts;
+    let delay = if counts {
+        crate::retry::pause_after(attempts.unsigned_abs(), retry)
+    } else {
+        // Soon at first, then ever more rarely: half of the time that it has waited.
+        (waited / 2).clamp(std::time::Duration::from_millis(100), std::time::Duration::from_secs(5))
+    };
+    Unapplied {
+        id: event.id,
+        status: if failed { Status::Failed } else { Status::Retry },
+        attempts,
+        delay: (!failed).then_some(delay),
+        error: Some(one_line(&record)),
+        failure: Some(record),
+    }
+}
+
+/// `last_error`: SQLSTATE, message, constraint or column, file and line.
+fn one_line(record: &FailureRecord) -> String {
+    let mut line = format!("{}: {}", record.code, record.message.replace('\n', " "));
+    if let Some(constraint) = &record.constraint {
+        line.push_str(&format!(" (constraint {constraint})"));
+    } else if let Some(column) = &record.column {
+        line.push_str(&format!(" (column {column})"));
+    }
+    if let Some(place) = &record.place {
+        line.push_str(&format!(" at {place}"));
+    }
+    line
+}
+
+/// Names a cause by what its failures share, the same after a restart: FNV-1a over entity, code, constraint, column and, where
+/// neither is named, the message without its values.
+fn cause(entity: &str, said: &Said) -> String {
+    let message = if said.constraint.is_none() && said.column.is_none() { pattern(&said.message) } else { String::new() };
+    let parts =
+        [entity, &said.code, said.constraint.as_deref().unwrap_or(""), said.column.as_deref().unwrap_or(""), &message];
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    for byte in parts.join("\u{1f}").bytes() {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    format!("{hash:016x}")
+}
+
+/// A message without what is quoted in it and without numbers.
+fn pattern(message: &str) -> String {
+    let mut out = String::new();
+    let mut quoted = false;
+    for c in message.chars() {
+        match c {
+            '"' => {
+                quoted = !quoted;
+                out.push(c);
+            }
+            _ if quoted => {}
+            c if c.is_ascii_digit() => {
+                if !out.ends_with('0') {
+                    out.push('0');
+                }
+            }
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn said(message: &str) -> Said {
+        Said { code: "22P02".into(), message: message.into(), constraint: None, column: None, detail: None, position: None }
+    }
+
+    #[test]
+    fn a_cause_is_the_same_whatever_the_value() {
+        let one = cause("users", &said("invalid input syntax for type integer: \"abc\""));
+        assert_eq!(one, cause("users", &said("invalid input syntax for type integer: \"12x\"")));
+        assert_ne!(one, cause("users", &said("invalid input syntax for type date: \"abc\"")));
+        assert_ne!(one, cause("orders", &said("invalid input syntax for type integer: \"abc\"")));
+    }
+
+    #[test]
+    fn attempts_count_only_when_the_event_is_to_blame() {
+        let retry = crate::config::Retry {
+            initial: Duration::from_secs(1),
+            max: Duration::from_secs(60),
+            attempts: 3,
+            patience: Duration::from_secs(600),
+        };
+        let record = FailureRecord {
+            entity: "users".into(),
+            aggregate_type: "User".into(),
+            cause: "c".into(),
+            disposition: "event",
+            code: "22P02".into(),
+            message: "no".into(),
+            constraint: None,
+            column: None,
+            detail: None,
+            place: None,
+        };
+        let now = chrono::Utc::now();
+        let (short, long) = (Some(now - chrono::TimeDelta::seconds(4)), Some(now - chrono::TimeDelta::seconds(700)));
+        for (disposition, attempts, since, expected) in [
+            (Disposition::Event, 0, None, (Status::Retry, 1)),
+            (Disposition::Event, 2, short, (Status::Failed, 3)),
+            (Disposition::Waiting, 0, None, (Status::Retry, 0)),
+            (Disposition::Waiting, 0, short, (Status::Retry, 0)),
+            (Disposition::Waiting, 0, long, (Status::Retry, 1)),
+            (Disposition::Waiting, 2, long, (Status::Failed, 3)),
+            (Disposition::Contended, 2, long, (Status::Retry, 2)),
+        ] {
+            let event = Event {
+                id: EventId(1),
+                event_id: uuid::Uuid::nil(),
+                aggregate: Aggregate { kind: "User".into(), id: "1".into() },
+                event_type: "UserCreated".into(),
+                payload: "{}".into(),
+                headers: None,
+                created_at: now,
+                attempts,
+                failing_since: since,
+                was: Status::Retry,
+            };
+            let unapplied = decide(&event, disposition, record.clone(), &retry);
+            assert_eq!((unapplied.status, unapplied.attempts), expected, "{disposition} {attempts} {since:?}");
+            assert_eq!(unapplied.delay.is_some(), unapplied.status == Status::Retry);
+        }
+    }
+}

@@ -1,0 +1,405 @@
+//! One batch of one lane: claim → apply → settle, or one step of healing. Every statement's place in it is the protocol's.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::apply::{ApplyError, Applying, Charged, Verdict, held};
+use super::failpoint::reach;
+use super::heal::{self, Log, Step};
+use super::plan;
+use super::router::{Destination, Router};
+use super::stops::Stop;
+use super::Shared;
+use crate::event::{Aggregate, BatchKey, Event, EventId, Lane, Status};
+use crate::source::{Claim, Settled, SettleError, Settlement, SourceLane};
+use crate::target::TargetLane;
+
+/// Why a worker goes to a lane.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Errand {
+    /// Scan from the very start instead of from the lane's position.
+    pub full: bool,
+    /// Claim retries whose time has come.
+    pub due: bool,
+    /// The last batch met a lock or a timeout: isolate the events that do.
+    pub isolate: bool,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// Another worker has the lane.
+    Busy,
+    /// Everything is paused.
+    Paused,
+    /// Nothing to do.
+    Nothing,
+    /// A batch was settled.
+    Settled(Counts),
+    /// A step of healing was taken; there may be more.
+    Healed(Healed),
+}
+
+/// A batch in numbers.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Counts {
+    /// Applied, by aggregate type.
+    pub processed: HashMap<String, u64>,
+    /// Others, by aggregate type and status.
+    pub unapplied: HashMap<(String, Status), u64>,
+    /// Left pending: locked by somebody, or stopped.
+    pub left: u64,
+    /// Seconds from created to settled, each on the source's clock.
+    pub lags: Vec<f64>,
+    /// Whether the lane may have more.
+    pub more: bool,
+    /// The batch's duration.
+    pub took: Duration,
+}
+
+/// A step of healing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Healed {
+    /// The target had forgotten a batch: so many events are pending again.
+    PutBack(u64),
+    /// The source had forgotten a batch.
+    Settled(Settled),
+}
+
+/// Why nothing came of it.
+#[derive(Debug, thiserror::Error)]
+pub enum BatchError {
+    /// The source was away, or said no.
+    #[error("source: {0}")]
+    Source(#[source] sqlx::Error),
+    /// The target was away. No attempt was counted.
+    #[error("target: {0}")]
+    Target(#[source] sqlx::Error),
+    /// The target's lane is locked by somebody else.
+    #[error("the lane is locked on the target")]
+    TargetBusy,
+    /// A lock or a timeout on the target: the next try isolates it.
+    #[error("target: {0}")]
+    Contended(#[source] sqlx::Error),
+    /// Somebody else was faster. What the logs say next time counts.
+    #[error("another worker has appended to the lane's log")]
+    Overtaken,
+    /// The deadline passed.
+    #[error("not done within {0:?}")]
+    Deadline(Duration),
+    /// The lane cannot go on by itself.
+    #[error("{0}")]
+    Stopped(String),
+}
+
+/// One batch, or one step of healing, of one lane.
+pub async fn run_once(shared: &Shared, lane: Lane, errand: Errand) -> Result<(Outcome, Charged), BatchError> {
+    let deadline = shared.config.relay.deadline;
+    match tokio::time::timeout(deadline, attempt(shared, lane, errand)).await {
+        Ok(result) => result,
+        // Both sessions were dropped, and with them their connections.
+        Err(_) => Err(BatchError::Deadline(deadline)),
+    }
+}
+
+async fn attempt(shared: &Shared, lane: Lane, errand: Errand) -> Result<(Outcome, Charged), BatchError> {
+    let started = Instant::now();
+    let Some(mut source) = shared.source.lock_lane(lane).await.map_err(BatchError::Source)? else {
+        return Ok((Outcome::Busy, Charged::new()));
+    };
+    reach("source_locked");
+    let Some(mut target) = shared.target.lock_lane(lane).await.map_err(of_target_lock)? else {
+        return Err(BatchError::Stopped(format!("the new database has no lane {lane} for this outbox: run init")));
+    };
+    reach("target_locked");
+    check_peers(&source, &target)?;
+    let target_key = target.newest.as_ref().map(|(key, _)| *key);
+    if source.newest.as_ref().map(|entry| entry.key) != target_key {
+        return heal_once(shared, source, target).await.map(|outcome| (outcome, Charged::new()));
+    }
+    if source.all_paused() {
+        target.abandon().await;
+        source.release_lease().await;
+        return Ok((Outcome::Paused, Charged::new()));
+    }
+    if let Some(newest) = target_key {
+        source.draw_above(newest.token).await.map_err(BatchError::Source)?;
+    }
+    let (mut excluded, probes) = shared.stops.exclude_for_claim();
+    excluded.extend(source.paused.iter().cloned());
+    excluded.sort();
+    excluded.dedup();
+    let result = batch(shared, source, target, errand, &excluded, started).await;
+    shared.stops.probed(&probes);
+    result
+}
+
+fn of_target_lock(error: sqlx::Error) -> BatchError {
+    let code = error.as_database_error().and_then(|e| e.code());
+    if code.as_deref() == Some("55P03") { BatchError::TargetBusy } else { BatchError::Target(error) }
+}
+
+/// A clone or a restored dump has another identity than the one that the logs were written against.
+fn check_peers(source: &SourceLane, target: &TargetLane) -> Result<(), BatchError> {
+    let lane = source.lane;
+    let moved = |side: &str, known: &str, found: &str| {
+        Err(BatchError::Stopped(format!(
+            "lane {lane}: the {side} database is {found}, but the log was written against {known}. If it was moved on purpose: \
+             outbox-relay init --moved"
+        )))
+    };
+    if let Some(entry) = &source.newest
+        && entry.peer != target.identity
+    {
+        return moved("new", &entry.peer.0, &target.identity.0);
+    }
+    if let Some((_, peer)) = &target.newest
+        && *peer != source.identity
+    {
+        return moved("legacy", &peer.0, &source.identity.0);
+    }
+    Ok(())
+}
+
+async fn batch(
+    shared: &Shared,
+    mut source: SourceLane,
+    mut target: TargetLane,
+    errand: Errand,
+    excluded: &[String],
+    started: Instant,
+) -> Result<(Outcome, Charged), BatchError> {
+    let relay = &shared.config.relay;
+    // Only now: that the source still answers in this transaction is the proof that this worker is no ghost.
+    let claim = source
+        .claim(excluded, errand.full, errand.due, relay.batch, relay.batch_bytes)
+        .await
+        .map_err(BatchError::Source)?;
+    reach("claimed");
+    if claim.events.is_empty() {
+        target.abandon().await;
+        source.release_lease().await;
+        return Ok((Outcome::Nothing, Charged::new()));
+    }
+    let router = shared.router();
+    let pass = router.passing();
+    let recheck = source.recheck(&claim, &pass).await.map_err(BatchError::Source)?;
+    let sorted = plan::sort(&claim.events, &recheck);
+    let (todo, mut verdicts) = route(shared, &router, &claim.events, &sorted);
+    let mut charged = Charged::new();
+    if !todo.is_empty() {
+        let mut applying = Applying::new(shared, &router, &mut target, &claim.events, errand.isolate);
+        applying.apply(todo).await.map_err(|error| match error {
+            ApplyError::Transient(error) => BatchError::Target(error),
+            ApplyError::Contended(error) => BatchError::Contended(error),
+        })?;
+        for (verdict, found) in verdicts.iter_mut().zip(applying.verdicts) {
+            *verdict = found.or(verdict.take());
+        }
+        charged = applying.charged;
+    }
+    reach("applied");
+    let tally = tally(&claim, &recheck, &verdicts);
+    if tally.settlement.processed.is_empty() && tally.settlement.unapplied.is_empty() {
+        target.abandon().await;
+        source.release_lease().await;
+        return Ok((Outcome::Nothing, charged));
+    }
+    let key = BatchKey { token: source.token, nonce: Uuid::new_v4() };
+    let peers = (source.identity.clone(), target.identity.clone());
+    let appended = target.append(key, &peers.0, &tally.applied, &tally.given_up).await.map_err(BatchError::Target)?;
+    if !appended {
+        return Err(BatchError::Overtaken);
+    }
+    reach("appended");
+    target.commit().await.map_err(BatchError::Target)?;
+    // From here on the batch has taken effect.
+    reach("target_committed");
+    let settled_at = source
+        .settle(key, &peers.1, &claim, &tally.settlement, tally.left_lowest, &pass, relay.batch)
+        .await
+        .map_err(of_settling)?;
+    reach("settled");
+    source.commit().await.map_err(BatchError::Source)?;
+    reach("source_committed");
+    let counts = count(&claim, &tally, settled_at, started);
+    Ok((Outcome::Settled(counts), charged))
+}
+
+fn of_settling(error: SettleError) -> BatchError {
+    match error {
+        SettleError::Database(error) => BatchError::Source(error),
+        SettleError::NotTheNewest => BatchError::Overtaken,
+        SettleError::Vanished { .. } => BatchError::Stopped(error.to_string()),
+    }
+}
+
+/// Which events go to the target, and what is clear about the others.
+fn route(
+    shared: &Shared,
+    router: &Router,
+    events: &[Event],
+    sorted: &plan::Sorted,
+) -> (Vec<usize>, Vec<Option<Verdict>>) {
+    let mut verdicts: Vec<Option<Verdict>> = vec![None; events.len()];
+    for at in &sorted.held {
+        verdicts[*at] = Some(Verdict::Unapplied(held(&events[*at], None)));
+    }
+    for at in &sorted.left {
+        verdicts[*at] = Some(Verdict::Left);
+    }
+    let mut todo = Vec::with_capacity(sorted.apply.len());
+    let mut behind: HashSet<&Aggregate> = HashSet::new();
+    for at in &sorted.apply {
+        let event = &events[*at];
+        if behind.contains(&event.aggregate) {
+            verdicts[*at] = Some(Verdict::Unapplied(held(event, None)));
+            continue;
+        }
+        match router.destination(event) {
+            Destination::Shape(_) => todo.push(*at),
+            Destination::Broken => verdicts[*at] = Some(Verdict::Left),
+            Destination::UnknownEventType => {
+                let why = format!(
+                    "unmapped: no entity of aggregate type {} names the event type {}: map it or set it to \"ignore\"",
+                    event.aggregate.kind, event.event_type
+                );
+                behind.insert(&event.aggregate);
+                verdicts[*at] = Some(Verdict::Unapplied(held(event, Some(why))));
+            }
+            Destination::UnknownAggregateType => {
+                let message = format!(
+                    "no entity takes the aggregate type \"{}\": add an [[entity]] for it, or one that ignores it",
+                    event.aggregate.kind
+                );
+                if shared.stops.stop(&event.aggregate.kind, Stop { code: "unmapped".into(), message: message.clone(), probe: false }) {
+                    tracing::error!(aggregate_type = %event.aggregate.kind, code = "unmapped", "stopped until it is mended: {message}");
+                }
+                verdicts[*at] = Some(Verdict::Left);
+            }
+        }
+    }
+    (todo, verdicts)
+}
+
+/// What is written where.
+struct Tally<'a> {
+    applied: Vec<&'a Event>,
+    given_up: Vec<&'a Event>,
+    settlement: Settlement,
+    left_lowest: Option<EventId>,
+    left: u64,
+}
+
+fn tally<'a>(claim: &'a Claim, recheck: &crate::source::Recheck, verdicts: &[Option<Verdict>]) -> Tally<'a> {
+    let mut tally = Tally {
+        applied: Vec::new(),
+        given_up: Vec::new(),
+        settlement: Settlement::default(),
+        left_lowest: recheck.unlocked.iter().map(|(_, id)| *id).min(),
+        left: recheck.unlocked.len() as u64,
+    };
+    for (event, verdict) in claim.events.iter().zip(verdicts) {
+        match verdict {
+            Some(Verdict::Applied) => {
+                tally.applied.push(event);
+                tally.settlement.processed.push(event.id);
+                if event.was == Status::Retry {
+                    tally.settlement.recovered.push(event.id);
+                }
+            }
+            Some(Verdict::Unapplied(unapplied)) => {
+                if unapplied.status == Status::Failed {
+                    tally.given_up.push(event);
+                }
+                tally.settlement.unapplied.push(unapplied.clone());
+            }
+            Some(Verdict::Left) | None => {
+                tally.left += 1;
+                if event.was == Status::Pending {
+                    tally.left_lowest = Some(tally.left_lowest.map_or(event.id, |id| id.min(event.id)));
+                }
+            }
+        }
+    }
+    let freed = plan::aggregates(
+        tally.applied.iter().copied().filter(|e| e.was == Status::Retry || recheck.blocked.contains_key(&e.aggregate)),
+    );
+    tally.settlement.freed = freed;
+    tally
+}
+
+fn count(claim: &Claim, tally: &Tally<'_>, settled_at: DateTime<Utc>, started: Instant) -> Counts {
+    let mut counts = Counts { more: claim.more, left: tally.left, took: started.elapsed(), ..Counts::default() };
+    for event in &tally.applied {
+        *counts.processed.entry(event.aggregate.kind.clone()).or_default() += 1;
+        counts.lags.push((settled_at - event.created_at).as_seconds_f64());
+    }
+    let kinds: HashMap<EventId, &str> = claim.events.iter().map(|e| (e.id, e.aggregate.kind.as_str())).collect();
+    for unapplied in &tally.settlement.unapplied {
+        let kind = kinds.get(&unapplied.id).copied().unwrap_or_default();
+        *counts.unapplied.entry((kind.to_owned(), unapplied.status)).or_default() += 1;
+    }
+    counts.more |= !tally.settlement.freed.is_empty();
+    counts
+}
+
+/// One step, under both locks, in a source transaction of its own; the target is only read.
+async fn heal_once(shared: &Shared, mut source: SourceLane, mut target: TargetLane) -> Result<Outcome, BatchError> {
+    let source_log = Log {
+        entries: source.log().await.map_err(BatchError::Source)?,
+        mark: source.mark().await.map_err(BatchError::Source)?,
+    };
+    let target_log = Log {
+        entries: target.log().await.map_err(BatchError::Target)?,
+        mark: target.mark().await.map_err(BatchError::Target)?,
+    };
+    let lane = source.lane;
+    let healed = match heal::next_step(&source_log, &target_log) {
+        Step::Nothing => return Err(BatchError::Overtaken),
+        Step::PutBack(key) => {
+            let done = source.put_back_newest().await.map_err(BatchError::Source)?;
+            if done.missing > 0 {
+                return Err(BatchError::Stopped(format!(
+                    "lane {lane}: the new database forgot batch {}, and {} of its events are no longer in the outbox to be \
+                     applied again: verify and resync what happened since {}",
+                    key.token,
+                    done.missing,
+                    source_log.entries.first().map(|(_, at)| at.to_rfc3339()).unwrap_or_default()
+                )));
+            }
+            tracing::warn!(lane = lane.0, token = key.token.0, events = done.events, "healed: the target had forgotten a batch, its events are pending again");
+            Healed::PutBack(done.events)
+        }
+        Step::Settle(key) => {
+            let entry = target.log_entry(key.token).await.map_err(BatchError::Target)?;
+            let identity = target.identity.clone();
+            let done = source
+                .settle_forgotten(&entry, &identity, &shared.router().passing(), shared.config.relay.batch)
+                .await
+                .map_err(of_settling)?;
+            if done.divergent > 0 {
+                tracing::error!(lane = lane.0, token = key.token.0, events = done.divergent, "the target knows events that the outbox does not have: their aggregates need a resync");
+            }
+            tracing::warn!(lane = lane.0, token = key.token.0, events = done.events, overtaken = done.overtaken, "healed: a batch had taken effect without being settled");
+            Healed::Settled(done)
+        }
+        Step::Impossible { since, until } => {
+            let time = |at: Option<DateTime<Utc>>| at.map_or("the beginning".to_owned(), |at| at.to_rfc3339());
+            return Err(BatchError::Stopped(format!(
+                "lane {lane}: no batch is left that both databases remember; what happened between {} and {} must be verified, \
+                 then: outbox-relay init --target-is-current",
+                time(since),
+                time(until)
+            )));
+        }
+    };
+    reach("heal_step");
+    source.commit().await.map_err(BatchError::Source)?;
+    reach("heal_committed");
+    target.abandon().await;
+    Ok(Outcome::Healed(healed))
+}

@@ -1,0 +1,100 @@
+//! Looks for lanes with work, so that workers need not: one statement for all lanes, milliseconds apart when there is work and
+//! ever more rarely when there is none.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use super::batch::Errand;
+use super::{Board, Shared};
+use crate::event::Lane;
+use crate::retry::Pause;
+
+/// The shortest pause between looks.
+const POLL_MIN: Duration = Duration::from_millis(2);
+/// How often both logs' newest entries are compared, for a target that went back while nothing was pending.
+const COMPARE_EVERY: Duration = Duration::from_secs(1);
+
+/// Something that is done every so often, but costs at most a hundredth of the time.
+struct Rarely {
+    every: Duration,
+    next: Instant,
+}
+
+impl Rarely {
+    fn new(every: Duration) -> Rarely {
+        Rarely { every, next: Instant::now() }
+    }
+
+    fn is_due(&self) -> bool {
+        self.next <= Instant::now()
+    }
+
+    fn took(&mut self, cost: Duration) {
+        self.next = Instant::now() + self.every.max(cost * 100);
+    }
+}
+
+/// Looks until the shutdown.
+pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: CancellationToken) {
+    let mut pause = POLL_MIN;
+    let mut away = Pause::new(Duration::from_millis(100), Duration::from_secs(2));
+    let mut full = Rarely::new(Duration::from_secs(3));
+    let mut due = Rarely::new(Duration::from_millis(100));
+    while !stop.is_cancelled() {
+        let stopped = shared.stops.excluded();
+        let (look_full, look_due) = (full.is_due(), due.is_due());
+        let started = Instant::now();
+        match shared.source.look(&stopped, look_full, look_due).await {
+            Ok(sightings) => {
+                away.reset();
+                if look_full {
+                    full.took(started.elapsed());
+                }
+                if look_due {
+                    due.took(started.elapsed());
+                }
+                for sighting in &sightings {
+                    let errand = Errand { full: look_full && sighting.pending, due: sighting.due, isolate: false };
+                    board.offer(sighting.lane, errand);
+                }
+                pause = if sightings.is_empty() { (pause * 3 / 2).min(shared.config.relay.poll_max) } else { POLL_MIN };
+            }
+            Err(error) => {
+                pause = away.next_pause();
+                let news = shared.change_state(|state| state.source_away.replace(error.to_string()).is_none());
+                if news {
+                    tracing::warn!(%error, "the source does not answer; trying again until it does");
+                }
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// Compares both logs' newest entries. Read without locks, so a difference is only a prompt to look under them.
+pub(super) async fn compare_logs(shared: Arc<Shared>, board: Arc<Board>, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        match differing_lanes(&shared).await {
+            Ok(lanes) => lanes.into_iter().for_each(|lane| board.offer(lane, Errand::default())),
+            Err(error) => tracing::debug!(%error, "could not compare the logs"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(COMPARE_EVERY) => {}
+        }
+    }
+}
+
+/// Lanes whose logs end differently, or are in flight just now.
+pub(super) async fn differing_lanes(shared: &Shared) -> sqlx::Result<Vec<Lane>> {
+    let (source, target) = tokio::try_join!(shared.source.heads(), shared.target.heads())?;
+    let differs = |lane: &Lane| source.get(lane) != target.get(lane);
+    let mut lanes: Vec<Lane> = source.keys().copied().filter(differs).collect();
+    lanes.sort();
+    Ok(lanes)
+}

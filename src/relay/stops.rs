@@ -1,0 +1,245 @@
+//! What does not flow although nothing is wrong with the events: aggregate types stopped by an operator's error, and the target
+//! being away.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::event::{Aggregate, EventId, Lane};
+use crate::retry::Pause;
+
+/// How many different aggregates in a row must fail alike before that is not the events' fault.
+pub const STREAK: usize = 20;
+
+/// Why an aggregate type is stopped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Stop {
+    /// `unmapped`, a mapping error's code, or `refused.<SQLSTATE>`.
+    pub code: String,
+    /// For people.
+    pub message: String,
+    /// Whether trying its events tells when it works again (else a change of the mapping does).
+    #[serde(skip)]
+    pub probe: bool,
+}
+
+struct Stopped {
+    stop: Stop,
+    since: chrono::DateTime<chrono::Utc>,
+    pause: Pause,
+    next_probe: Instant,
+    probing: bool,
+}
+
+/// A stopped aggregate type, for people.
+#[derive(Debug, Clone, Serialize)]
+pub struct StopReport {
+    /// Which.
+    pub aggregate_type: String,
+    /// Why.
+    #[serde(flatten)]
+    pub stop: Stop,
+    /// Since when.
+    pub since: chrono::DateTime<chrono::Utc>,
+}
+
+/// The stopped aggregate types of this process, and the failures that may yet stop one.
+#[derive(Default)]
+pub struct Stops {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    stopped: BTreeMap<String, Stopped>,
+    streaks: HashMap<String, Streak>,
+}
+
+/// What failures have in common: SQLSTATE, column, constraint.
+pub type Likeness = (String, Option<String>, Option<String>);
+
+struct Streak {
+    likeness: Likeness,
+    aggregates: HashSet<Aggregate>,
+    counted: Vec<(Lane, EventId)>,
+}
+
+impl Stops {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Stops an aggregate type; false if it was stopped already (then only the reason and the time of the next probe change).
+    pub fn stop(&self, aggregate_type: &str, stop: Stop) -> bool {
+        let mut inner = self.lock();
+        inner.streaks.remove(aggregate_type);
+        if let Some(stopped) = inner.stopped.get_mut(aggregate_type) {
+            stopped.next_probe = Instant::now() + stopped.pause.next_pause();
+            stopped.probing = false;
+            stopped.stop = stop;
+            return false;
+        }
+        let mut pause = Pause::new(Duration::from_millis(250), Duration::from_secs(5));
+        let next_probe = Instant::now() + pause.next_pause();
+        let since = chrono::Utc::now();
+        inner.stopped.insert(aggregate_type.to_owned(), Stopped { stop, since, pause, next_probe, probing: false });
+        true
+    }
+
+    /// It works again. Whether it was stopped.
+    pub fn resume(&self, aggregate_type: &str) -> bool {
+        let mut inner = self.lock();
+        inner.streaks.remove(aggregate_type);
+        inner.stopped.remove(aggregate_type).is_some()
+    }
+
+    /// Ends every stop that does not end by probing, as after a new configuration.
+    pub fn resume_unless(&self, mut still: impl FnMut(&str, &Stop) -> bool) {
+        self.lock().stopped.retain(|kind, stopped| still(kind, &stopped.stop));
+    }
+
+    /// What a look leaves out: types that are stopped and not due to be probed.
+    pub fn excluded(&self) -> Vec<String> {
+        let now = Instant::now();
+        let due = |s: &Stopped| s.stop.probe && !s.probing && s.next_probe <= now;
+        self.lock().stopped.iter().filter(|(_, s)| !due(s)).map(|(kind, _)| kind.clone()).collect()
+    }
+
+    /// What a claim leaves out; those left in are probed by this claim alone, until [`Stops::probed`].
+    pub fn exclude_for_claim(&self) -> (Vec<String>, Vec<String>) {
+        let now = Instant::now();
+        let mut excluded = Vec::new();
+        let mut probes = Vec::new();
+        for (kind, stopped) in &mut self.lock().stopped {
+            if stopped.stop.probe && !stopped.probing && stopped.next_probe <= now {
+                stopped.probing = true;
+                probes.push(kind.clone());
+            } else {
+                excluded.push(kind.clone());
+            }
+        }
+        (excluded, probes)
+    }
+
+    /// The claim that probed has ended, whatever it learned.
+    pub fn probed(&self, probes: &[String]) {
+        let mut inner = self.lock();
+        for kind in probes {
+            if let Some(stopped) = inner.stopped.get_mut(kind) {
+                stopped.probing = false;
+            }
+        }
+    }
+
+    /// Something of this type was applied. Whether it was stopped until now.
+    pub fn passed(&self, aggregate_type: &str) -> bool {
+        let mut inner = self.lock();
+        inner.streaks.remove(aggregate_type);
+        let probing = inner.stopped.get(aggregate_type).is_some_and(|s| s.stop.probe);
+        probing && inner.stopped.remove(aggregate_type).is_some()
+    }
+
+    /// An event failed by itself. `Some`: as many different aggregates in a row failed alike as make it the operator's error,
+    /// and these are the events that were charged an attempt for it.
+    pub fn failed(
+        &self,
+        aggregate: &Aggregate,
+        likeness: Likeness,
+        counted: Option<(Lane, EventId)>,
+    ) -> Option<Vec<(Lane, EventId)>> {
+        let mut inner = self.lock();
+        let stopped = inner.stopped.contains_key(&aggregate.kind);
+        let streak = inner.streaks.entry(aggregate.kind.clone()).or_insert_with(|| Streak {
+            likeness: likeness.clone(),
+            aggregates: HashSet::new(),
+            counted: Vec::new(),
+        });
+        if streak.likeness != likeness {
+            *streak = Streak { likeness, aggregates: HashSet::new(), counted: Vec::new() };
+        }
+        streak.aggregates.insert(aggregate.clone());
+        streak.counted.extend(counted);
+        // A probe that still fails the same way needs no second streak.
+        let enough = if stopped { 1 } else { STREAK };
+        (streak.aggregates.len() >= enough).then(|| std::mem::take(&mut streak.counted))
+    }
+
+    /// For readiness and pages.
+    pub fn report(&self) -> Vec<StopReport> {
+        self.lock()
+            .stopped
+            .iter()
+            .map(|(kind, s)| StopReport { aggregate_type: kind.clone(), stop: s.stop.clone(), since: s.since })
+            .collect()
+    }
+}
+
+/// Keeps one worker probing while the target is away, instead of all of them.
+#[derive(Default)]
+pub struct Breaker {
+    open: Mutex<Option<Open>>,
+}
+
+struct Open {
+    why: String,
+    since: chrono::DateTime<chrono::Utc>,
+    pause: Pause,
+    until: Instant,
+    probing: bool,
+}
+
+impl Breaker {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Open>> {
+        self.open.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Whether a worker may try now; else how long to wait.
+    pub fn admit(&self) -> Result<(), Duration> {
+        match self.lock().as_mut() {
+            None => Ok(()),
+            Some(open) if !open.probing && open.until <= Instant::now() => {
+                open.probing = true;
+                Ok(())
+            }
+            Some(open) => Err(open.until.saturating_duration_since(Instant::now()).max(Duration::from_millis(20))),
+        }
+    }
+
+    /// The target answered. Whether the breaker was open.
+    pub fn succeeded(&self) -> bool {
+        self.lock().take().is_some()
+    }
+
+    /// The worker that was admitted learned nothing about the target.
+    pub fn learned_nothing(&self) {
+        if let Some(open) = self.lock().as_mut() {
+            open.probing = false;
+        }
+    }
+
+    /// The target is away. Whether that is news.
+    pub fn failed(&self, why: String) -> bool {
+        let mut guard = self.lock();
+        match guard.as_mut() {
+            Some(open) => {
+                open.until = Instant::now() + open.pause.next_pause();
+                open.probing = false;
+                open.why = why;
+                false
+            }
+            None => {
+                let mut pause = Pause::new(Duration::from_millis(100), Duration::from_secs(2));
+                let until = Instant::now() + pause.next_pause();
+                *guard = Some(Open { why, since: chrono::Utc::now(), pause, until, probing: false });
+                true
+            }
+        }
+    }
+
+    /// Why and since when it is open.
+    pub fn report(&self) -> Option<(String, chrono::DateTime<chrono::Utc>)> {
+        self.lock().as_ref().map(|open| (open.why.clone(), open.since))
+    }
+}

@@ -1,0 +1,245 @@
+//! A worker takes a lane from the queue, does one batch, and says how it went.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Mutex, mpsc::UnboundedReceiver};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use super::batch::{self, BatchError, Counts, Errand, Healed, Outcome};
+use super::{Board, Place, Shared};
+use crate::event::{EventId, Lane};
+use crate::retry::Pause;
+
+/// Works until the shutdown; a batch that has begun is ended.
+pub(super) async fn work(
+    shared: Arc<Shared>,
+    board: Arc<Board>,
+    lanes: Arc<Mutex<UnboundedReceiver<(Lane, Errand)>>>,
+    stop: CancellationToken,
+) {
+    let mut source_pause = Pause::new(Duration::from_millis(100), Duration::from_secs(2));
+    loop {
+        let next = async { lanes.lock().await.recv().await };
+        let (lane, errand) = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            next = next => match next {
+                Some(next) => next,
+                None => return,
+            },
+        };
+        if let Err(wait) = shared.breaker.admit() {
+            board.done(lane, None, |place| place.not_before = Some(Instant::now() + wait));
+            continue;
+        }
+        let span = tracing::debug_span!("batch", lane = lane.0);
+        let result = batch::run_once(&shared, lane, errand).instrument(span).await;
+        let pause = report(&shared, &board, lane, errand, result, &mut source_pause).await;
+        if let Some(pause) = pause {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+}
+
+/// Draws the conclusions. Returns how long this worker had better wait.
+async fn report(
+    shared: &Shared,
+    board: &Board,
+    lane: Lane,
+    errand: Errand,
+    result: Result<(Outcome, Vec<(Lane, EventId)>), BatchError>,
+    source_pause: &mut Pause,
+) -> Option<Duration> {
+    let (outcome, charged) = match result {
+        Ok(done) => done,
+        Err(error) => return failed(shared, board, lane, errand, error, source_pause).await,
+    };
+    source_pause.reset();
+    shared.change_state(|state| {
+        state.source_away = None;
+        state.stopped_lanes.remove(&lane);
+    });
+    if outcome == Outcome::Busy {
+        shared.breaker.learned_nothing();
+        busy(shared, board, lane).await;
+        return None;
+    }
+    if shared.breaker.succeeded() {
+        tracing::info!("the target answers again");
+    }
+    if !charged.is_empty() {
+        give_back(shared, charged).await;
+    }
+    let free = |place: &mut Place| {
+        place.busy_since = None;
+        place.isolate = false;
+        place.not_before = None;
+    };
+    let again = Errand::default();
+    match outcome {
+        Outcome::Settled(counts) => {
+            settled(shared, lane, &counts);
+            board.done(lane, counts.more.then_some(again), free);
+        }
+        Outcome::Healed(healed) => {
+            let kind = match healed {
+                Healed::PutBack(_) => "put_back",
+                Healed::Settled(_) => "settled",
+            };
+            shared.metrics.healed(kind);
+            board.done(lane, Some(again), free);
+        }
+        Outcome::Paused | Outcome::Nothing | Outcome::Busy => board.done(lane, None, free),
+    }
+    None
+}
+
+fn settled(shared: &Shared, lane: Lane, counts: &Counts) {
+    let metrics = &shared.metrics;
+    metrics.batch_settled(lane, counts.took);
+    for (kind, n) in &counts.processed {
+        metrics.events("processed", kind, *n);
+    }
+    for ((kind, status), n) in &counts.unapplied {
+        metrics.events(status.as_str(), kind, *n);
+    }
+    for lag in &counts.lags {
+        metrics.lag(*lag);
+    }
+    let processed: u64 = counts.processed.values().sum();
+    let unapplied: u64 = counts.unapplied.values().sum();
+    tracing::debug!(lane = lane.0, processed, unapplied, left = counts.left, duration_seconds = counts.took.as_secs_f64(), "settled");
+}
+
+/// Somebody else has the lane. For longer than any honest batch takes: that client is frozen or its host is dead; its session
+/// is ended.
+async fn busy(shared: &Shared, board: &Board, lane: Lane) {
+    let limit = ghost_after(shared);
+    let mut since = None;
+    board.done(lane, None, |place| {
+        let first = *place.busy_since.get_or_insert_with(Instant::now);
+        since = Some(first);
+        place.not_before = Some(Instant::now() + Duration::from_millis(5));
+    });
+    if since.is_some_and(|since| since.elapsed() > limit) {
+        match shared.source.end_holder(lane, limit).await {
+            Ok(pids) if pids.is_empty() => {}
+            Ok(pids) => {
+                tracing::warn!(lane = lane.0, ?pids, "ended a session that held the lane on the source beyond the deadline");
+                shared.metrics.ghost_ended("source");
+            }
+            Err(error) => tracing::warn!(lane = lane.0, %error, "could not end the session that holds the lane on the source"),
+        }
+    }
+}
+
+fn ghost_after(shared: &Shared) -> Duration {
+    shared.config.relay.deadline + Duration::from_secs(3)
+}
+
+async fn failed(
+    shared: &Shared,
+    board: &Board,
+    lane: Lane,
+    errand: Errand,
+    error: BatchError,
+    source_pause: &mut Pause,
+) -> Option<Duration> {
+    let soon = |place: &mut Place| place.not_before = Some(Instant::now() + Duration::from_millis(50));
+    match error {
+        BatchError::Source(error) => {
+            shared.breaker.learned_nothing();
+            let pause = source_pause.next_pause();
+            let news = shared.change_state(|state| state.source_away.replace(error.to_string()).is_none());
+            if news {
+                tracing::warn!(lane = lane.0, %error, "the source does not answer; trying again until it does");
+            } else {
+                tracing::debug!(lane = lane.0, %error, "the source does not answer");
+            }
+            board.done(lane, None, |place| place.not_before = Some(Instant::now() + pause));
+            Some(pause)
+        }
+        BatchError::Target(error) => {
+            if shared.breaker.failed(error.to_string()) {
+                tracing::warn!(lane = lane.0, %error, "the target does not answer; no attempts are counted, trying again until it does");
+            }
+            board.done(lane, Some(errand), soon);
+            None
+        }
+        BatchError::Contended(error) => {
+            tracing::info!(lane = lane.0, %error, "contended on the target; isolating what meets it");
+            shared.breaker.learned_nothing();
+            board.done(lane, Some(errand), |place| {
+                soon(place);
+                place.isolate = true;
+            });
+            None
+        }
+        BatchError::TargetBusy => {
+            shared.breaker.learned_nothing();
+            let limit = ghost_after(shared);
+            match shared.target.end_holder(lane, limit).await {
+                Ok(pids) if !pids.is_empty() => {
+                    tracing::warn!(lane = lane.0, ?pids, "ended a session that held the lane on the target beyond the deadline");
+                    shared.metrics.ghost_ended("target");
+                }
+                Ok(_) => tracing::info!(lane = lane.0, "the lane is locked on the target"),
+                Err(error) => tracing::warn!(lane = lane.0, %error, "could not end the session that holds the lane on the target"),
+            }
+            board.done(lane, Some(errand), soon);
+            None
+        }
+        BatchError::Deadline(deadline) => {
+            let why = format!("a batch was not done within {deadline:?}");
+            if shared.breaker.failed(why) {
+                tracing::warn!(lane = lane.0, "a batch was not done within {deadline:?}: given up, to be tried again");
+            }
+            board.done(lane, Some(errand), soon);
+            None
+        }
+        BatchError::Overtaken => {
+            shared.breaker.learned_nothing();
+            tracing::info!(lane = lane.0, "overtaken: another worker was in this lane");
+            board.done(lane, Some(errand), soon);
+            None
+        }
+        BatchError::Stopped(why) => {
+            shared.breaker.learned_nothing();
+            let news = shared.change_state(|state| state.stopped_lanes.insert(lane, why.clone()).as_ref() != Some(&why));
+            if news {
+                tracing::error!(lane = lane.0, "lane stopped: {why}");
+            }
+            board.done(lane, None, |place| place.not_before = Some(Instant::now() + Duration::from_secs(5)));
+            None
+        }
+    }
+}
+
+/// Attempts that were charged for the operator's error go back to the events.
+async fn give_back(shared: &Shared, charged: Vec<(Lane, EventId)>) {
+    let mut by_lane: std::collections::BTreeMap<Lane, Vec<EventId>> = std::collections::BTreeMap::new();
+    for (lane, id) in charged {
+        by_lane.entry(lane).or_default().push(id);
+    }
+    for (lane, ids) in by_lane {
+        let result = async {
+            // Busy lanes are tried a few times: this is a courtesy, not a promise.
+            for _ in 0..20 {
+                if let Some(mut locked) = shared.source.lock_lane(lane).await? {
+                    locked.give_back(&ids).await?;
+                    return locked.commit().await;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Ok(())
+        };
+        if let Err(error) = result.await {
+            tracing::warn!(lane = lane.0, %error, "could not give attempts back");
+        }
+    }
+}

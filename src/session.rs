@@ -1,0 +1,80 @@
+//! One transaction on one pooled connection.
+//!
+//! Guarantees: a session that is dropped before it was committed or rolled back closes its connection, so that no half-done
+//! transaction and no half-read answer ever goes back to the pool; the server rolls it back.
+
+use std::time::Duration;
+
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnection, PgRow, Postgres};
+use sqlx::{Executor, PgPool};
+
+use crate::sql::trusted;
+
+/// The time limits that a transaction sets for itself (never for the connection: a pooler may hand that to others).
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// By when the client gives the whole transaction up. The server's own limits lie a little above.
+    pub deadline: Duration,
+    /// How long a statement waits for a lock.
+    pub lock: Duration,
+}
+
+impl Limits {
+    /// `SET LOCAL …;` for each. Two seconds above the deadline, so that the client is the first to notice and can say what it was.
+    pub fn sql(&self) -> String {
+        let server = self.deadline.as_millis() + 2_000;
+        let lock = self.lock.as_millis().max(1);
+        format!(
+            "SET LOCAL statement_timeout = {server}; SET LOCAL idle_in_transaction_session_timeout = {server}; \
+             SET LOCAL lock_timeout = {lock}; SET LOCAL tcp_user_timeout = {server}; \
+             SET LOCAL client_connection_check_interval = 1000; SET LOCAL jit = off;"
+        )
+    }
+}
+
+/// An open transaction.
+pub struct Session {
+    connection: Option<PoolConnection<Postgres>>,
+}
+
+impl Session {
+    /// Opens one: `BEGIN`, then `script`, in one round trip. Gives the rows of all of its statements, in order, in text format.
+    pub async fn begin(pool: &PgPool, script: &str) -> sqlx::Result<(Session, Vec<PgRow>)> {
+        let mut session = Session { connection: Some(pool.acquire().await?) };
+        let rows = session.script(&format!("BEGIN; {script}")).await?;
+        Ok((session, rows))
+    }
+
+    /// Runs several statements in one round trip.
+    pub async fn script(&mut self, script: &str) -> sqlx::Result<Vec<PgRow>> {
+        self.connection().fetch_all(sqlx::raw_sql(trusted(script))).await
+    }
+
+    /// For `sqlx::query(…).execute(session.connection())`.
+    pub fn connection(&mut self) -> &mut PgConnection {
+        self.connection.as_mut().unwrap_or_else(|| unreachable!("a session keeps its connection until it ends"))
+    }
+
+    /// `COMMIT`. An error here tells nothing about what the server did.
+    pub async fn commit(mut self) -> sqlx::Result<()> {
+        self.script("COMMIT").await?;
+        self.connection.take();
+        Ok(())
+    }
+
+    /// `ROLLBACK`; a connection that cannot even do that is closed.
+    pub async fn rollback(mut self) {
+        if self.script("ROLLBACK").await.is_ok() {
+            self.connection.take();
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            drop(connection.detach());
+        }
+    }
+}

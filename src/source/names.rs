@@ -1,0 +1,97 @@
+//! What the outbox's table, columns and states are called here, as SQL.
+
+use crate::config::Legacy;
+use crate::event::Status;
+use crate::sql::{ident, literal, render};
+
+/// Renders the files of `sql/source` for one outbox.
+#[derive(Debug, Clone)]
+pub struct Names {
+    pairs: Vec<(&'static str, String)>,
+    /// `"schema"."table"`
+    pub outbox: String,
+    /// The relay's schema, quoted.
+    pub relay: String,
+    legacy: Legacy,
+    lanes: u16,
+}
+
+impl Names {
+    /// For an outbox with this many lanes.
+    pub fn new(legacy: &Legacy, lanes: u16) -> Names {
+        let outbox = format!("{}.{}", ident(&legacy.outbox.schema), ident(&legacy.outbox.table));
+        let relay = ident(&legacy.schema);
+        let c = &legacy.columns;
+        let s = &legacy.status;
+        let (kind, id) = (ident(&c.aggregate_type), ident(&c.aggregate_id));
+        let pairs = vec![
+            ("outbox", outbox.clone()),
+            ("outbox_oid", format!("{}::regclass::oid", literal(&outbox))),
+            ("relay", relay.clone()),
+            ("id", ident(&c.id)),
+            ("event_id", ident(&c.event_id)),
+            ("aggregate_type", kind.clone()),
+            ("aggregate_id", id.clone()),
+            ("event_type", ident(&c.event_type)),
+            ("payload", ident(&c.payload)),
+            ("headers", ident(&c.headers)),
+            ("created_at", ident(&c.created_at)),
+            ("status", ident(&c.status)),
+            ("attempts", ident(&c.attempts)),
+            ("next_attempt_at", ident(&c.next_attempt_at)),
+            ("processed_at", ident(&c.processed_at)),
+            ("last_error", ident(&c.last_error)),
+            ("pending", literal(&s.pending)),
+            ("retry", literal(&s.retry)),
+            ("held", literal(&s.held)),
+            ("processed", literal(&s.processed)),
+            ("failed", literal(&s.failed)),
+            ("skipped", literal(&s.skipped)),
+            ("lane", lane_of(&kind, &id, lanes)),
+            ("hash", hash_of(&kind, &id)),
+            ("hash_of_key", hash_of("k.aggregate_type", "k.aggregate_id")),
+            ("lane_of_key", lane_of("k.aggregate_type", "k.aggregate_id", lanes)),
+            ("lowest", format!("({})::bigint", literal(&i64::MIN.to_string()))),
+        ];
+        Names { pairs, outbox, relay, legacy: legacy.clone(), lanes }
+    }
+
+    /// The file's text for this outbox.
+    pub fn render(&self, file: &str) -> String {
+        render(file, &self.pairs)
+    }
+
+    /// How many lanes the expressions were made for.
+    pub fn lanes(&self) -> u16 {
+        self.lanes
+    }
+
+    /// The outbox's own word for a status.
+    pub fn word(&self, status: Status) -> &str {
+        let words = &self.legacy.status;
+        match status {
+            Status::Pending => &words.pending,
+            Status::Retry => &words.retry,
+            Status::Held => &words.held,
+            Status::Processed => &words.processed,
+            Status::Failed => &words.failed,
+            Status::Skipped => &words.skipped,
+        }
+    }
+
+    /// The status that a word of the outbox stands for; `None` for a word that nobody claims.
+    pub fn status(&self, word: &str) -> Option<Status> {
+        Status::ALL.into_iter().find(|status| self.word(*status) == word)
+    }
+}
+
+/// 64 bits of an aggregate. An expression rather than a function of ours: the application's inserts evaluate it for the
+/// indexes, and need no grant for that.
+fn hash_of(aggregate_type: &str, aggregate_id: &str) -> String {
+    format!("hashtextextended(({aggregate_type})::text || ':' || ({aggregate_id})::text, 0)")
+}
+
+/// From 0 to `lanes - 1`.
+fn lane_of(aggregate_type: &str, aggregate_id: &str, lanes: u16) -> String {
+    format!("(({} & 9223372036854775807) % {lanes})::int", hash_of(aggregate_type, aggregate_id))
+}

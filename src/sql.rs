@@ -1,0 +1,61 @@
+//! The SQL files under `sql/`, and the names that are put into them.
+//!
+//! A file names what the operator may have called otherwise in braces: `{outbox}`, `{status}`. [`render`] puts quoted
+//! identifiers and literals there; nothing else is ever pasted into a statement. Values are always parameters.
+
+use sqlx::AssertSqlSafe;
+
+/// `"name"`, quoted so that any name works.
+pub fn ident(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// `'text'`, quoted so that any text works whatever `standard_conforming_strings` says.
+pub fn literal(text: &str) -> String {
+    let quoted = text.replace('\'', "''");
+    if quoted.contains('\\') { format!("E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
+}
+
+/// The file's text with every `{name}` replaced. A name that is not in the list is a bug, and is left for the server to
+/// refuse: a test PREPAREs every file.
+pub fn render(file: &str, names: &[(&str, String)]) -> String {
+    let mut out = String::with_capacity(file.len() * 2);
+    let mut rest = file;
+    while let Some(open) = rest.find('{') {
+        out.push_str(&rest[..open]);
+        let tail = &rest[open..];
+        let replaced = tail.find('}').and_then(|close| {
+            let (_, value) = names.iter().find(|(name, _)| *name == &tail[1..close])?;
+            out.push_str(value);
+            Some(close + 1)
+        });
+        rest = match replaced {
+            Some(next) => &tail[next..],
+            None => {
+                out.push('{');
+                &tail[1..]
+            }
+        };
+    }
+    out.push_str(rest);
+    out
+}
+
+/// Text whose only variable parts came through [`ident`], [`literal`] or a number.
+pub fn trusted(sql: &str) -> AssertSqlSafe<String> {
+    AssertSqlSafe(sql.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_put_in_and_quoted() {
+        let names = [("outbox", ident("od\"d")), ("pending", literal("it's \\ pending"))];
+        assert_eq!(
+            render("SELECT {outbox}, {pending}, '{}'", &names),
+            "SELECT \"od\"\"d\", E'it''s \\\\ pending', '{}'"
+        );
+    }
+}

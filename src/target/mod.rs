@@ -1,0 +1,272 @@
+//! Everything that is said to the target: the database that events are applied to.
+//!
+//! A [`TargetLane`] is a lane whose row this process has locked there; what it applies takes effect with its commit, together
+//! with the log's entry.
+
+mod statements;
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::postgres::{PgPool, PgRow};
+use sqlx::Row;
+use uuid::Uuid;
+
+pub use self::statements::{EVENTS, Events, Prepared};
+use crate::event::{Aggregate, BatchKey, Event, EventId, Identity, Lane, Token};
+use crate::session::{Limits, Session};
+use crate::source::{ForgottenBatch, ForgottenEvent};
+use crate::sql::{ident, literal, render, trusted};
+
+/// The target, as one process sees it, for one source.
+#[derive(Clone)]
+pub struct Target {
+    /// Connections for batches.
+    pub pool: PgPool,
+    /// The outbox that feeds it.
+    pub source_id: Uuid,
+    /// The relay's schema, unquoted.
+    pub schema: String,
+    /// The schema that mappings and handlers see besides `pg_catalog`.
+    pub search_path: String,
+    limits: Limits,
+    lock_lane: String,
+    read_lane: String,
+    append: String,
+    heads: String,
+}
+
+/// A locked lane of the target.
+pub struct TargetLane {
+    target: Target,
+    session: Session,
+    /// Which.
+    pub lane: Lane,
+    /// The newest entry of its log, and the source that it names.
+    pub newest: Option<(BatchKey, Identity)>,
+    /// Who this server is.
+    pub identity: Identity,
+}
+
+impl Target {
+    /// Prepares the statements.
+    pub fn new(pool: PgPool, schema: &str, search_path: &str, source_id: Uuid, deadline: Duration) -> Target {
+        let names = names(schema, source_id);
+        Target {
+            pool,
+            source_id,
+            schema: schema.to_owned(),
+            search_path: search_path.to_owned(),
+            limits: Limits { deadline, lock: Duration::from_secs(1) },
+            lock_lane: render(include_str!("../../sql/target/lock_lane.sql"), &names),
+            read_lane: render(include_str!("../../sql/target/read_lane.sql"), &names),
+            append: render(include_str!("../../sql/target/append.sql"), &names),
+            heads: render(include_str!("../../sql/target/heads.sql"), &names),
+        }
+    }
+
+    /// `SET LOCAL search_path` to `pg_catalog` and the configured schema: a mapping means the same whoever runs it.
+    pub fn search_path_sql(&self) -> String {
+        format!("SET LOCAL search_path = pg_catalog, {};", ident(&self.search_path))
+    }
+
+    /// Locks the lane's row, then, in a later statement, reads the newest entry; leaves a savepoint behind that
+    /// [`TargetLane::undo`] goes back to. One round trip. Waits for the lock a moment only, for a source transaction is open.
+    pub async fn lock_lane(&self, lane: Lane) -> sqlx::Result<Option<TargetLane>> {
+        let number = [("lane_number", lane.to_string())];
+        let apply_lock = Limits { lock: self.limits.deadline / 3, ..self.limits };
+        let script = format!(
+            "{} {} {} SET LOCAL lock_timeout = {}; {} SAVEPOINT relay;",
+            self.limits.sql(),
+            render(&self.lock_lane, &number),
+            render(&self.read_lane, &number),
+            apply_lock.lock.as_millis().max(1),
+            self.search_path_sql(),
+        );
+        let (session, rows) = Session::begin(&self.pool, &script).await?;
+        let [locked, read] = rows.as_slice() else {
+            session.rollback().await;
+            return Ok(None);
+        };
+        let _: i32 = locked.try_get("locked")?;
+        let newest = optional_key(read)?
+            .map(|key| Ok::<_, sqlx::Error>((key, Identity(read.try_get("peer")?))))
+            .transpose()?;
+        Ok(Some(TargetLane {
+            lane,
+            newest,
+            identity: Identity(read.try_get("identity")?),
+            session,
+            target: self.clone(),
+        }))
+    }
+
+    /// The newest entry of every lane.
+    pub async fn heads(&self) -> sqlx::Result<HashMap<Lane, Option<BatchKey>>> {
+        let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await?;
+        let rows =
+            sqlx::query(trusted(&self.heads)).bind(self.source_id).fetch_all(session.connection()).await?;
+        session.commit().await?;
+        rows.iter().map(|row| Ok((row.try_get("lane")?, optional_key(row)?))).collect()
+    }
+
+    /// Ends whoever has held this lane's lock for longer than `limit`; see the source's function of the same name.
+    pub async fn end_holder(&self, lane: Lane, limit: Duration) -> sqlx::Result<Vec<i32>> {
+        let sql = render(include_str!("../../sql/target/end_holder.sql"), &names(&self.schema, self.source_id));
+        sqlx::query_scalar(trusted(&sql)).bind(lane).bind(limit.as_secs_f64()).fetch_all(&self.pool).await
+    }
+
+    /// Deletes what both sides have had for longer than `age` from a lane's log; never the newest entry.
+    pub async fn forget_entries(&self, lane: Lane, both_have: Token, age: Duration) -> sqlx::Result<()> {
+        let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await?;
+        let sql = render(include_str!("../../sql/target/forget_entries.sql"), &names(&self.schema, self.source_id));
+        sqlx::query(trusted(&sql))
+            .bind(self.source_id)
+            .bind(lane)
+            .bind(both_have)
+            .bind(age.as_secs_f64())
+            .execute(session.connection())
+            .await?;
+        session.commit().await
+    }
+}
+
+/// What is put into the files of `sql/target`.
+pub fn names(schema: &str, source_id: Uuid) -> Vec<(&'static str, String)> {
+    vec![("relay", ident(schema)), ("source", format!("{}::uuid", literal(&source_id.to_string())))]
+}
+
+impl TargetLane {
+    /// The lane's log, newest first.
+    pub async fn log(&mut self) -> sqlx::Result<Vec<(BatchKey, DateTime<Utc>)>> {
+        let sql = self.render(include_str!("../../sql/target/log_entries.sql"));
+        let rows = sqlx::query(trusted(&sql))
+            .bind(self.target.source_id)
+            .bind(self.lane)
+            .fetch_all(self.session.connection())
+            .await?;
+        rows.iter()
+            .map(|row| {
+                let key = BatchKey { token: Token(row.try_get("token")?), nonce: row.try_get("nonce")? };
+                Ok((key, row.try_get("applied_at")?))
+            })
+            .collect()
+    }
+
+    /// The mark: the newest token forgotten on purpose, and the time of its entry.
+    pub async fn mark(&mut self) -> sqlx::Result<Option<(Token, DateTime<Utc>)>> {
+        let sql = self.render("SELECT token, until FROM {relay}.forgotten WHERE source_id = $1 AND lane = $2");
+        let row = sqlx::query(trusted(&sql))
+            .bind(self.target.source_id)
+            .bind(self.lane)
+            .fetch_optional(self.session.connection())
+            .await?;
+        row.map(|row| Ok((Token(row.try_get("token")?), row.try_get("until")?))).transpose()
+    }
+
+    /// One entry of the log, whole.
+    pub async fn log_entry(&mut self, token: Token) -> sqlx::Result<ForgottenBatch> {
+        let sql = self.render(include_str!("../../sql/target/log_entry.sql"));
+        let row = sqlx::query(trusted(&sql))
+            .bind(self.target.source_id)
+            .bind(self.lane)
+            .bind(token)
+            .fetch_one(self.session.connection())
+            .await?;
+        let ids: Vec<i64> = row.try_get("ids")?;
+        let event_ids: Vec<Uuid> = row.try_get("event_ids")?;
+        let kinds: Vec<String> = row.try_get("aggregate_types")?;
+        let aggregates: Vec<String> = row.try_get("aggregate_ids")?;
+        let given_up: Vec<bool> = row.try_get("given_up")?;
+        let events = ids
+            .into_iter()
+            .zip(event_ids)
+            .zip(kinds.into_iter().zip(aggregates))
+            .zip(given_up)
+            .map(|(((id, event_id), (kind, aggregate)), given_up)| ForgottenEvent {
+                id: EventId(id),
+                event_id,
+                aggregate: Aggregate { kind, id: aggregate },
+                given_up,
+            })
+            .collect();
+        Ok(ForgottenBatch { key: BatchKey { token, nonce: row.try_get("nonce")? }, events })
+    }
+
+    /// Runs one statement that reads `event` over these events.
+    pub async fn run(&mut self, statement: &Prepared, events: &Events<'_>) -> sqlx::Result<u64> {
+        statement.execute(self.session.connection(), events).await
+    }
+
+    /// Checks deferred constraints now, as the commit would, and defers them again.
+    pub async fn check_constraints(&mut self) -> sqlx::Result<()> {
+        self.session.script("SET CONSTRAINTS ALL IMMEDIATE; SET CONSTRAINTS ALL DEFERRED").await.map(drop)
+    }
+
+    /// Keeps what was done since the last `keep` or `undo`.
+    pub async fn keep(&mut self) -> sqlx::Result<()> {
+        self.session.script("RELEASE SAVEPOINT relay; SAVEPOINT relay").await.map(drop)
+    }
+
+    /// Undoes what was done since the last `keep` or `undo`.
+    pub async fn undo(&mut self) -> sqlx::Result<()> {
+        self.session.script("ROLLBACK TO SAVEPOINT relay").await.map(drop)
+    }
+
+    /// Appends the batch's entry. False: the parent is not the newest any more, or the token is too old.
+    pub async fn append(
+        &mut self,
+        key: BatchKey,
+        peer: &Identity,
+        applied: &[&Event],
+        given_up: &[&Event],
+    ) -> sqlx::Result<bool> {
+        let parent = self.newest.as_ref().map(|(key, _)| *key);
+        let all = || applied.iter().chain(given_up);
+        let outcome = std::iter::repeat_n(false, applied.len()).chain(std::iter::repeat_n(true, given_up.len()));
+        let done = sqlx::query(trusted(&self.target.append))
+            .bind(self.target.source_id)
+            .bind(self.lane)
+            .bind(key.token)
+            .bind(key.nonce)
+            .bind(parent.map(|p| p.token))
+            .bind(parent.map(|p| p.nonce))
+            .bind(&peer.0)
+            .bind(all().map(|e| e.id).collect::<Vec<_>>())
+            .bind(all().map(|e| e.event_id).collect::<Vec<_>>())
+            .bind(all().map(|e| e.aggregate.kind.as_str()).collect::<Vec<_>>())
+            .bind(all().map(|e| e.aggregate.id.as_str()).collect::<Vec<_>>())
+            .bind(outcome.collect::<Vec<_>>())
+            .execute(self.session.connection())
+            .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// `COMMIT`: from here on the batch has taken effect. An error tells nothing about whether it has.
+    pub async fn commit(self) -> sqlx::Result<()> {
+        self.session.commit().await
+    }
+
+    /// `ROLLBACK`.
+    pub async fn abandon(self) {
+        self.session.rollback().await;
+    }
+
+    fn render(&self, file: &str) -> String {
+        render(file, &names(&self.target.schema, self.target.source_id))
+    }
+}
+
+fn optional_key(row: &PgRow) -> sqlx::Result<Option<BatchKey>> {
+    let token: Option<i64> = row.try_get("token")?;
+    let Some(token) = token else { return Ok(None) };
+    let nonce = match row.try_get::<Uuid, _>("nonce") {
+        Ok(nonce) => nonce,
+        Err(_) => {
+            let text: String = row.try_get("nonce")?;
+            text.parse().map_err(|error: uuid::Error| sqlx::Error::Decode(Box::new(error)))?
+        }
+    };
+    Ok(Some(BatchKey { token: Token(token), nonce }))
+}

@@ -1,0 +1,89 @@
+//! A statement over `event`, and how a batch's events become that relation.
+
+use chrono::{DateTime, Utc};
+use sqlx::postgres::PgConnection;
+use uuid::Uuid;
+
+use crate::event::Event;
+use crate::sql::trusted;
+
+/// Events as the arrays that a statement takes. Payloads go as text, unparsed: the target's own `jsonb` input reads them.
+#[derive(Default)]
+pub struct Events<'a> {
+    ids: Vec<i64>,
+    event_ids: Vec<Uuid>,
+    aggregate_types: Vec<&'a str>,
+    aggregate_ids: Vec<&'a str>,
+    event_types: Vec<&'a str>,
+    payloads: Vec<&'a str>,
+    headers: Vec<Option<&'a str>>,
+    created_at: Vec<DateTime<Utc>>,
+}
+
+impl<'a> FromIterator<&'a Event> for Events<'a> {
+    fn from_iter<I: IntoIterator<Item = &'a Event>>(events: I) -> Events<'a> {
+        let mut all = Events::default();
+        for event in events {
+            all.ids.push(event.id.0);
+            all.event_ids.push(event.event_id);
+            all.aggregate_types.push(&event.aggregate.kind);
+            all.aggregate_ids.push(&event.aggregate.id);
+            all.event_types.push(&event.event_type);
+            all.payloads.push(&event.payload);
+            all.headers.push(event.headers.as_deref());
+            all.created_at.push(event.created_at);
+        }
+        all
+    }
+}
+
+/// A statement whose parameters are [`Events`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prepared {
+    /// The whole statement.
+    pub sql: String,
+    /// Where the operator's own text begins in it, in characters from 0.
+    pub user_text_at: usize,
+    /// The operator's own text.
+    pub user_text: String,
+    /// Its file, as the operator wrote it.
+    pub file: Option<String>,
+}
+
+/// The relation that mappings and handlers read, made of the parameters `$1` to `$8`. Materialized: the payload is parsed once.
+pub const EVENTS: &str = "MATERIALIZED (SELECT e.id, e.event_id, e.aggregate_type, e.aggregate_id, e.event_type, \
+     e.payload::pg_catalog.jsonb AS payload, e.headers::pg_catalog.jsonb AS headers, e.created_at \
+     FROM ROWS FROM (pg_catalog.unnest($1::bigint[]), pg_catalog.unnest($2::uuid[]), pg_catalog.unnest($3::text[]), \
+     pg_catalog.unnest($4::text[]), pg_catalog.unnest($5::text[]), pg_catalog.unnest($6::text[]), \
+     pg_catalog.unnest($7::text[]), pg_catalog.unnest($8::timestamptz[])) \
+     AS e (id, event_id, aggregate_type, aggregate_id, event_type, payload, headers, created_at))";
+
+impl Prepared {
+    /// Runs it; rows affected.
+    pub async fn execute(&self, connection: &mut PgConnection, events: &Events<'_>) -> sqlx::Result<u64> {
+        let done = sqlx::query(trusted(&self.sql))
+            .bind(&events.ids)
+            .bind(&events.event_ids)
+            .bind(&events.aggregate_types)
+            .bind(&events.aggregate_ids)
+            .bind(&events.event_types)
+            .bind(&events.payloads)
+            .bind(&events.headers)
+            .bind(&events.created_at)
+            .execute(connection)
+            .await?;
+        Ok(done.rows_affected())
+    }
+
+    /// Line and column, from 1, in the operator's file, of a position (in characters, from 1) in the whole statement.
+    pub fn place(&self, position: usize) -> Option<(usize, usize)> {
+        let offset = position.checked_sub(1)?.checked_sub(self.user_text_at)?;
+        let text: String = self.user_text.chars().take(offset).collect();
+        if text.chars().count() < offset {
+            return None;
+        }
+        let line = text.matches('\n').count() + 1;
+        let column = text.chars().rev().take_while(|c| *c != '\n').count() + 1;
+        Some((line, column))
+    }
+}
