@@ -2,7 +2,7 @@
 //!
 //! Guarantees: the server listens on 127.0.0.1 only, lives in a folder of its own, and runs in a process group of its
 //! own, so that Ctrl-C in the terminal does not take it away before the relay has drained. When its [`Server`] is
-//! dropped, and even when this process is killed, its processes end and its folder goes ([`Guard`]). Its port stays the
+//! dropped, and even when this process is killed, its processes end and its folder goes (`guard.rs`). Its port stays the
 //! same through every [`Server::kill`], [`Server::restart`] and [`Server::go_back_to`].
 //!
 //! It does not keep data: [`Options::for_tests`] even turns fsync off, which survives a killed process, not a power cut.
