@@ -262,7 +262,8 @@ impl Server {
         self.snapshots += 1;
         let dir = self.dir.join(format!("snapshot-{}", self.snapshots));
         let mut command = self.command("pg_basebackup");
-        command.arg("--pgdata").arg(&dir).arg("--dbname").arg(self.url("postgres"));
+        command.arg("--pgdata").arg(&dir).args(["--host=127.0.0.1", "--username=postgres", "--no-password"]);
+        command.arg(format!("--port={}", self.port)).env("PGPASSWORD", self.password.as_deref().unwrap_or_default());
         command.args(["--checkpoint=fast", "--no-sync", "--no-manifest", "--wal-method=stream"]);
         run(command).await?;
         // Started with this file, a server ends its recovery the way a promoted replica does: on a new timeline.

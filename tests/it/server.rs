@@ -1,6 +1,8 @@
 //! The throwaway servers: what the other tests and the demo rely on.
 
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -74,6 +76,10 @@ async fn going_back_to_a_snapshot_loses_later_commits_and_keeps_port_and_identit
         db.run("CHECKPOINT").await;
         assert_eq!(db.value::<i32>(timeline).await, 2);
     }
+    let later = server.snapshot().await.unwrap();
+    db.run("INSERT INTO t VALUES (3)").await;
+    server.go_back_to(&later).await.unwrap();
+    assert_eq!(db.value::<Vec<i32>>("SELECT array_agg(n) FROM t").await, [1]);
 }
 
 #[tokio::test]
@@ -96,9 +102,22 @@ async fn a_dropped_server_leaves_no_process_and_no_file() {
 }
 
 #[tokio::test]
+async fn a_start_that_is_cancelled_leaves_no_process_and_no_file() {
+    let parent = tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir().unwrap();
+    let folders = || std::fs::read_dir(parent.path()).unwrap().count();
+    for milliseconds in [0, 20, 100, 300, 600, 900] {
+        let options = Options { parent: Some(parent.path().to_owned()), ..Options::for_tests("test-server") };
+        let _ = timeout(Duration::from_millis(milliseconds), Server::start(options)).await;
+        assert_eq!(folders(), 0, "after {milliseconds} ms");
+        eventually(DEADLINE, "its processes are gone", || async { processes_of(parent.path()) == 0 }).await;
+    }
+}
+
+#[tokio::test]
 async fn a_server_with_a_password_refuses_those_without() {
-    let server = Server::start(Options::new("test-server")).await.unwrap();
+    let mut server = Server::start(Options::new("test-server")).await.unwrap();
     server.create_database("a").await.unwrap();
+    server.snapshot().await.unwrap();
     let without = format!("postgres://postgres:wrong@127.0.0.1:{}/a", server.port());
     let refused = sqlx::PgPool::connect(&without).await.unwrap_err();
     assert_eq!(refused.as_database_error().unwrap().code().unwrap(), "28P01");
