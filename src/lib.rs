@@ -1,7 +1,11 @@
 //! The crate's map.
+
+pub mod connect;
 pub mod config;
+pub mod demo;
 pub mod disposition;
 pub mod event;
+pub mod init;
 pub mod mapping;
 pub mod metrics;
 pub mod relay;

@@ -248,5 +248,6 @@ pub enum Action {
 }
 
 // stub-debug: until the loader lands
+impl DatabaseUrl { pub fn expose(&self) -> &str { &self.0 } pub fn new(s: String) -> Self { DatabaseUrl(s) } }
 impl std::fmt::Debug for DatabaseUrl { fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { f.write_str("***") } }
 impl std::fmt::Debug for Token { fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { f.write_str("***") } }

@@ -1,0 +1,33 @@
+# syntax=docker/dockerfile:1
+# outbox-relay as an image: docker build -t outbox-relay .
+# The configuration is expected at /etc/outbox-relay/outbox-relay.toml, with the files that it names beside it.
+
+FROM rust:1-slim-bookworm AS build
+WORKDIR /build
+# The dependencies as a layer of their own, which lasts until Cargo.toml or Cargo.lock changes.
+COPY Cargo.toml Cargo.lock ./
+RUN mkdir src && echo 'fn main() {}' > src/main.rs && touch src/lib.rs && cargo build --release --locked && rm -r src
+COPY src src
+COPY sql sql
+# The empty sources above may be younger than the real ones, by which cargo goes.
+RUN touch src/main.rs src/lib.rs && cargo build --release --locked
+
+FROM debian:bookworm-slim
+LABEL org.opencontainers.image.title="outbox-relay" org.opencontainers.image.licenses="Apache-2.0"
+RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin relay
+COPY --from=build /build/target/release/outbox-relay /usr/local/bin/outbox-relay
+COPY LICENSE /usr/share/doc/outbox-relay/LICENSE
+# By number, so that Kubernetes can see that it is not root.
+USER 10001:10001
+WORKDIR /etc/outbox-relay
+# Other containers are to reach the admin API. The relay refuses this address without a token:
+# OUTBOX_RELAY_ADMIN_TOKEN or OUTBOX_RELAY_READ_TOKEN.
+ENV OUTBOX_RELAY_ADMIN__LISTEN=0.0.0.0:8080 OUTBOX_RELAY_LOG__FORMAT=json
+EXPOSE 8080
+# Alive, not ready: to restart the relay would not bring a database back. The image has no curl.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 CMD ["bash", "-c", \
+    "exec 3<>/dev/tcp/127.0.0.1/8080 && printf 'GET /healthz HTTP/1.0\\r\\nHost: localhost\\r\\n\\r\\n' >&3 && grep -q '^HTTP/1.. 200' <&3"]
+# SIGTERM lets the current batches end, and exits 0 within ten seconds.
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["outbox-relay"]
+CMD ["run", "--config", "/etc/outbox-relay/outbox-relay.toml"]

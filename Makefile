@@ -1,0 +1,25 @@
+# What there is to do here; CONTRIBUTING.md says more. ARGS go to the program: make demo ARGS="--for 30s"
+
+# sudo, cron and the like often leave cargo's own folder out.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+CARGO_TARGET_DIR ?= target
+ARGS ?=
+
+.PHONY: build demo test lint
+
+build:
+	cargo build --release --locked
+
+demo:
+	@scripts/setup
+	@test -e $(CARGO_TARGET_DIR)/release/outbox-relay || \
+		echo "The first build compiles everything: this takes some minutes. Later ones take seconds."
+	@cargo build --release --locked
+	@$(CARGO_TARGET_DIR)/release/outbox-relay demo $(ARGS)
+
+test:
+	@scripts/setup --tests
+	cargo test --locked --all-features --tests $(ARGS)
+
+lint:
+	@scripts/lint

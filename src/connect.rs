@@ -1,0 +1,153 @@
+//! From a configuration to two databases that the relay may work on: connected, and known to be the pair that `init` made.
+
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{Row, SqlSafeStr as _};
+use uuid::Uuid;
+
+use crate::config::{Config, DatabaseUrl};
+use crate::source::{Names, Source};
+use crate::sql::trusted;
+use crate::target::Target;
+
+/// Why the relay cannot work on these databases.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// A database is away, or refuses the connection.
+    #[error("{side}: {error}")]
+    Away {
+        /// `legacy` or `new`.
+        side: &'static str,
+        /// What was said.
+        error: sqlx::Error,
+    },
+    /// It answers, but is not ready: what to do is in the text.
+    #[error("{0}")]
+    NotReady(String),
+}
+
+/// What `init` left on the source.
+#[derive(Debug, Clone)]
+pub struct Installation {
+    /// Names this outbox towards targets.
+    pub source_id: Uuid,
+    /// The target that it feeds.
+    pub target_id: Option<Uuid>,
+    /// Lanes, fixed.
+    pub lanes: u16,
+}
+
+/// Opens a pool that connects when it is used. What a pooler refuses at start-up is not sent.
+pub fn pool(url: &DatabaseUrl, prepared_statements: bool, connections: u32) -> Result<PgPool, sqlx::Error> {
+    let mut options: PgConnectOptions = url.expose().parse()?;
+    options = options.application_name("outbox-relay").extra_float_digits(None);
+    if !prepared_statements {
+        options = options.statement_cache_capacity(0);
+    }
+    Ok(PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(Duration::from_secs(10))
+        .test_before_acquire(false)
+        .connect_lazy_with(options))
+}
+
+/// Reads what `init` left on the source.
+pub async fn installation(pool: &PgPool, config: &Config) -> Result<Installation, ConnectError> {
+    let away = |error: sqlx::Error| ConnectError::Away { side: "legacy", error };
+    let names = Names::new(&config.legacy, config.relay.lanes);
+    let sql = names.render("SELECT source_id, target_id, lanes, outbox, test_lanes FROM {relay}.installation");
+    let row = match sqlx::query(trusted(&sql)).fetch_optional(pool).await {
+        Ok(Some(row)) => row,
+        Ok(None) => return Err(not_initialised()),
+        Err(error) if is_undefined(&error) => return Err(not_initialised()),
+        Err(error) => return Err(away(error)),
+    };
+    let lanes: i32 = row.try_get("lanes").map_err(away)?;
+    let outbox: String = row.try_get("outbox").map_err(away)?;
+    if lanes != i32::from(config.relay.lanes) {
+        return Err(ConnectError::NotReady(format!(
+            "relay.lanes is {}, but init made {lanes} lanes, and they are fixed: set lanes = {lanes}",
+            config.relay.lanes
+        )));
+    }
+    if outbox != names.outbox {
+        return Err(ConnectError::NotReady(format!(
+            "legacy.outbox is {}, but the schema {} belongs to {outbox}: give this outbox its own schema with [legacy] schema",
+            names.outbox, names.relay
+        )));
+    }
+    let then: Vec<i32> = row.try_get("test_lanes").map_err(away)?;
+    let sql = names.render(TEST_LANES);
+    let now: Vec<i32> = sqlx::query_scalar(trusted(&sql)).fetch_one(pool).await.map_err(away)?;
+    if then != now {
+        return Err(ConnectError::NotReady(
+            "this server hashes aggregates to other lanes than the one that init ran on (a major upgrade may do that): stop all \
+             relays, let the old server's outbox drain, then init anew"
+                .to_owned(),
+        ));
+    }
+    Ok(Installation {
+        source_id: row.try_get("source_id").map_err(away)?,
+        target_id: row.try_get("target_id").map_err(away)?,
+        lanes: config.relay.lanes,
+    })
+}
+
+/// The lanes of a few keys: must be the same for ever.
+pub const TEST_LANES: &str = "SELECT array_agg({lane_of_key} ORDER BY k.n) FROM (VALUES (1, 'User', '1'), (2, 'Order', 'a-b-c'), \
+                              (3, 'é', '日本'), (4, '', '')) AS k (n, aggregate_type, aggregate_id)";
+
+fn not_initialised() -> ConnectError {
+    ConnectError::NotReady("the relay's tables are not there yet: run outbox-relay init".to_owned())
+}
+
+/// Undefined table or schema.
+pub fn is_undefined(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|e| e.code());
+    matches!(code.as_deref(), Some("42P01" | "3F000"))
+}
+
+/// Both sides, ready for batches: as many connections as workers need, and a few for looking.
+pub async fn open(config: &Config) -> Result<(Source, Target), ConnectError> {
+    let connections = u32::from(config.relay.workers) + 4;
+    let legacy = |error: sqlx::Error| ConnectError::Away { side: "legacy", error };
+    let new = |error: sqlx::Error| ConnectError::Away { side: "new", error };
+    let source = pool(&config.legacy.url, config.legacy.prepared_statements, connections).map_err(legacy)?;
+    let target = pool(&config.new.url, config.new.prepared_statements, connections).map_err(new)?;
+    let installation = installation(&source, config).await?;
+    check_target(&target, config, &installation).await?;
+    let names = Names::new(&config.legacy, config.relay.lanes);
+    let sequence = sequence(&source, config).await.map_err(legacy)?;
+    let deadline = config.relay.deadline;
+    let source = Source::new(source, names, deadline, config.retention.processed.is_zero(), sequence);
+    let target =
+        Target::new(target, &config.new.schema, &config.new.search_path, installation.source_id, deadline);
+    Ok((source, target))
+}
+
+async fn check_target(pool: &PgPool, config: &Config, installation: &Installation) -> Result<(), ConnectError> {
+    let sql = format!("SELECT target_id FROM {}.installation", crate::sql::ident(&config.new.schema));
+    let found: Option<Uuid> = match sqlx::query_scalar(trusted(&sql)).fetch_optional(pool).await {
+        Ok(found) => found,
+        Err(error) if is_undefined(&error) => None,
+        Err(error) => return Err(ConnectError::Away { side: "new", error }),
+    };
+    match (found, installation.target_id) {
+        (Some(found), Some(known)) if found == known => Ok(()),
+        (Some(_), Some(_)) => Err(ConnectError::NotReady(
+            "this outbox feeds another new database already; a second service gets its own outbox and its own [legacy] schema. \
+             If the database was moved: outbox-relay init --moved"
+                .to_owned(),
+        )),
+        _ => Err(ConnectError::NotReady("the new database does not have the relay's tables yet: run outbox-relay init".to_owned())),
+    }
+}
+
+/// The sequence behind the outbox's ids, if a position may be trusted to it: none is used when it hands out ids ahead.
+async fn sequence(pool: &PgPool, config: &Config) -> sqlx::Result<Option<String>> {
+    let names = Names::new(&config.legacy, config.relay.lanes);
+    let sql = "SELECT s::regclass::text FROM pg_get_serial_sequence($1, $2) AS s JOIN pg_sequence q ON q.seqrelid = s::regclass \
+               WHERE q.seqcache = 1 AND q.seqincrement > 0 AND NOT q.seqcycle";
+    sqlx::query_scalar(sql.into_sql_str()).bind(&names.outbox).bind(&config.legacy.columns.id).fetch_optional(pool).await
+}

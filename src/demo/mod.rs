@@ -1,0 +1,3 @@
+//! `outbox-relay demo`: the whole of it on one machine, and nothing left behind.
+
+pub mod server;
