@@ -3,7 +3,7 @@
 INSERT INTO {relay}.batch_log
     (lane, token, nonce, parent_token, parent_nonce, peer, ids, position, passed, mark, mark_holders, marked_at)
 SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, clock_timestamp() - make_interval(secs => $12)
-WHERE ($4::bigint, $5::uuid) IS NOT DISTINCT FROM
+WHERE ($4::bigint, $5::uuid) =
       (SELECT token, nonce FROM {relay}.batch_log WHERE lane = $1 ORDER BY lane DESC, token DESC LIMIT 1)
   AND $2 > $4
 RETURNING clock_timestamp()

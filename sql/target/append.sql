@@ -3,7 +3,7 @@
 INSERT INTO {relay}.batch_log
     (source_id, lane, token, nonce, parent_token, parent_nonce, peer, ids, event_ids, aggregate_types, aggregate_ids, given_up)
 SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12
-WHERE ($5::bigint, $6::uuid) IS NOT DISTINCT FROM
+WHERE ($5::bigint, $6::uuid) =
       (SELECT token, nonce FROM {relay}.batch_log WHERE source_id = $1 AND lane = $2
        ORDER BY source_id DESC, lane DESC, token DESC LIMIT 1)
   AND $3 > $5

@@ -88,10 +88,10 @@ impl Names {
 /// 64 bits of an aggregate. An expression rather than a function of ours: the application's inserts evaluate it for the
 /// indexes, and need no grant for that.
 fn hash_of(aggregate_type: &str, aggregate_id: &str) -> String {
-    format!("hashtextextended(({aggregate_type})::text || ':' || ({aggregate_id})::text, 0)")
+    format!("(hashtextextended(({aggregate_type})::text || ':' || ({aggregate_id})::text, 0))")
 }
 
 /// From 0 to `lanes - 1`.
 fn lane_of(aggregate_type: &str, aggregate_id: &str, lanes: u16) -> String {
-    format!("(({} & 9223372036854775807) % {lanes})::int", hash_of(aggregate_type, aggregate_id))
+    format!("((({} & 9223372036854775807) % {lanes})::int)", hash_of(aggregate_type, aggregate_id))
 }

@@ -1,6 +1,8 @@
 //! What every integration test stands on: databases of its own, and waiting without sleeping.
 #![allow(dead_code, unreachable_pub, reason = "a file of tests uses the part that it needs; there is nobody outside")]
 
+pub mod stage;
+
 use std::future::Future;
 use std::time::{Duration, Instant};
 

@@ -1,0 +1,216 @@
+//! A pair of databases with everything that the relay needs on it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use outbox_relay::config::{Action, Config, Entity, OnFailure, SqlFile, TableName};
+use outbox_relay::connect;
+use outbox_relay::event::Lane;
+use outbox_relay::init::{self, Choices};
+use outbox_relay::metrics::Metrics;
+use outbox_relay::relay::batch::{self, Errand, Outcome};
+use outbox_relay::relay::{self, Shared};
+use tokio_util::sync::CancellationToken;
+
+use super::{DEADLINE, Pair, eventually, pair};
+
+/// The tables of the new database that most tests use: `users` by mapping, `applied` as an oracle without any unique
+/// constraint.
+pub const NEW_SCHEMA: &str = "
+    CREATE TABLE users (id bigint PRIMARY KEY, name text NOT NULL, version int NOT NULL);
+    CREATE TABLE applied (n bigserial, event bigint, aggregate text, version int);";
+
+/// `users`, by mapping.
+pub fn users() -> Entity {
+    Entity {
+        name: "users".into(),
+        line: 1,
+        aggregate_type: "User".into(),
+        table: Some(TableName { schema: "public".into(), table: "users".into() }),
+        key: vec!["id".into()],
+        replace_by: Vec::new(),
+        mapping: Some(file(
+            "mappings/user.sql",
+            "SELECT payload->>'id' AS id, payload->>'name' AS name, (payload->>'version')::int AS version\nFROM event",
+        )),
+        on_failure: OnFailure::Hold,
+        events: [
+            ("UserCreated".to_owned(), Action::Upsert),
+            ("UserUpdated".to_owned(), Action::Upsert),
+            ("UserDeleted".to_owned(), Action::Delete),
+        ]
+        .into(),
+    }
+}
+
+/// The oracle for "once" and "in order": own SQL that appends to a table without any unique constraint.
+pub fn oracle() -> Entity {
+    Entity {
+        name: "applied".into(),
+        line: 2,
+        aggregate_type: "Thing".into(),
+        table: None,
+        key: Vec::new(),
+        replace_by: Vec::new(),
+        mapping: None,
+        on_failure: OnFailure::Hold,
+        events: [(
+            "Happened".to_owned(),
+            Action::Sql(file(
+                "handlers/applied.sql",
+                "INSERT INTO applied (event, aggregate, version) SELECT id, aggregate_id, (payload->>'version')::int FROM event",
+            )),
+        )]
+        .into(),
+    }
+}
+
+pub fn file(path: &str, text: &str) -> SqlFile {
+    SqlFile { path: path.into(), text: text.into() }
+}
+
+/// A pair of databases, `init` done.
+pub struct Stage {
+    pub pair: Pair,
+    pub config: Config,
+}
+
+impl Stage {
+    /// On the shared servers.
+    pub async fn new() -> Stage {
+        Stage::on(pair().await, |_| {}).await
+    }
+
+    /// On the shared servers, with another configuration.
+    pub async fn with(change: impl FnOnce(&mut Config)) -> Stage {
+        Stage::on(pair().await, change).await
+    }
+
+    /// On a pair of the test's own.
+    pub async fn on(pair: Pair, change: impl FnOnce(&mut Config)) -> Stage {
+        let mut config = Config::for_databases(&pair.legacy.url, &pair.new.url).expect("a configuration");
+        config.entities = vec![users(), oracle()];
+        config.relay.deadline = Duration::from_secs(10);
+        config.retry.initial = Duration::from_millis(50);
+        config.retry.max = Duration::from_millis(500);
+        config.retry.attempts = 3;
+        change(&mut config);
+        pair.new.run(NEW_SCHEMA).await;
+        let stage = Stage { pair, config };
+        stage.init(Choices::default()).await.expect("init");
+        stage
+    }
+
+    pub async fn init(&self, choices: Choices) -> Result<(), init::InitError> {
+        init::init(&self.config, &self.pair.legacy.pool, &self.pair.new.pool, choices).await
+    }
+
+    /// The common ground of a relay in this process.
+    pub async fn shared(&self) -> Arc<Shared> {
+        let (source, target) = connect::open(&self.config).await.expect("both databases");
+        Arc::new(Shared::new(self.config.clone(), source, target, Metrics::default()).await.expect("mappings"))
+    }
+
+    /// Starts a relay in this process.
+    pub async fn start(&self) -> Running {
+        let shared = self.shared().await;
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(relay::run(shared.clone(), stop.clone()));
+        Running { shared, stop, task }
+    }
+
+    /// One event; its id.
+    pub async fn event(&self, kind: &str, aggregate: &str, event_type: &str, payload: &str) -> i64 {
+        sqlx::query_scalar(
+            "INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload) VALUES ($1, $2, $3, $4::jsonb) RETURNING id",
+        )
+        .bind(kind)
+        .bind(aggregate)
+        .bind(event_type)
+        .bind(payload)
+        .fetch_one(&self.pair.legacy.pool)
+        .await
+        .expect("an event")
+    }
+
+    /// A user's event.
+    pub async fn user(&self, id: i64, event_type: &str, name: &str, version: i32) -> i64 {
+        let payload = serde_json::json!({"id": id, "name": name, "version": version}).to_string();
+        self.event("User", &id.to_string(), event_type, &payload).await
+    }
+
+    /// The oracle's event.
+    pub async fn thing(&self, aggregate: &str, version: i32) -> i64 {
+        self.event("Thing", aggregate, "Happened", &format!("{{\"version\": {version}}}")).await
+    }
+
+    /// How many events have this status.
+    pub async fn count(&self, status: &str) -> i64 {
+        self.pair.legacy.value(&format!("SELECT count(*) FROM outbox WHERE status = '{status}'")).await
+    }
+
+    pub async fn status(&self, id: i64) -> String {
+        self.pair.legacy.value(&format!("SELECT status FROM outbox WHERE id = {id}")).await
+    }
+
+    /// Until no event is pending or in retry.
+    pub async fn drained(&self) {
+        eventually(DEADLINE, "the outbox drains", || async {
+            self.count("pending").await + self.count("retry").await == 0
+        })
+        .await;
+    }
+
+    /// The oracle: every event of `Thing` that the source calls processed was applied exactly once, in order, and no other.
+    pub async fn oracle_agrees(&self) {
+        let applied: Vec<(i64, String, i32)> =
+            sqlx::query_as("SELECT event, aggregate, version FROM applied ORDER BY n")
+                .fetch_all(&self.pair.new.pool)
+                .await
+                .expect("the oracle");
+        let processed: Vec<i64> = sqlx::query_scalar(
+            "SELECT id FROM outbox WHERE aggregate_type = 'Thing' AND status = 'processed' ORDER BY id",
+        )
+        .fetch_all(&self.pair.legacy.pool)
+        .await
+        .expect("the outbox");
+        let mut once: Vec<i64> = applied.iter().map(|(event, _, _)| *event).collect();
+        once.sort_unstable();
+        assert_eq!(once, processed, "applied once and only once");
+        let mut last = std::collections::HashMap::new();
+        for (event, aggregate, version) in &applied {
+            let before = last.insert(aggregate, (*event, *version));
+            assert!(before.is_none_or(|b| b < (*event, *version)), "{aggregate}: {before:?} then {event}");
+        }
+    }
+
+    /// One batch of every lane, until nothing more comes of it.
+    pub async fn drain_by_hand(&self, shared: &Shared) {
+        for _ in 0..1000 {
+            let mut nothing = true;
+            for lane in 0..i32::from(self.config.relay.lanes) {
+                let errand = Errand { full: true, due: true, isolate: false };
+                let (outcome, _) = batch::run_once(shared, Lane(lane), errand).await.expect("a batch");
+                nothing &= matches!(outcome, Outcome::Nothing | Outcome::Paused);
+            }
+            if nothing {
+                return;
+            }
+        }
+        panic!("it never ends");
+    }
+}
+
+/// A relay in this process.
+pub struct Running {
+    pub shared: Arc<Shared>,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<anyhow::Result<()>>,
+}
+
+impl Running {
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.expect("the relay's task").expect("the relay");
+    }
+}
