@@ -9,6 +9,7 @@ pub mod init;
 pub mod mapping;
 pub mod metrics;
 pub mod relay;
+pub mod retention;
 pub mod retry;
 pub mod session;
 pub mod source;

@@ -7,6 +7,7 @@ mod apply;
 pub mod batch;
 mod failpoint;
 mod heal;
+mod keeper;
 mod plan;
 pub mod router;
 mod scout;
@@ -25,7 +26,7 @@ use self::stops::{Breaker, Stop, Stops};
 use crate::config::{Config, Entity};
 use crate::event::Lane;
 use crate::metrics::Metrics;
-use crate::source::Source;
+use crate::source::{Remaining, Source};
 use crate::target::Target;
 
 /// What all tasks of one relay share.
@@ -45,6 +46,8 @@ pub struct Shared {
     router: RwLock<Arc<Router>>,
     entities: RwLock<Arc<Vec<Entity>>>,
     state: Mutex<State>,
+    /// Asks for a sweep at once: an event type was mapped, or something was unblocked.
+    pub(crate) sweep_now: tokio::sync::Notify,
 }
 
 /// What pages and readiness show of a running relay.
@@ -72,8 +75,9 @@ impl Shared {
             router: RwLock::default(),
             entities: RwLock::default(),
             state: Mutex::default(),
+            sweep_now: tokio::sync::Notify::new(),
         };
-        shared.use_entities(entities).await?;
+        shared.use_entities(entities, true).await?;
         Ok(shared)
     }
 
@@ -87,19 +91,25 @@ impl Shared {
         self.entities.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Uses these entities from the next batch on; what was stopped because of the old ones is tried again.
-    pub async fn use_entities(&self, entities: Vec<Entity>) -> sqlx::Result<()> {
+    /// Uses these entities from the next batch on. `anew`: they have changed, so whatever was stopped because of the old ones is
+    /// tried again; else only what was wrong with a mapping is looked at again, because the tables may have been mended.
+    pub async fn use_entities(&self, entities: Vec<Entity>, anew: bool) -> sqlx::Result<()> {
         let router = Arc::new(Router::compile(&entities, &self.target).await?);
         let broken: HashMap<String, crate::mapping::MappingError> = router.broken(&entities).into_iter().collect();
-        self.stops.resume_unless(|kind, stop| stop.code == "unmapped" && !router.knows(kind));
+        *self.router.write().unwrap_or_else(PoisonError::into_inner) = router.clone();
+        *self.entities.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(entities);
+        self.stops.resume_unless(|kind, stop| match stop.code.as_str() {
+            "unmapped" => !router.knows(kind),
+            _ if stop.probe => !anew,
+            _ => broken.contains_key(kind),
+        });
         for (kind, error) in broken {
             let stop = Stop { code: error.code.to_owned(), message: error.one_line(), probe: false };
             if self.stops.stop(&kind, stop) {
-                tracing::error!(aggregate_type = %kind, code = error.code, "stopped until it is mended:\n{error}");
+                tracing::error!(aggregate_type = %kind, code = error.code, "stopped until it is mended:\n{error}\n  then: outbox-relay check        (the relay resumes by itself)");
             }
         }
-        *self.router.write().unwrap_or_else(PoisonError::into_inner) = router;
-        *self.entities.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(entities);
+        self.sweep_now.notify_one();
         Ok(())
     }
 
@@ -168,9 +178,6 @@ impl Board {
         }
     }
 
-    fn idle(&self) -> bool {
-        self.lock().values().all(|place| !place.taken)
-    }
 }
 
 /// Runs until `shutdown`; then the batches in flight end, and it returns. A task that panics ends it with an error.
@@ -185,6 +192,9 @@ pub async fn run(shared: Arc<Shared>, shutdown: CancellationToken) -> anyhow::Re
     }
     tasks.spawn(scout::look_out(shared.clone(), board.clone(), stop.clone()));
     tasks.spawn(scout::compare_logs(shared.clone(), board.clone(), stop.clone()));
+    tasks.spawn(keeper::retain(shared.clone(), stop.clone()));
+    tasks.spawn(keeper::sweep(shared.clone(), stop.clone()));
+    tasks.spawn(keeper::watch(shared.clone(), stop.clone()));
     let mut result = Ok(());
     while let Some(ended) = tasks.join_next().await {
         if let Err(error) = ended {
@@ -193,4 +203,14 @@ pub async fn run(shared: Arc<Shared>, shutdown: CancellationToken) -> anyhow::Re
         }
     }
     result
+}
+
+/// Whether a drain is over: `None` while something is pending, waits for its next attempt, or is only half settled.
+pub async fn drained(shared: &Shared) -> sqlx::Result<Option<Remaining>> {
+    let stopped: Vec<String> = shared.stops.report().into_iter().map(|stop| stop.aggregate_type).collect();
+    let remaining = shared.source.remaining(&stopped).await?;
+    if remaining.pending || remaining.retry || !scout::differing_lanes(shared).await?.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(remaining))
 }

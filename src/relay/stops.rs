@@ -71,15 +71,17 @@ impl Stops {
         self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Stops an aggregate type; false if it was stopped already (then only the reason and the time of the next probe change).
+    /// Stops an aggregate type; whether that is news. If it was stopped already, the reason and the time of the next probe change.
     pub fn stop(&self, aggregate_type: &str, stop: Stop) -> bool {
         let mut inner = self.lock();
         inner.streaks.remove(aggregate_type);
         if let Some(stopped) = inner.stopped.get_mut(aggregate_type) {
             stopped.next_probe = Instant::now() + stopped.pause.next_pause();
             stopped.probing = false;
+            // What a mapping's own check says is better than what a statement made of it met.
+            let better = stopped.stop.probe && !stop.probe;
             stopped.stop = stop;
-            return false;
+            return better;
         }
         let mut pause = Pause::new(Duration::from_millis(250), Duration::from_secs(5));
         let next_probe = Instant::now() + pause.next_pause();
@@ -98,6 +100,11 @@ impl Stops {
     /// Ends every stop that does not end by probing, as after a new configuration.
     pub fn resume_unless(&self, mut still: impl FnMut(&str, &Stop) -> bool) {
         self.lock().stopped.retain(|kind, stopped| still(kind, &stopped.stop));
+    }
+
+    /// Whether something is stopped that a look at mappings and tables may explain or end.
+    pub fn any_by_mapping(&self) -> bool {
+        self.lock().stopped.values().any(|s| s.stop.code != "unmapped")
     }
 
     /// What a look leaves out: types that are stopped and not due to be probed.

@@ -272,6 +272,35 @@ impl Source {
         }))
     }
 
+    /// The time limits of a short transaction, as `SET LOCAL …;`.
+    pub fn limits_sql(&self) -> String {
+        self.limits.sql()
+    }
+
+    /// Whether the lane has a held event. Without a lock.
+    pub async fn holds_any(&self, lane: Lane) -> sqlx::Result<bool> {
+        let sql = self.names.render("SELECT EXISTS (SELECT FROM {outbox} WHERE {lane} = $1 AND {status} = {held} AND {status} IN ({retry}, {held}, {failed}))");
+        let (mut session, _) = Session::begin(&self.pool, &format!("{} {PLANS}", self.limits.sql())).await?;
+        let found = sqlx::query_scalar(trusted(&sql)).bind(lane).fetch_one(session.connection()).await?;
+        session.commit().await?;
+        Ok(found)
+    }
+
+    /// What keeps a drain from being over.
+    pub async fn remaining(&self, stopped: &[String]) -> sqlx::Result<Remaining> {
+        let sql = self.names.render(include_str!("../../sql/source/remaining.sql"));
+        let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await?;
+        let row = sqlx::query(trusted(&sql)).bind(stopped).fetch_one(session.connection()).await?;
+        session.commit().await?;
+        Ok(Remaining {
+            pending: row.try_get("pending")?,
+            retry: row.try_get("retry")?,
+            stopped: row.try_get("stopped")?,
+            failed: row.try_get("failed")?,
+            held: row.try_get("held")?,
+        })
+    }
+
     /// Ends whoever has held this lane's lock for longer than `limit`: a client that is frozen, or a host that died without a
     /// word. The same role may. Returns the process ids that were ended.
     pub async fn end_holder(&self, lane: Lane, limit: Duration) -> sqlx::Result<Vec<i32>> {
@@ -558,6 +587,44 @@ impl SourceLane {
         Ok(self.token)
     }
 
+    /// Releases held events that nothing blocks, an aggregate's lowest first, and says so for the next scan. `mapped`: pairs of
+    /// aggregate type and event type; what is not among them stays held. How many were released.
+    pub async fn sweep(&mut self, mapped: &[(String, String)], pass: &[String]) -> sqlx::Result<usize> {
+        let sql = self.source.names.render(include_str!("../../sql/source/sweep.sql"));
+        let rows = sqlx::query(trusted(&sql))
+            .bind(self.lane)
+            .bind(mapped.iter().map(|(kind, _)| kind.as_str()).collect::<Vec<_>>())
+            .bind(mapped.iter().map(|(_, event)| event.as_str()).collect::<Vec<_>>())
+            .bind(pass)
+            .fetch_all(self.session.connection())
+            .await?;
+        let mut aggregates = Vec::with_capacity(rows.len());
+        for row in &rows {
+            aggregates.push(Aggregate { kind: row.try_get("kind")?, id: row.try_get("aggregate")? });
+        }
+        let released = self.release(&aggregates, pass, SWEPT).await?;
+        if let Some(lowest) = released.iter().min() {
+            self.announce_put_back(*lowest).await?;
+        }
+        Ok(released.len())
+    }
+
+    /// Tells the lane's next scan to start at this id at the latest.
+    pub async fn announce_put_back(&mut self, lowest: i64) -> sqlx::Result<()> {
+        let sql = self.source.names.render("INSERT INTO {relay}.put_back (lane, id) VALUES ($1, $2)");
+        sqlx::query(trusted(&sql)).bind(self.lane).bind(lowest).execute(self.session.connection()).await.map(drop)
+    }
+
+    /// What things are called here.
+    pub fn names(&self) -> &Names {
+        &self.source.names
+    }
+
+    /// For statements of other capabilities under this lane's lock.
+    pub fn connection(&mut self) -> &mut sqlx::PgConnection {
+        self.session.connection()
+    }
+
     /// Gives back the attempts that these events were charged for somebody else's error.
     pub async fn give_back(&mut self, ids: &[EventId]) -> sqlx::Result<()> {
         let sql = self.source.names.render(include_str!("../../sql/source/give_back.sql"));
@@ -587,8 +654,22 @@ fn next_scan(claim: &Claim, lowest: Option<i64>) -> Scan {
     Scan { position, passed: claim.stopped.clone(), mark: claim.mark.clone() }
 }
 
+/// Events that one sweep of a lane releases at most (but one an aggregate); what is left follows as these are processed.
+const SWEPT: u32 = 1000;
+
 /// How old a look at the writers' transactions must be before the next one.
 const MARK_EVERY: Duration = Duration::from_millis(500);
+
+/// Whether any event is left in these states.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[expect(missing_docs, reason = "the design's words")]
+pub struct Remaining {
+    pub pending: bool,
+    pub retry: bool,
+    pub stopped: bool,
+    pub failed: bool,
+    pub held: bool,
+}
 
 /// Why a batch could not be settled.
 #[derive(Debug, thiserror::Error)]

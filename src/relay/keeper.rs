@@ -1,0 +1,117 @@
+//! What a relay does besides moving events: retention, sweeping, and watching the operator's mapping files.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use super::Shared;
+use crate::event::Lane;
+use crate::retention;
+
+/// Between two looks at the mapping files.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+/// Between two tries of a mapping that was wrong: the tables may have been mended instead of the file.
+const RECOMPILE_EVERY: Duration = Duration::from_secs(2);
+/// Between two rounds of retention when nothing is left to delete.
+const RETAIN_EVERY: Duration = Duration::from_secs(10);
+/// Between two sweeps of all lanes, at the least; and a sweep costs at most a hundredth of the time.
+const SWEEP_EVERY: Duration = Duration::from_secs(30);
+
+/// Deletes what is old enough until the shutdown.
+pub(super) async fn retain(shared: Arc<Shared>, stop: CancellationToken) {
+    loop {
+        let pause = match retention::run_once(&shared.config, &shared.source, &shared.target).await {
+            Ok(counts) => {
+                shared.metrics.retention_deleted(counts.processed + counts.skipped);
+                let deleted = counts.entries + counts.skipped > 0;
+                if deleted {
+                    tracing::debug!(processed = counts.processed, skipped = counts.skipped, "retention");
+                }
+                if deleted { Duration::from_millis(200) } else { RETAIN_EVERY }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "retention waits");
+                RETAIN_EVERY
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// Releases, lane by lane, what a DBA's hand has unblocked, and what waited for an event type to be mapped.
+pub(super) async fn sweep(shared: Arc<Shared>, stop: CancellationToken) {
+    loop {
+        let started = Instant::now();
+        for lane in 0..i32::from(shared.config.relay.lanes) {
+            if stop.is_cancelled() {
+                return;
+            }
+            match sweep_lane(&shared, Lane(lane)).await {
+                Ok(0) => {}
+                Ok(released) => tracing::info!(lane, released, "released held events that nothing blocks"),
+                Err(error) => tracing::debug!(lane, %error, "the sweep waits"),
+            }
+        }
+        let pause = SWEEP_EVERY.max(started.elapsed() * 100);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = shared.sweep_now.notified() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+async fn sweep_lane(shared: &Shared, lane: Lane) -> sqlx::Result<usize> {
+    // Nothing held: no lock, for locking burns a transaction id.
+    if !shared.source.holds_any(lane).await? {
+        return Ok(0);
+    }
+    let Some(mut locked) = shared.source.lock_lane(lane).await? else { return Ok(0) };
+    let router = shared.router();
+    let released = locked.sweep(&router.mapped(), &router.passing()).await?;
+    locked.commit().await?;
+    Ok(released)
+}
+
+/// Uses the operator's files anew when they change, and tries wrong mappings again.
+pub(super) async fn watch(shared: Arc<Shared>, stop: CancellationToken) {
+    let mut last_try = Instant::now();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(WATCH_EVERY) => {}
+        }
+        let current = shared.entities();
+        let changed = match shared.config.reread_entities() {
+            Ok(entities) => {
+                shared.change_state(|state| state.reload_error = None);
+                (entities != **current).then_some(entities)
+            }
+            Err(error) => {
+                let text = error.to_string();
+                let news = shared.change_state(|state| state.reload_error.replace(text.clone()).as_ref() != Some(&text));
+                if news {
+                    tracing::error!("the changed configuration cannot be used, the last good one goes on:\n{text}");
+                }
+                None
+            }
+        };
+        let retry = shared.stops.any_by_mapping() && last_try.elapsed() >= RECOMPILE_EVERY;
+        if changed.is_none() && !retry {
+            continue;
+        }
+        last_try = Instant::now();
+        if changed.is_some() {
+            tracing::info!("the entities or their SQL files have changed: using them from the next batch on");
+        }
+        let anew = changed.is_some();
+        let entities = changed.unwrap_or_else(|| current.to_vec());
+        if let Err(error) = shared.use_entities(entities, anew).await {
+            tracing::debug!(%error, "could not prepare the mappings, trying again");
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Retention: deletes what is old enough, in small steps that lock nobody out.
+//!
+//! Guarantees: no event is deleted unless it was processed longer ago than both `[retention] processed` and
+//! `[relay] replica_lag` (healing may still need it before), and none that failed. The target's log forgets only what the
+//! source's log is known to have.
+
+use std::time::Duration;
+
+use sqlx::Row;
+
+use crate::config::Config;
+use crate::event::Lane;
+use crate::session::Session;
+use crate::source::Source;
+use crate::sql::trusted;
+use crate::target::Target;
+
+/// Log entries a step: a step is one transaction under the lane's lock, and workers wait for it.
+const ENTRIES: i64 = 4;
+/// Skipped events a step.
+const SKIPPED: i64 = 1000;
+
+/// What was deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Processed events.
+    pub processed: u64,
+    /// Skipped events.
+    pub skipped: u64,
+    /// Entries of the source's log.
+    pub entries: u64,
+}
+
+/// Deletes a bounded amount. More may be left when anything was deleted.
+pub async fn run_once(config: &Config, source: &Source, target: &Target) -> sqlx::Result<Counts> {
+    let mut counts = Counts::default();
+    let age = config.retention.processed.max(config.relay.replica_lag);
+    let sql = source.names.render(include_str!("../sql/source/retirable.sql"));
+    let lanes: Vec<Lane> = sqlx::query_scalar(trusted(&sql)).bind(age.as_secs_f64()).fetch_all(&source.pool).await?;
+    for lane in lanes {
+        // Busy: its turn comes.
+        let Some(mut locked) = source.lock_lane(lane).await? else { continue };
+        let (events, entries) = locked.retire(age, ENTRIES).await?;
+        locked.commit().await?;
+        counts.processed += events;
+        counts.entries += entries;
+    }
+    counts.skipped = retire_skipped(config.retention.skipped, source).await?;
+    forget_on_target(config, source, target).await?;
+    Ok(counts)
+}
+
+async fn retire_skipped(age: Duration, source: &Source) -> sqlx::Result<u64> {
+    let (mut session, _) = Session::begin(&source.pool, &source.limits_sql()).await?;
+    let sql = source.names.render(include_str!("../sql/source/retire_skipped.sql"));
+    let done = sqlx::query(trusted(&sql)).bind(age.as_secs_f64()).bind(SKIPPED).execute(session.connection()).await?;
+    session.commit().await?;
+    Ok(done.rows_affected())
+}
+
+/// The target keeps for `replica_lag` what the source has too: the source may yet go back to before it.
+async fn forget_on_target(config: &Config, source: &Source, target: &Target) -> sqlx::Result<()> {
+    let (on_source, on_target) = tokio::try_join!(source.heads(), target.heads())?;
+    for (lane, head) in on_target {
+        if let (Some(here), Some(Some(there))) = (head, on_source.get(&lane))
+            && here == *there
+        {
+            target.forget_entries(lane, here.token, config.relay.replica_lag).await?;
+        }
+    }
+    Ok(())
+}
+
+impl crate::source::SourceLane {
+    /// Deletes this lane's oldest entries with their events; how many events and entries.
+    async fn retire(&mut self, age: Duration, entries: i64) -> sqlx::Result<(u64, u64)> {
+        let sql = self.names().render(include_str!("../sql/source/retire.sql"));
+        let lane = self.lane;
+        let row = sqlx::query(trusted(&sql))
+            .bind(lane)
+            .bind(age.as_secs_f64())
+            .bind(entries)
+            .fetch_one(self.connection())
+            .await?;
+        Ok((row.try_get::<i64, _>("events")?.unsigned_abs(), row.try_get::<i64, _>("entries")?.unsigned_abs()))
+    }
+}
