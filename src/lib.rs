@@ -1,7 +1,23 @@
-//! The crate's map.
+//! Relays outbox events from one Postgres to another: each once, in order, and nothing lost.
+//!
+//! A map. What an operator asks for:
+//!
+//! - [`init`]: makes the outbox and the relay's own tables
+//! - [`relay`]: claims, applies and settles, batch by batch, and heals
+//! - [`demo`]: all of it on one machine
+//!
+//! The ground they stand on:
+//!
+//! - [`config`]: what the operator wrote, checked
+//! - [`event`]: the words of the protocol
+//! - [`source`], [`target`]: everything that is said to each database, in transactions of [`session`], over [`connect`]
+//! - [`mapping`]: from the old shape to the new
+//! - [`disposition`], [`retry`]: whose an error is, and how long to wait
+//! - [`sql`]: statements and the names in them
+//! - [`metrics`]
 
-pub mod connect;
 pub mod config;
+pub mod connect;
 pub mod demo;
 pub mod disposition;
 pub mod event;

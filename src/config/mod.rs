@@ -3,10 +3,25 @@
 //! Guarantees: a [`Config`] that exists is complete and plausible in itself (defaults filled in, units parsed, names
 //! unique). It says nothing about the databases; `check` does that.
 
+mod entities;
+mod load;
+mod names;
+mod problem;
+mod reader;
+mod value;
+
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use load::{Resolved, environment};
+pub use problem::{Code, ConfigErrors, Place, Problem};
+pub use reader::{Origin, Overrides, Setting};
+
+/// The configuration file, where none is named.
+pub const DEFAULT_FILE: &str = "outbox-relay.toml";
 
 /// The whole configuration, after flag over environment over file over default.
 #[derive(Debug, Clone)]
@@ -193,9 +208,9 @@ pub enum LogFormat {
 }
 
 /// `[[entity]]`: an aggregate type with its mapping to a table of the new database.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entity {
-    /// By which every command knows it. Default: its table.
+    /// By which every command knows it. Default: its table, or without one its aggregate type.
     pub name: String,
     /// The line of its `[[entity]]` in the file, from 1.
     pub line: usize,
@@ -247,24 +262,8 @@ pub enum Action {
     Sql(SqlFile),
 }
 
-// stub-debug: until the loader lands
-impl DatabaseUrl { pub fn expose(&self) -> &str { &self.0 } pub fn new(s: String) -> Self { DatabaseUrl(s) } }
-impl std::fmt::Debug for DatabaseUrl { fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { f.write_str("***") } }
-impl std::fmt::Debug for Token { fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { f.write_str("***") } }
-
-impl Config {
-    /// stub
-    pub fn for_databases(legacy: &str, new: &str) -> Result<Config, String> {
-        let s = |x: &str| x.to_owned();
-        Ok(Config { file: None,
-            legacy: Legacy { url: DatabaseUrl(s(legacy)), schema: s("outbox_relay"), outbox: TableName { schema: s("public"), table: s("outbox") },
-              columns: Columns { id: s("id"), event_id: s("event_id"), aggregate_type: s("aggregate_type"), aggregate_id: s("aggregate_id"), event_type: s("event_type"), payload: s("payload"), headers: s("headers"), created_at: s("created_at"), status: s("status"), attempts: s("attempts"), next_attempt_at: s("next_attempt_at"), processed_at: s("processed_at"), last_error: s("last_error") },
-              status: StatusWords { pending: s("pending"), retry: s("retry"), held: s("held"), processed: s("processed"), failed: s("failed"), skipped: s("skipped") }, prepared_statements: true },
-            new: New { url: DatabaseUrl(s(new)), schema: s("outbox_relay"), search_path: s("public"), prepared_statements: true },
-            relay: Relay { workers: 4, batch: 1000, batch_bytes: 16 << 20, lanes: 16, deadline: Duration::from_secs(30), poll_max: Duration::from_millis(250), replica_lag: Duration::from_secs(3600) },
-            retry: Retry { initial: Duration::from_secs(1), max: Duration::from_secs(300), attempts: 10, patience: Duration::from_secs(600) },
-            retention: Retention { processed: Duration::from_secs(7 * 86400), skipped: Duration::from_secs(30 * 86400) },
-            admin: Admin { listen: ([127, 0, 0, 1], 8080).into(), tokens: vec![] },
-            log: Log { format: LogFormat::Text, filter: s("info") }, entities: vec![] })
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Token").field("name", &self.name).field("role", &self.role).finish_non_exhaustive()
     }
 }

@@ -1,0 +1,476 @@
+//! Reads one key after the other: flag over environment over file over default, remembering where each came from.
+//!
+//! The keys that were asked for are the keys that there are; whatever else the file or the environment holds is reported
+//! by [`Reader::report_unknown`]. So a key is declared in one place: where it is read.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::problem::{Code, Place, Problem, nearest};
+use super::value::{Kind, Scalar, Wrong};
+
+/// What every variable of the configuration begins with.
+pub(super) const PREFIX: &str = "OUTBOX_RELAY_";
+
+/// Values given by flags; they win over environment and file.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides(Vec<(&'static str, &'static str, String)>);
+
+impl Overrides {
+    /// `flag` gives the value of `key` (`"--workers"`, `"relay.workers"`); `None`: it was not given.
+    pub fn set(&mut self, flag: &'static str, key: &'static str, value: Option<impl ToString>) -> &mut Self {
+        self.0.extend(value.map(|value| (flag, key, value.to_string())));
+        self
+    }
+}
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// Somebody wrote it there.
+    Written(Place),
+    /// Nobody wrote it.
+    Default,
+    /// Nobody wrote it, and there is no default.
+    Missing,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Written(Place::File { path, line, .. }) => write!(f, "{}:{line}", path.display()),
+            Origin::Written(Place::Variable(name) | Place::Flag(name)) => f.write_str(name),
+            Origin::Written(Place::Nowhere) | Origin::Missing => f.write_str("missing"),
+            Origin::Default => f.write_str("default"),
+        }
+    }
+}
+
+/// The effective value of one key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// `relay.workers`
+    pub key: &'static str,
+    /// As TOML writes it, without passwords; empty when it is missing or wrong.
+    pub value: String,
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+/// A configuration file, parsed.
+pub(super) struct Document<'a> {
+    path: &'a Path,
+    text: &'a str,
+    root: DeTable<'a>,
+}
+
+impl<'a> Document<'a> {
+    /// All of its syntax errors at once. Nothing else is looked at in a file that has one: what follows from it would only distract.
+    pub(super) fn parse(path: &'a Path, text: &'a str) -> Result<Document<'a>, Vec<Problem>> {
+        let (root, errors) = DeTable::parse_recoverable(text);
+        if errors.is_empty() {
+            return Ok(Document { path, text, root: root.into_inner() });
+        }
+        let problem = |error: &toml::de::Error| {
+            let message = error.message().lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>();
+            Problem {
+                code: Code::Syntax,
+                place: place(path, text, error.span().map_or(0, |span| span.start)),
+                what: message.join("; "),
+                remedy: "mend the line; TOML writes text as key = \"value\" and sections as [section]".to_owned(),
+            }
+        };
+        Err(errors.iter().map(problem).collect())
+    }
+
+    /// The file's place of a byte range.
+    fn place(&self, span: &Range<usize>) -> Place {
+        place(self.path, self.text, span.start)
+    }
+
+    fn find(&'a self, key: &str) -> Option<(&'a Spanned<DeValue<'a>>, Place)> {
+        let mut table = &self.root;
+        let (sections, last) = key.rsplit_once('.').unwrap_or(("", key));
+        for section in sections.split('.').filter(|section| !section.is_empty()) {
+            match table.get(section)?.get_ref() {
+                DeValue::Table(inner) => table = inner,
+                _ => return None,
+            }
+        }
+        let value = table.get(last)?;
+        Some((value, self.place(&value.span())))
+    }
+}
+
+fn place(path: &Path, text: &str, at: usize) -> Place {
+    let before = text.get(..at).unwrap_or(text);
+    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    Place::File {
+        path: path.to_owned(),
+        line: before.matches('\n').count() + 1,
+        column: before[line_start..].chars().count() + 1,
+    }
+}
+
+/// The variable that sets `key`.
+pub(super) fn variable(key: &str) -> String {
+    format!("{PREFIX}{}", key.to_uppercase().replace('.', "__"))
+}
+
+enum Found<'a> {
+    Bare(String),
+    Toml(&'a DeValue<'a>),
+}
+
+/// See the module.
+pub(super) struct Reader<'a> {
+    document: Option<&'a Document<'a>>,
+    variables: &'a BTreeMap<String, String>,
+    overrides: &'a Overrides,
+    lists: BTreeSet<&'static str>,
+    pub(super) settings: Vec<Setting>,
+    pub(super) problems: Vec<Problem>,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(
+        document: Option<&'a Document<'a>>,
+        variables: &'a BTreeMap<String, String>,
+        overrides: &'a Overrides,
+    ) -> Reader<'a> {
+        Reader { document, variables, overrides, lists: BTreeSet::new(), settings: vec![], problems: vec![] }
+    }
+
+    pub(super) fn report(&mut self, code: Code, place: Place, what: impl Into<String>, remedy: impl Into<String>) {
+        self.problems.push(Problem { code, place, what: what.into(), remedy: remedy.into() });
+    }
+
+    /// The value of `key`, or `default` where none was written, or (with a problem) where it was wrong.
+    pub(super) fn get<K: Kind>(&mut self, key: &'static str, kind: K, default: K::Value) -> K::Value {
+        let usual = kind.show(&default);
+        match self.find(key) {
+            None => self.remember(key, usual, Origin::Default, default),
+            Some((found, place)) => match self.parse(key, &kind, &found, &place, Some(&usual)) {
+                Some(value) => self.remember(key, kind.show(&value), Origin::Written(place), value),
+                None => self.remember(key, String::new(), Origin::Written(place), default),
+            },
+        }
+    }
+
+    /// The value of a `key` that has no default; `None` (with a problem) where it is missing or wrong.
+    pub(super) fn require<K: Kind>(&mut self, key: &'static str, kind: K, example: &str) -> Option<K::Value> {
+        let Some((found, place)) = self.find(key) else {
+            let (section, last) = key.rsplit_once('.').unwrap_or(("", key));
+            let file = self.document.map_or(super::DEFAULT_FILE.into(), |document| document.path.display().to_string());
+            let remedy = format!("write {last} = {example} under [{section}] in {file}, or set {}", variable(key));
+            self.report(Code::Missing, Place::Nowhere, format!("`{key}` is missing"), remedy);
+            return self.remember(key, String::new(), Origin::Missing, None);
+        };
+        let value = self.parse(key, &kind, &found, &place, Some(example));
+        let shown = value.as_ref().map_or(String::new(), |value| kind.show(value));
+        self.remember(key, shown, Origin::Written(place), value)
+    }
+
+    /// Where `key` was written, once it has been read.
+    pub(super) fn written(&self, key: &str) -> Place {
+        match self.settings.iter().find(|setting| setting.key == key).map(|setting| &setting.origin) {
+            Some(Origin::Written(place)) => place.clone(),
+            _ => Place::Nowhere,
+        }
+    }
+
+    fn remember<T>(&mut self, key: &'static str, value: String, origin: Origin, result: T) -> T {
+        self.settings.push(Setting { key, value, origin });
+        result
+    }
+
+    fn find(&mut self, key: &str) -> Option<(Found<'a>, Place)> {
+        if let Some((flag, _, value)) = self.overrides.0.iter().rev().find(|(_, of, _)| *of == key) {
+            return Some((Found::Bare(value.clone()), Place::Flag((*flag).to_owned())));
+        }
+        if let Some((value, place)) = self.variable(&variable(key)) {
+            return Some((Found::Bare(value), place));
+        }
+        let (value, place) = self.document?.find(key)?;
+        Some((Found::Toml(value.get_ref()), place))
+    }
+
+    /// The value of a variable, or of the file that `…_FILE` names.
+    pub(super) fn variable(&mut self, name: &str) -> Option<(String, Place)> {
+        let of_file = format!("{name}_FILE");
+        let place = Place::Variable(of_file.clone());
+        match (self.variables.get(name), self.variables.get(&of_file)) {
+            (Some(_), Some(_)) => {
+                let what = format!("{name} and {of_file} are both set");
+                self.report(Code::Conflict, place, what, "unset one of them");
+                None
+            }
+            (Some(value), None) => Some((value.clone(), Place::Variable(name.to_owned()))),
+            (None, Some(path)) => match std::fs::read_to_string(path) {
+                Ok(text) => {
+                    let line = text.strip_suffix('\n').unwrap_or(&text);
+                    Some((line.strip_suffix('\r').unwrap_or(line).to_owned(), place))
+                }
+                Err(error) => {
+                    let what = format!("{of_file} names {path}, which cannot be read: {error}");
+                    self.report(Code::File, place, what, format!("let {of_file} name a file that this user may read"));
+                    None
+                }
+            },
+            (None, None) => None,
+        }
+    }
+
+    fn parse<K: Kind>(
+        &mut self,
+        key: &str,
+        kind: &K,
+        found: &Found<'_>,
+        place: &Place,
+        example: Option<&str>,
+    ) -> Option<K::Value> {
+        let scalar = match found {
+            Found::Bare(text) => Scalar::Bare(text),
+            Found::Toml(value) => Scalar::of(value),
+        };
+        match kind.parse(&scalar) {
+            Ok(value) => Some(value),
+            Err(Wrong { why, instead }) => {
+                let what =
+                    if K::SECRET { format!("`{key}`: {why}") } else { format!("`{key}` is {}: {why}", scalar.found()) };
+                let instead = instead.or_else(|| example.map(str::to_owned));
+                let bare = |value: &str| value.trim_matches('"').to_owned();
+                let remedy = match (place, instead) {
+                    (Place::Variable(name), Some(value)) if name.ends_with("_FILE") => {
+                        format!("let the file that {name} names hold, for example, {}", bare(&value))
+                    }
+                    (Place::Variable(name), Some(value)) => format!("set {name}={}, for example", bare(&value)),
+                    (Place::Flag(flag), Some(value)) => format!("give {flag} {}, for example", bare(&value)),
+                    (_, Some(value)) => {
+                        format!("write {} = {value}, for example", key.rsplit('.').next().unwrap_or(key))
+                    }
+                    (_, None) => "mend it".to_owned(),
+                };
+                self.report(Code::Value, place.clone(), what, remedy);
+                None
+            }
+        }
+    }
+
+    /// The tables of a `[[key]]`.
+    pub(super) fn list(&mut self, key: &'static str) -> Vec<(&'a DeTable<'a>, Place)> {
+        self.lists.insert(key);
+        let Some((document, (value, at))) = self.document.and_then(|document| Some((document, document.find(key)?)))
+        else {
+            return vec![];
+        };
+        let mut tables = vec![];
+        let mut wrong = vec![];
+        match value.get_ref() {
+            DeValue::Array(items) => {
+                for item in items {
+                    match item.get_ref() {
+                        DeValue::Table(table) => tables.push((table, document.place(&item.span()))),
+                        _ => wrong.push(document.place(&item.span())),
+                    }
+                }
+            }
+            _ => wrong.push(at),
+        }
+        for place in wrong {
+            let what = format!("`{key}` is a list of sections");
+            self.report(Code::Value, place, what, format!("write [[{key}]], with double brackets, above its keys"));
+        }
+        tables
+    }
+
+    /// Reads one table of a list; what it holds is in the file only.
+    pub(super) fn item<'r>(&'r mut self, of: &'static str, table: &'a DeTable<'a>, place: Place) -> Item<'r, 'a> {
+        Item { reader: self, of, table, place, asked: vec![] }
+    }
+
+    /// Reports whatever was never asked for. To be called last.
+    pub(super) fn report_unknown(&mut self) {
+        if let Some(document) = self.document {
+            self.report_unknown_keys(document, "", &document.root);
+        }
+        let known: BTreeSet<String> = self.settings.iter().map(|setting| variable(setting.key)).collect();
+        let is_unknown = |name: &&String| {
+            let of_key = name.strip_suffix("_FILE").unwrap_or(name);
+            name.starts_with(PREFIX) && name[PREFIX.len()..].contains("__") && !known.contains(of_key)
+        };
+        for name in self.variables.keys().filter(is_unknown) {
+            let (of_key, suffix) = name.strip_suffix("_FILE").map_or((name.as_str(), ""), |name| (name, "_FILE"));
+            let remedy = match nearest(of_key, known.iter().map(String::as_str)) {
+                Some(meant) => format!("did you mean {meant}{suffix}?"),
+                None => {
+                    "unset it; `outbox-relay config` lists the keys, and a variable is OUTBOX_RELAY_<SECTION>__<KEY>"
+                        .to_owned()
+                }
+            };
+            self.report(Code::Unknown, Place::Variable(name.clone()), format!("{name} sets no known key"), remedy);
+        }
+    }
+
+    fn report_unknown_keys(&mut self, document: &Document<'_>, section: &str, table: &DeTable<'_>) {
+        let keys: Vec<&'static str> =
+            self.settings.iter().map(|setting| setting.key).chain(self.lists.clone()).collect();
+        // What may stand in this section: its keys, and the sections in it.
+        let here: BTreeSet<&str> = keys
+            .iter()
+            .filter_map(
+                |key| if section.is_empty() { Some(*key) } else { key.strip_prefix(section)?.strip_prefix('.') },
+            )
+            .filter_map(|rest| rest.split('.').next())
+            .collect();
+        for (name, value) in table {
+            let path =
+                if section.is_empty() { name.get_ref().to_string() } else { format!("{section}.{}", name.get_ref()) };
+            if keys.contains(&path.as_str()) {
+                continue;
+            }
+            let place = document.place(&name.span());
+            if here.contains(name.get_ref().as_ref()) {
+                match value.get_ref() {
+                    DeValue::Table(inner) => self.report_unknown_keys(document, &path, inner),
+                    _ => self.report(
+                        Code::Value,
+                        place,
+                        format!("`{path}` is a section, not a key"),
+                        format!("write [{path}], and its keys below it"),
+                    ),
+                }
+                continue;
+            }
+            let remedy = match nearest(name.get_ref(), here.iter().copied()) {
+                Some(meant) => format!("did you mean `{meant}`?"),
+                // The right key in the wrong section.
+                None => {
+                    match keys.iter().find_map(|key| key.rsplit_once('.').filter(|(_, last)| last == name.get_ref())) {
+                        Some((section, key)) => format!("`{key}` belongs under [{section}]"),
+                        None => "remove it; `outbox-relay config` lists the keys".to_owned(),
+                    }
+                }
+            };
+            self.report(Code::Unknown, place, format!("unknown key `{path}`"), remedy);
+        }
+    }
+}
+
+/// One table of a list, such as an `[[entity]]`.
+pub(super) struct Item<'r, 'a> {
+    pub(super) reader: &'r mut Reader<'a>,
+    of: &'static str,
+    table: &'a DeTable<'a>,
+    /// Of its header.
+    pub(super) place: Place,
+    asked: Vec<&'static str>,
+}
+
+impl<'a> Item<'_, 'a> {
+    /// From 1.
+    pub(super) fn line(&self) -> usize {
+        if let Place::File { line, .. } = self.place { line } else { 0 }
+    }
+
+    /// `None` where it was not written, or (with a problem) was wrong.
+    pub(super) fn get<K: Kind>(&mut self, key: &'static str, kind: K, example: &str) -> Option<K::Value> {
+        let (value, place) = self.raw(key)?;
+        self.parse(key, &kind, value, &place, example)
+    }
+
+    /// `None`, with a problem, where it was not written or was wrong.
+    pub(super) fn require<K: Kind>(&mut self, key: &'static str, kind: K, example: &str) -> Option<K::Value> {
+        if self.table.get(key).is_none() {
+            self.missing(key, "", example);
+        }
+        self.get(key, kind, example)
+    }
+
+    /// Reports that `key` is not there, although it must be, for a reason.
+    pub(super) fn missing(&mut self, key: &'static str, reason: &str, example: &str) {
+        let what = format!("`{}.{key}` is missing{reason}", self.of);
+        self.reader.report(Code::Missing, self.place.clone(), what, format!("write {key} = {example}"));
+    }
+
+    /// A list of values of one kind; empty where it was not written.
+    pub(super) fn each<K: Kind>(&mut self, key: &'static str, kind: K, example: &str) -> Vec<K::Value> {
+        let Some((value, place)) = self.raw(key) else { return vec![] };
+        let DeValue::Array(items) = value else {
+            let what = format!("`{}.{key}` must be a list", self.of);
+            self.reader.report(Code::Value, place, what, format!("write {key} = {example}"));
+            return vec![];
+        };
+        let read = |item: &'a Spanned<DeValue<'a>>| {
+            let place = self.place_of(&item.span());
+            self.parse(key, &kind, item.get_ref(), &place, example)
+        };
+        items.iter().filter_map(read).collect()
+    }
+
+    /// The value as TOML has it.
+    pub(super) fn raw(&mut self, key: &'static str) -> Option<(&'a DeValue<'a>, Place)> {
+        self.asked.push(key);
+        let value = self.table.get(key)?;
+        Some((value.get_ref(), self.place_of(&value.span())))
+    }
+
+    /// `key = value`, somewhere within.
+    pub(super) fn parse<K: Kind>(
+        &mut self,
+        key: &str,
+        kind: &K,
+        value: &DeValue<'_>,
+        place: &Place,
+        example: &str,
+    ) -> Option<K::Value> {
+        let path = format!("{}.{key}", self.of);
+        self.reader.parse(&path, kind, &Found::Toml(value), place, Some(example))
+    }
+
+    /// Where `key` stands, or else the header.
+    pub(super) fn at(&self, key: &str) -> Place {
+        self.table.get(key).map_or(self.place.clone(), |value| self.place_of(&value.span()))
+    }
+
+    pub(super) fn place_of(&self, span: &Range<usize>) -> Place {
+        self.reader.document.map_or(Place::Nowhere, |document| document.place(span))
+    }
+
+    /// Text of a file that the configuration names, relative to it; a problem where it cannot be read or is empty.
+    pub(super) fn file(&mut self, key: &str, path: &str, place: Place) -> Option<(PathBuf, String)> {
+        let folder = self.reader.document.and_then(|document| document.path.parent()).unwrap_or(Path::new(""));
+        let full = folder.join(path);
+        let (what, remedy) = match std::fs::read_to_string(&full) {
+            Ok(text) if text.trim().is_empty() => ("is empty".to_owned(), "write the file"),
+            Ok(text) => return Some((PathBuf::from(path), text)),
+            Err(error) => (
+                format!("cannot be read: {error}"),
+                "mend the path, which starts at the configuration file's folder, or the file's permissions",
+            ),
+        };
+        let what = format!("`{}.{key}` names {}, which {what}", self.of, full.display());
+        self.reader.report(Code::File, place, what, remedy);
+        None
+    }
+
+    /// Reports whatever was never asked for. To be called last.
+    pub(super) fn finish(self) {
+        for (name, _) in self.table {
+            if self.asked.contains(&name.get_ref().as_ref()) {
+                continue;
+            }
+            let remedy = match nearest(name.get_ref(), self.asked.iter().copied()) {
+                Some(meant) => format!("did you mean `{meant}`?"),
+                None => format!("remove it; [[{}]] takes {}", self.of, self.asked.join(", ")),
+            };
+            let place = self.place_of(&name.span());
+            self.reader.report(Code::Unknown, place, format!("unknown key `{}.{}`", self.of, name.get_ref()), remedy);
+        }
+    }
+}
