@@ -121,8 +121,7 @@ pub async fn open(config: &Config) -> Result<(Source, Target), ConnectError> {
     let sequence = sequence(&source, config).await.map_err(legacy)?;
     let deadline = config.relay.deadline;
     let source = Source::new(source, names, deadline, config.retention.processed.is_zero(), sequence);
-    let target =
-        Target::new(target, &config.new.schema, &config.new.search_path, installation.source_id, deadline);
+    let target = Target::new(target, &config.new.schema, &config.new.search_path, installation.source_id, deadline);
     Ok((source, target))
 }
 
@@ -149,5 +148,9 @@ async fn sequence(pool: &PgPool, config: &Config) -> sqlx::Result<Option<String>
     let names = Names::new(&config.legacy, config.relay.lanes);
     let sql = "SELECT s::regclass::text FROM pg_get_serial_sequence($1, $2) AS s JOIN pg_sequence q ON q.seqrelid = s::regclass \
                WHERE q.seqcache = 1 AND q.seqincrement > 0 AND NOT q.seqcycle";
-    sqlx::query_scalar(sql.into_sql_str()).bind(&names.outbox).bind(&config.legacy.columns.id).fetch_optional(pool).await
+    sqlx::query_scalar(sql.into_sql_str())
+        .bind(&names.outbox)
+        .bind(&config.legacy.columns.id)
+        .fetch_optional(pool)
+        .await
 }

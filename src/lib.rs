@@ -27,6 +27,7 @@ pub mod metrics;
 pub mod relay;
 pub mod retention;
 pub mod retry;
+pub mod run;
 pub mod session;
 pub mod source;
 pub mod sql;

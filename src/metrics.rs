@@ -1,6 +1,6 @@
 //! Stub until the real one lands.
-use std::time::Duration;
 use crate::event::Lane;
+use std::time::Duration;
 #[derive(Clone, Default)]
 pub struct Metrics;
 impl Metrics {

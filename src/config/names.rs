@@ -104,7 +104,9 @@ impl TableName {
             Some(rest) => match part(rest)? {
                 (table, None) => (first, table),
                 _ => {
-                    return Err("it has more than two parts; a name with a dot in it stands in double quotes".to_owned());
+                    return Err(
+                        "it has more than two parts; a name with a dot in it stands in double quotes".to_owned()
+                    );
                 }
             },
         };

@@ -131,7 +131,9 @@ pub fn target_steps(config: &Config) -> Vec<Step> {
             why: "what this installation is".to_owned(),
             locks: "nothing",
             sql: render(
-                &format!("INSERT INTO {{relay}}.installation (version) VALUES ({SCHEMA_VERSION}) ON CONFLICT DO NOTHING;"),
+                &format!(
+                    "INSERT INTO {{relay}}.installation (version) VALUES ({SCHEMA_VERSION}) ON CONFLICT DO NOTHING;"
+                ),
                 &names,
             ),
             alone: false,
@@ -208,7 +210,9 @@ async fn introduce(
         .map_err(legacy)?;
     let source_id: Uuid = row.get("source_id");
     let known: Option<Uuid> = row.get("target_id");
-    if known.is_some_and(|known| known != target_id) && !(choices.moved || choices.target_is_empty || choices.target_is_current) {
+    if known.is_some_and(|known| known != target_id)
+        && !(choices.moved || choices.target_is_empty || choices.target_is_current)
+    {
         return Err(InitError::Refused(
             "this outbox feeds another new database already. A second service gets its own outbox and its own [legacy] schema. If \
              the new database was lost, say --target-is-empty (all retained events are applied again) or --target-is-current \
@@ -220,7 +224,9 @@ async fn introduce(
     let target_identity = identity(target).await.map_err(new)?;
     let target_names = target::names(&config.new.schema, source_id);
     for lane in 0..i32::from(config.relay.lanes) {
-        let both = first_entry(lane, names, &target_names, source, target, (&source_identity, &target_identity), choices).await;
+        let both =
+            first_entry(lane, names, &target_names, source, target, (&source_identity, &target_identity), choices)
+                .await;
         both?;
     }
     if choices.moved {
@@ -250,7 +256,12 @@ async fn first_entry(
     let new = |error| InitError::Database { side: "new", error };
     let mut transaction = target.begin().await.map_err(new)?;
     let sql = render(include_str!("../../sql/target/add_lane.sql"), target_names);
-    sqlx::query(trusted(&sql)).bind(lane).bind(i32::from(names.lanes())).execute(&mut *transaction).await.map_err(new)?;
+    sqlx::query(trusted(&sql))
+        .bind(lane)
+        .bind(i32::from(names.lanes()))
+        .execute(&mut *transaction)
+        .await
+        .map_err(new)?;
     let sql = render(
         "SELECT token, nonce FROM {relay}.batch_log WHERE source_id = {source} AND lane = $1 ORDER BY token DESC LIMIT 1",
         target_names,

@@ -79,7 +79,8 @@ impl UserText {
 
     /// `WITH batch …, mapped AS (…rows with relay_event…)` then `rest`.
     fn mapped(&self, output: &[Output], rest: &str) -> Prepared {
-        let columns: String = output.iter().map(|o| format!(", {} AS {}", o.converted(), ident(&o.column.name))).collect();
+        let columns: String =
+            output.iter().map(|o| format!(", {} AS {}", o.converted(), ident(&o.column.name))).collect();
         let prefix = format!(
             "WITH batch AS {EVENTS}, mapped AS (SELECT b.id AS relay_event, \
              pg_catalog.jsonb_typeof(b.payload) AS relay_payload, m.relay_found IS NOT NULL AS relay_found{columns} \
@@ -236,7 +237,11 @@ impl Context<'_> {
             "the mapping does not name the owner ({}): for an owner without rows it must yield one row with the owner and NULL in the rest of the key",
             self.owner.join(", ")
         );
-        format!("CASE WHEN NOT ({any_null}) THEN true ELSE {}.refuse('23502', {}) END", ident(self.relay), twice_or(&message))
+        format!(
+            "CASE WHEN NOT ({any_null}) THEN true ELSE {}.refuse('23502', {}) END",
+            ident(self.relay),
+            twice_or(&message)
+        )
     }
 }
 

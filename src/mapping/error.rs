@@ -55,17 +55,23 @@ impl MappingError {
     }
 
     pub(super) fn several_statements(entity: &Entity, file: &str) -> MappingError {
-        let mut error = MappingError::new(entity, "mapping.several", "more than one statement; one is wanted".to_owned());
+        let mut error =
+            MappingError::new(entity, "mapping.several", "more than one statement; one is wanted".to_owned());
         error.file = Some(file.to_owned());
         error
     }
 
     pub(super) fn no_table(entity: &Entity, table: &str) -> MappingError {
-        MappingError::new(entity, "mapping.table", format!("table {table} does not exist in the new database, or may not be seen"))
+        MappingError::new(
+            entity,
+            "mapping.table",
+            format!("table {table} does not exist in the new database, or may not be seen"),
+        )
     }
 
     pub(super) fn no_key_column(entity: &Entity, key: &str, table: &str, columns: &[TableColumn]) -> MappingError {
-        let mut error = MappingError::new(entity, "mapping.key", format!("key column \"{key}\" does not exist in {table}"));
+        let mut error =
+            MappingError::new(entity, "mapping.key", format!("key column \"{key}\" does not exist in {table}"));
         error.suggestion = closest(key, columns.iter().map(|c| c.name.as_str()));
         error
     }
@@ -83,7 +89,8 @@ impl MappingError {
         columns: &[TableColumn],
     ) -> MappingError {
         let message = format!("the mapping yields \"{column}\", which {table} has not (or which is generated)");
-        let mut error = MappingError { file: Some(file.to_owned()), ..MappingError::new(entity, "mapping.column", message) };
+        let mut error =
+            MappingError { file: Some(file.to_owned()), ..MappingError::new(entity, "mapping.column", message) };
         error.suggestion = closest(column, columns.iter().map(|c| c.name.as_str()));
         if let Some(mapping) = &entity.mapping {
             error.point_at(&mapping.text, column);

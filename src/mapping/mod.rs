@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 use sqlx::postgres::{PgConnection, PgTypeInfo};
 use sqlx::{Column, Executor, Row, SqlSafeStr, Statement};
 
-pub use self::error::MappingError;
 use self::build::{Output, TableColumn};
+pub use self::error::MappingError;
 use crate::config::{Action, Entity, TableName};
 use crate::sql::{ident, literal, trusted};
 use crate::target::Prepared;
@@ -48,13 +48,8 @@ pub async fn compile(
     relay: &str,
 ) -> Result<Mapping, MappingError> {
     connection.execute(sqlx::raw_sql(trusted(search_path))).await.map_err(|e| MappingError::database(entity, e))?;
-    let mut mapping = Mapping {
-        entity: entity.clone(),
-        upsert: None,
-        delete: None,
-        preview: None,
-        handlers: BTreeMap::new(),
-    };
+    let mut mapping =
+        Mapping { entity: entity.clone(), upsert: None, delete: None, preview: None, handlers: BTreeMap::new() };
     let uses = |action: &Action| entity.events.values().any(|a| a == action);
     if let Some(name) = &entity.table
         && (uses(&Action::Upsert) || uses(&Action::Delete))
@@ -64,12 +59,15 @@ pub async fn compile(
         if uses(&Action::Upsert) {
             let (user, output) = statements.output(&table.columns, connection).await?;
             mapping.preview = Some(build::preview(&user, &output));
-            mapping.upsert = Some(statements.prepared(build::upsert(&statements.context(), &user, &output), connection).await?);
+            mapping.upsert =
+                Some(statements.prepared(build::upsert(&statements.context(), &user, &output), connection).await?);
         }
         if uses(&Action::Delete) {
-            let keys: Vec<TableColumn> = table.columns.iter().filter(|c| entity.key.contains(&c.name)).cloned().collect();
+            let keys: Vec<TableColumn> =
+                table.columns.iter().filter(|c| entity.key.contains(&c.name)).cloned().collect();
             let (user, output) = statements.output(&keys, connection).await?;
-            mapping.delete = Some(statements.prepared(build::delete(&statements.context(), &user, &output), connection).await?);
+            mapping.delete =
+                Some(statements.prepared(build::delete(&statements.context(), &user, &output), connection).await?);
         }
     }
     for (event_type, action) in &entity.events {
@@ -95,7 +93,12 @@ struct Tabular<'a> {
 
 impl Tabular<'_> {
     fn context(&self) -> build::Context<'_> {
-        build::Context { table: &self.table.name, relay: self.relay, key: &self.entity.key, owner: &self.entity.replace_by }
+        build::Context {
+            table: &self.table.name,
+            relay: self.relay,
+            key: &self.entity.key,
+            owner: &self.entity.replace_by,
+        }
     }
 
     /// The mapping's text, and what it yields, column by column, with the conversion that each needs. `required` are the
@@ -121,7 +124,13 @@ impl Tabular<'_> {
         let mut output = Vec::with_capacity(described.len());
         for (column, oid) in described {
             let Some(target) = self.table.columns.iter().find(|c| c.name == column) else {
-                return Err(MappingError::no_such_target_column(entity, &name, &column, &self.table.name, &self.table.columns));
+                return Err(MappingError::no_such_target_column(
+                    entity,
+                    &name,
+                    &column,
+                    &self.table.name,
+                    &self.table.columns,
+                ));
             };
             output.push(Output { column: target.clone(), convert: TEXT_LIKE.contains(&oid) && target.oid != oid });
         }

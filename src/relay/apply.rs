@@ -291,21 +291,14 @@ fn place(step: &Step, position: Option<usize>) -> Option<String> {
 
 /// An event behind one that waits.
 pub(super) fn held(event: &Event, why: Option<String>) -> Unapplied {
-    Unapplied {
-        id: event.id,
-        status: Status::Held,
-        attempts: event.attempts,
-        delay: None,
-        error: why,
-        failure: None,
-    }
+    Unapplied { id: event.id, status: Status::Held, attempts: event.attempts, delay: None, error: why, failure: None }
 }
 
 /// What becomes of an event that failed by itself.
 fn decide(event: &Event, disposition: Disposition, record: FailureRecord, retry: &crate::config::Retry) -> Unapplied {
-    let waited = event.failing_since.map_or(std::time::Duration::ZERO, |since| {
-        (chrono::Utc::now() - since).to_std().unwrap_or_default()
-    });
+    let waited = event
+        .failing_since
+        .map_or(std::time::Duration::ZERO, |since| (chrono::Utc::now() - since).to_std().unwrap_or_default());
     let counts = match disposition {
         Disposition::Waiting => waited >= retry.patience,
         Disposition::Contended => false,
@@ -346,7 +339,8 @@ fn one_line(record: &FailureRecord) -> String {
 /// Names a cause by what its failures share, the same after a restart: FNV-1a over entity, code, constraint, column and, where
 /// neither is named, the message without its values.
 fn cause(entity: &str, said: &Said) -> String {
-    let message = if said.constraint.is_none() && said.column.is_none() { pattern(&said.message) } else { String::new() };
+    let message =
+        if said.constraint.is_none() && said.column.is_none() { pattern(&said.message) } else { String::new() };
     let parts =
         [entity, &said.code, said.constraint.as_deref().unwrap_or(""), said.column.as_deref().unwrap_or(""), &message];
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
@@ -385,7 +379,14 @@ mod tests {
     use super::*;
 
     fn said(message: &str) -> Said {
-        Said { code: "22P02".into(), message: message.into(), constraint: None, column: None, detail: None, position: None }
+        Said {
+            code: "22P02".into(),
+            message: message.into(),
+            constraint: None,
+            column: None,
+            detail: None,
+            position: None,
+        }
     }
 
     #[test]

@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
+use super::Shared;
 use super::apply::{ApplyError, Applying, Charged, Verdict, held};
 use super::failpoint::reach;
 use super::heal::{self, Log, Step};
 use super::plan;
 use super::router::{Destination, Router};
 use super::stops::Stop;
-use super::Shared;
 use crate::event::{Aggregate, BatchKey, Event, EventId, Lane, Status};
-use crate::source::{Claim, Settled, SettleError, Settlement, SourceLane};
+use crate::source::{Claim, SettleError, Settled, Settlement, SourceLane};
 use crate::target::TargetLane;
 
 /// Why a worker goes to a lane.
@@ -111,7 +111,7 @@ async fn attempt(shared: &Shared, lane: Lane, errand: Errand) -> Result<(Outcome
         return Ok((Outcome::Busy, Charged::new()));
     };
     reach("source_locked");
-    let Some(mut target) = shared.target.lock_lane(lane).await.map_err(of_target_lock)? else {
+    let Some(target) = shared.target.lock_lane(lane).await.map_err(of_target_lock)? else {
         return Err(BatchError::Stopped(format!("the new database has no lane {lane} for this outbox: run init")));
     };
     reach("target_locked");
@@ -275,7 +275,10 @@ fn route(
                     "no entity takes the aggregate type \"{}\": add an [[entity]] for it, or one that ignores it",
                     event.aggregate.kind
                 );
-                if shared.stops.stop(&event.aggregate.kind, Stop { code: "unmapped".into(), message: message.clone(), probe: false }) {
+                if shared.stops.stop(
+                    &event.aggregate.kind,
+                    Stop { code: "unmapped".into(), message: message.clone(), probe: false },
+                ) {
                     tracing::error!(aggregate_type = %event.aggregate.kind, code = "unmapped", "stopped until it is mended: {message}");
                 }
                 verdicts[*at] = Some(Verdict::Left);
@@ -371,7 +374,12 @@ async fn heal_once(shared: &Shared, mut source: SourceLane, mut target: TargetLa
                     source_log.entries.first().map(|(_, at)| at.to_rfc3339()).unwrap_or_default()
                 )));
             }
-            tracing::warn!(lane = lane.0, token = key.token.0, events = done.events, "healed: the target had forgotten a batch, its events are pending again");
+            tracing::warn!(
+                lane = lane.0,
+                token = key.token.0,
+                events = done.events,
+                "healed: the target had forgotten a batch, its events are pending again"
+            );
             Healed::PutBack(done.events)
         }
         Step::Settle(key) => {
@@ -382,9 +390,20 @@ async fn heal_once(shared: &Shared, mut source: SourceLane, mut target: TargetLa
                 .await
                 .map_err(of_settling)?;
             if done.divergent > 0 {
-                tracing::error!(lane = lane.0, token = key.token.0, events = done.divergent, "the target knows events that the outbox does not have: their aggregates need a resync");
+                tracing::error!(
+                    lane = lane.0,
+                    token = key.token.0,
+                    events = done.divergent,
+                    "the target knows events that the outbox does not have: their aggregates need a resync"
+                );
             }
-            tracing::warn!(lane = lane.0, token = key.token.0, events = done.events, overtaken = done.overtaken, "healed: a batch had taken effect without being settled");
+            tracing::warn!(
+                lane = lane.0,
+                token = key.token.0,
+                events = done.events,
+                overtaken = done.overtaken,
+                "healed: a batch had taken effect without being settled"
+            );
             Healed::Settled(done)
         }
         Step::Impossible { since, until } => {

@@ -86,14 +86,18 @@ pub(super) async fn watch(shared: Arc<Shared>, stop: CancellationToken) {
             () = tokio::time::sleep(WATCH_EVERY) => {}
         }
         let current = shared.entities();
-        let changed = match shared.config.reread_entities() {
-            Ok(entities) => {
+        let changed = match shared.config.entities_changed() {
+            // Without a file there is nothing to watch: the entities are what they were made to be.
+            Ok(_) if shared.config.file.is_none() => None,
+            Ok(differing) => {
                 shared.change_state(|state| state.reload_error = None);
-                (entities != **current).then_some(entities)
+                let latest = differing.unwrap_or_else(|| shared.config.entities.clone());
+                (latest != **current).then_some(latest)
             }
             Err(error) => {
                 let text = error.to_string();
-                let news = shared.change_state(|state| state.reload_error.replace(text.clone()).as_ref() != Some(&text));
+                let news =
+                    shared.change_state(|state| state.reload_error.replace(text.clone()).as_ref() != Some(&text));
                 if news {
                     tracing::error!("the changed configuration cannot be used, the last good one goes on:\n{text}");
                 }

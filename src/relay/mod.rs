@@ -16,6 +16,7 @@ mod worker;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -177,8 +178,11 @@ impl Board {
             _ => place.taken = false,
         }
     }
-
 }
+
+/// How long the batches in flight may take to end after the shutdown. What is cut off then is as if the process had died: the
+/// logs tell the next one.
+const GRACE: Duration = Duration::from_secs(8);
 
 /// Runs until `shutdown`; then the batches in flight end, and it returns. A task that panics ends it with an error.
 pub async fn run(shared: Arc<Shared>, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -196,10 +200,27 @@ pub async fn run(shared: Arc<Shared>, shutdown: CancellationToken) -> anyhow::Re
     tasks.spawn(keeper::sweep(shared.clone(), stop.clone()));
     tasks.spawn(keeper::watch(shared.clone(), stop.clone()));
     let mut result = Ok(());
-    while let Some(ended) = tasks.join_next().await {
-        if let Err(error) = ended {
-            stop.cancel();
-            result = Err(anyhow::anyhow!("a task of the relay ended abnormally: {error}"));
+    let grace = async {
+        stop.cancelled().await;
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::pin!(grace);
+    loop {
+        let ended = tokio::select! {
+            ended = tasks.join_next() => ended,
+            () = &mut grace => {
+                tracing::warn!("batches are still in flight after {GRACE:?}: cut off; the next start heals them");
+                tasks.shutdown().await;
+                break;
+            }
+        };
+        match ended {
+            None => break,
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                stop.cancel();
+                result = Err(anyhow::anyhow!("a task of the relay ended abnormally: {error}"));
+            }
         }
     }
     result

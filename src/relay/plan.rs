@@ -151,7 +151,8 @@ mod tests {
         let events = [event(1, "a"), event(2, "b"), event(3, "a"), event(4, "c"), event(5, "b"), event(6, "d")];
         let recheck = Recheck {
             unlocked: vec![(aggregate("b"), EventId(3)), (aggregate("d"), EventId(9))],
-            blocked: [(aggregate("a"), (EventId(2), Status::Failed)), (aggregate("c"), (EventId(7), Status::Held))].into(),
+            blocked: [(aggregate("a"), (EventId(2), Status::Failed)), (aggregate("c"), (EventId(7), Status::Held))]
+                .into(),
         };
         assert_eq!(sort(&events, &recheck), Sorted { apply: vec![0, 1, 3, 5], held: vec![2], left: vec![4] });
     }

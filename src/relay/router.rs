@@ -61,8 +61,7 @@ impl Router {
         let mut compiled: Vec<(&Entity, Option<Mapping>)> = Vec::new();
         for entity in entities {
             let mut transaction = target.pool.begin().await?;
-            let result =
-                mapping::compile(entity, &mut transaction, &target.search_path_sql(), &target.schema).await;
+            let result = mapping::compile(entity, &mut transaction, &target.search_path_sql(), &target.schema).await;
             match result {
                 Ok(mapping) => compiled.push((entity, Some(mapping))),
                 Err(error) if error.unreachable => return Err(sqlx::Error::Protocol(error.message)),
@@ -74,9 +73,10 @@ impl Router {
             // A failed PREPARE leaves the transaction broken; rolling back is all that is ever done with it.
             transaction.rollback().await?;
         }
-        router.deferred_constraints = sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_constraint WHERE condeferrable)")
-            .fetch_one(&target.pool)
-            .await?;
+        router.deferred_constraints =
+            sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_constraint WHERE condeferrable)")
+                .fetch_one(&target.pool)
+                .await?;
         router.types = aggregate_types(&compiled, &mut router.routes);
         Ok(router)
     }

@@ -113,7 +113,14 @@ fn settled(shared: &Shared, lane: Lane, counts: &Counts) {
     }
     let processed: u64 = counts.processed.values().sum();
     let unapplied: u64 = counts.unapplied.values().sum();
-    tracing::debug!(lane = lane.0, processed, unapplied, left = counts.left, duration_seconds = counts.took.as_secs_f64(), "settled");
+    tracing::debug!(
+        lane = lane.0,
+        processed,
+        unapplied,
+        left = counts.left,
+        duration_seconds = counts.took.as_secs_f64(),
+        "settled"
+    );
 }
 
 /// Somebody else has the lane. For longer than any honest batch takes: that client is frozen or its host is dead; its session
@@ -130,10 +137,16 @@ async fn busy(shared: &Shared, board: &Board, lane: Lane) {
         match shared.source.end_holder(lane, limit).await {
             Ok(pids) if pids.is_empty() => {}
             Ok(pids) => {
-                tracing::warn!(lane = lane.0, ?pids, "ended a session that held the lane on the source beyond the deadline");
+                tracing::warn!(
+                    lane = lane.0,
+                    ?pids,
+                    "ended a session that held the lane on the source beyond the deadline"
+                );
                 shared.metrics.ghost_ended("source");
             }
-            Err(error) => tracing::warn!(lane = lane.0, %error, "could not end the session that holds the lane on the source"),
+            Err(error) => {
+                tracing::warn!(lane = lane.0, %error, "could not end the session that holds the lane on the source")
+            }
         }
     }
 }
@@ -185,11 +198,17 @@ async fn failed(
             let limit = ghost_after(shared);
             match shared.target.end_holder(lane, limit).await {
                 Ok(pids) if !pids.is_empty() => {
-                    tracing::warn!(lane = lane.0, ?pids, "ended a session that held the lane on the target beyond the deadline");
+                    tracing::warn!(
+                        lane = lane.0,
+                        ?pids,
+                        "ended a session that held the lane on the target beyond the deadline"
+                    );
                     shared.metrics.ghost_ended("target");
                 }
                 Ok(_) => tracing::info!(lane = lane.0, "the lane is locked on the target"),
-                Err(error) => tracing::warn!(lane = lane.0, %error, "could not end the session that holds the lane on the target"),
+                Err(error) => {
+                    tracing::warn!(lane = lane.0, %error, "could not end the session that holds the lane on the target")
+                }
             }
             board.done(lane, Some(errand), soon);
             None
@@ -210,7 +229,8 @@ async fn failed(
         }
         BatchError::Stopped(why) => {
             shared.breaker.learned_nothing();
-            let news = shared.change_state(|state| state.stopped_lanes.insert(lane, why.clone()).as_ref() != Some(&why));
+            let news =
+                shared.change_state(|state| state.stopped_lanes.insert(lane, why.clone()).as_ref() != Some(&why));
             if news {
                 tracing::error!(lane = lane.0, "lane stopped: {why}");
             }

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use chrono::{DateTime, Utc};
 use sqlx::Row;
 
-use super::{SettleError, Scan, SourceLane};
+use super::{Scan, SettleError, SourceLane};
 use crate::event::{Aggregate, BatchKey, EventId, Identity, Token};
 use crate::sql::trusted;
 

@@ -10,8 +10,8 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::postgres::{PgPool, PgRow};
 use sqlx::Row;
+use sqlx::postgres::{PgPool, PgRow};
 use uuid::Uuid;
 
 pub use self::heal::{ForgottenBatch, ForgottenEvent, PutBack, Settled};
@@ -192,7 +192,13 @@ pub struct Settlement {
 
 impl Source {
     /// Prepares the statements. `sequence` is the outbox's identity sequence, if its cache is 1.
-    pub fn new(pool: PgPool, names: Names, deadline: Duration, delete_on_settle: bool, sequence: Option<String>) -> Source {
+    pub fn new(
+        pool: PgPool,
+        names: Names,
+        deadline: Duration,
+        delete_on_settle: bool,
+        sequence: Option<String>,
+    ) -> Source {
         let limits = Limits { deadline, lock: Duration::from_secs(2) };
         let statements = Statements {
             claim: names.render(include_str!("../../sql/source/claim.sql")),
@@ -228,7 +234,9 @@ impl Source {
             .await?;
         session.commit().await?;
         rows.iter()
-            .map(|row| Ok(Sighting { lane: row.try_get("lane")?, pending: row.try_get("pending")?, due: row.try_get("due")? }))
+            .map(|row| {
+                Ok(Sighting { lane: row.try_get("lane")?, pending: row.try_get("pending")?, due: row.try_get("due")? })
+            })
             .collect()
     }
 
@@ -342,7 +350,8 @@ impl SourceLane {
         let sql = format!("SELECT last_value FROM {sequence}");
         let last: i64 = sqlx::query_scalar(trusted(&sql)).fetch_one(self.session.connection()).await?;
         let sql = self.source.names.render(include_str!("../../sql/source/holders.sql"));
-        let holders: Option<Vec<String>> = sqlx::query_scalar(trusted(&sql)).fetch_one(self.session.connection()).await?;
+        let holders: Option<Vec<String>> =
+            sqlx::query_scalar(trusted(&sql)).fetch_one(self.session.connection()).await?;
         let holders = holders.unwrap_or_default();
         let fresh = Mark { sequence: last, holders, age: Duration::ZERO };
         Ok(match mark {
@@ -484,7 +493,10 @@ impl SourceLane {
                 .execute(self.session.connection())
                 .await?;
             if done.rows_affected() != settlement.processed.len() as u64 {
-                return Err(SettleError::Vanished { expected: settlement.processed.len() as u64, found: done.rows_affected() });
+                return Err(SettleError::Vanished {
+                    expected: settlement.processed.len() as u64,
+                    found: done.rows_affected(),
+                });
             }
         }
         let forget: Vec<EventId> = settlement.recovered.clone();

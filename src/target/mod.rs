@@ -9,8 +9,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::postgres::{PgPool, PgRow};
 use sqlx::Row;
+use sqlx::postgres::{PgPool, PgRow};
 use uuid::Uuid;
 
 pub use self::statements::{EVENTS, Events, Prepared};
@@ -90,9 +90,8 @@ impl Target {
             return Ok(None);
         };
         let _: i32 = locked.try_get("locked")?;
-        let newest = optional_key(read)?
-            .map(|key| Ok::<_, sqlx::Error>((key, Identity(read.try_get("peer")?))))
-            .transpose()?;
+        let newest =
+            optional_key(read)?.map(|key| Ok::<_, sqlx::Error>((key, Identity(read.try_get("peer")?)))).transpose()?;
         Ok(Some(TargetLane {
             lane,
             newest,
@@ -105,8 +104,7 @@ impl Target {
     /// The newest entry of every lane.
     pub async fn heads(&self) -> sqlx::Result<HashMap<Lane, Option<BatchKey>>> {
         let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await?;
-        let rows =
-            sqlx::query(trusted(&self.heads)).bind(self.source_id).fetch_all(session.connection()).await?;
+        let rows = sqlx::query(trusted(&self.heads)).bind(self.source_id).fetch_all(session.connection()).await?;
         session.commit().await?;
         rows.iter().map(|row| Ok((row.try_get("lane")?, optional_key(row)?))).collect()
     }
