@@ -14,7 +14,7 @@
 //! - [`mapping`]: from the old shape to the new
 //! - [`disposition`], [`retry`]: whose an error is, and how long to wait
 //! - [`sql`]: statements and the names in them
-//! - [`metrics`]
+//! - [`metrics`], [`telemetry`]: what is told to those who watch
 
 pub mod config;
 pub mod connect;
@@ -32,3 +32,4 @@ pub mod session;
 pub mod source;
 pub mod sql;
 pub mod target;
+pub mod telemetry;

@@ -1,13 +1,319 @@
-//! Stub until the real one lands.
-use crate::event::Lane;
+//! What Prometheus is told. All names of metrics and labels are here, and are a contract: dashboards and alerts use them.
+//!
+//! Guarantees: the number of series is bounded whatever the application writes (an aggregate type beyond the first hundred
+//! counts as `other`), and a scrape sees either the whole of a backlog or the whole of the next one. Counts are this
+//! process's; gauges of the backlog are the database's, and so the same from every instance.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-#[derive(Clone, Default)]
-pub struct Metrics;
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::{Family, MetricConstructor};
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::event::Lane;
+
+/// Of what [`Metrics::encode`] gives.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// More aggregate types than this count as one.
+const TYPES: usize = 100;
+/// What they count as.
+const OTHER: &str = "other";
+
+macro_rules! labels {
+    ($($name:ident { $($label:ident: $type:ty),+ })+) => {$(
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+        struct $name { $($label: $type),+ }
+    )+};
+}
+
+labels! {
+    OfEvents { disposition: String, aggregate_type: String }
+    OfBacklog { aggregate_type: String, status: String }
+    OfLane { lane: i32 }
+    OfKind { kind: String }
+    OfSide { side: String }
+    OfBreaker { what: String }
+    OfBuild { version: &'static str }
+}
+
+/// Seconds: from a millisecond to an hour and a half.
+#[derive(Clone)]
+struct Seconds(&'static [f64]);
+
+impl MetricConstructor<Histogram> for Seconds {
+    fn new_metric(&self) -> Histogram {
+        Histogram::new(self.0.iter().copied())
+    }
+}
+
+const BATCH: Seconds = Seconds(&[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]);
+const LAG: Seconds = Seconds(&[
+    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 21_600.0, 86_400.0,
+]);
+
+/// The registry and all that is in it; clones are the same.
+#[derive(Clone)]
+pub struct Metrics(Arc<Inner>);
+
+struct Inner {
+    // A scrape and the replacing of a gauge family exclude each other.
+    registry: Mutex<Registry>,
+    types: Mutex<HashSet<String>>,
+    events: Family<OfEvents, Counter>,
+    batch_duration: Histogram,
+    lane_batches: Family<OfLane, Counter>,
+    lag: Histogram,
+    backlog: Family<OfBacklog, Gauge>,
+    oldest_pending: Gauge<f64, std::sync::atomic::AtomicU64>,
+    breaker_open: Family<OfBreaker, Gauge>,
+    lane_stopped: Family<OfLane, Gauge>,
+    heals: Family<OfKind, Counter>,
+    ghosts_ended: Family<OfSide, Counter>,
+    retention_deleted: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Metrics {
+        let mut registry = Registry::with_prefix("outbox_relay");
+        let inner = Inner {
+            types: Mutex::default(),
+            events: Family::default(),
+            batch_duration: BATCH.new_metric(),
+            lane_batches: Family::default(),
+            lag: LAG.new_metric(),
+            backlog: Family::default(),
+            oldest_pending: Gauge::default(),
+            breaker_open: Family::default(),
+            lane_stopped: Family::default(),
+            heals: Family::default(),
+            ghosts_ended: Family::default(),
+            retention_deleted: Counter::default(),
+            registry: Mutex::default(),
+        };
+        registry.register(
+            "build",
+            "The version that is running",
+            Info::new(OfBuild { version: env!("CARGO_PKG_VERSION") }),
+        );
+        registry.register(
+            "events",
+            "Events settled by this process, by what became of them (processed, retry, held, failed)",
+            inner.events.clone(),
+        );
+        registry.register_with_unit(
+            "batch_duration",
+            "From the lock of the lane to the commit on the source",
+            Unit::Seconds,
+            inner.batch_duration.clone(),
+        );
+        registry.register("lane_batches", "Batches settled by this process, by lane", inner.lane_batches.clone());
+        registry.register_with_unit(
+            "lag",
+            "From an event's created_at to its being settled, both on the source's clock. created_at is the start of the \
+             writer's transaction: a long transaction of the application counts as lag",
+            Unit::Seconds,
+            inner.lag.clone(),
+        );
+        registry.register(
+            "backlog",
+            "Events not applied, in the whole outbox, as of a moment ago (pending, retry, held, failed, stopped); the same \
+             from every instance",
+            inner.backlog.clone(),
+        );
+        registry.register_with_unit(
+            "oldest_pending",
+            "Age of the oldest pending event, on the source's clock; 0 if there is none",
+            Unit::Seconds,
+            inner.oldest_pending.clone(),
+        );
+        registry.register(
+            "breaker_open",
+            "1 while this process waits for a database (source, target) and only probes it",
+            inner.breaker_open.clone(),
+        );
+        registry.register(
+            "lane_stopped",
+            "1 for a lane that cannot go on by itself: its logs have no batch in common; see /readyz",
+            inner.lane_stopped.clone(),
+        );
+        registry.register(
+            "heals",
+            "Batches put back because the target had forgotten them (put_back), or settled again because the source had \
+             (settled)",
+            inner.heals.clone(),
+        );
+        registry.register(
+            "ghosts_ended",
+            "Sessions ended, on source or target, that held a lane beyond the deadline",
+            inner.ghosts_ended.clone(),
+        );
+        registry.register(
+            "retention_deleted",
+            "Processed and skipped events deleted by this process",
+            inner.retention_deleted.clone(),
+        );
+        // So that a rate is known from the first one on.
+        for what in ["source", "target"] {
+            inner.breaker_open.get_or_create(&OfBreaker { what: what.to_owned() }).set(0);
+            inner.ghosts_ended.get_or_create(&OfSide { side: what.to_owned() }).inc_by(0);
+        }
+        for kind in ["put_back", "settled"] {
+            inner.heals.get_or_create(&OfKind { kind: kind.to_owned() }).inc_by(0);
+        }
+        Metrics(Arc::new(Inner { registry: Mutex::new(registry), ..inner }))
+    }
+}
+
 impl Metrics {
-    pub fn healed(&self, _kind: &str) {}
-    pub fn batch_settled(&self, _lane: Lane, _took: Duration) {}
-    pub fn events(&self, _status: &str, _kind: &str, _n: u64) {}
-    pub fn lag(&self, _seconds: f64) {}
-    pub fn retention_deleted(&self, _n: u64) {}
-    pub fn ghost_ended(&self, _side: &str) {}
+    /// A batch was settled, `took` after its lane was locked.
+    pub fn batch_settled(&self, lane: Lane, took: Duration) {
+        self.0.batch_duration.observe(took.as_secs_f64());
+        self.0.lane_batches.get_or_create(&OfLane { lane: lane.0 }).inc();
+    }
+
+    /// What became of `n` events of a type.
+    pub fn events(&self, disposition: &str, aggregate_type: &str, n: u64) {
+        let aggregate_type = self.bounded(aggregate_type);
+        self.0.events.get_or_create(&OfEvents { disposition: disposition.to_owned(), aggregate_type }).inc_by(n);
+    }
+
+    /// An event was settled this many seconds after its `created_at`, on the source's clock.
+    pub fn lag(&self, seconds: f64) {
+        self.0.lag.observe(seconds.max(0.0));
+    }
+
+    /// One batch was healed; `put_back` or `settled`.
+    pub fn healed(&self, kind: &str) {
+        self.0.heals.get_or_create(&OfKind { kind: kind.to_owned() }).inc();
+    }
+
+    /// A session that held a lane beyond the deadline was ended; `source` or `target`.
+    pub fn ghost_ended(&self, side: &str) {
+        self.0.ghosts_ended.get_or_create(&OfSide { side: side.to_owned() }).inc();
+    }
+
+    /// Whether one of the databases is waited for; `source` or `target`.
+    pub fn breaker(&self, what: &str, open: bool) {
+        self.0.breaker_open.get_or_create(&OfBreaker { what: what.to_owned() }).set(open.into());
+    }
+
+    /// The lanes that cannot go on by themselves; all others can.
+    pub fn stopped_lanes(&self, lanes: impl IntoIterator<Item = Lane>) {
+        let _no_scrape = self.registry();
+        self.0.lane_stopped.clear();
+        for lane in lanes {
+            self.0.lane_stopped.get_or_create(&OfLane { lane: lane.0 }).set(1);
+        }
+    }
+
+    /// The whole backlog, as (aggregate type, status, events), in place of what was told before.
+    pub fn backlog<'a>(
+        &self,
+        counts: impl IntoIterator<Item = (&'a str, &'a str, u64)>,
+        oldest_pending: Option<Duration>,
+    ) {
+        let mut sums: BTreeMap<(String, &str), u64> = BTreeMap::new();
+        for (aggregate_type, status, n) in counts {
+            *sums.entry((self.bounded(aggregate_type), status)).or_default() += n;
+        }
+        let _no_scrape = self.registry();
+        self.0.backlog.clear();
+        for ((aggregate_type, status), n) in sums {
+            let labels = OfBacklog { aggregate_type, status: status.to_owned() };
+            self.0.backlog.get_or_create(&labels).set(i64::try_from(n).unwrap_or(i64::MAX));
+        }
+        self.0.oldest_pending.set(oldest_pending.unwrap_or_default().as_secs_f64());
+    }
+
+    /// Retention deleted so many events.
+    pub fn retention_deleted(&self, n: u64) {
+        self.0.retention_deleted.inc_by(n);
+    }
+
+    /// Everything, as [`CONTENT_TYPE`].
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        // Only a writer that fails makes this fail; a string does not.
+        let _ = text::encode(&mut text, &self.registry());
+        text
+    }
+
+    fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.0.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn bounded(&self, aggregate_type: &str) -> String {
+        let mut types = self.0.types.lock().unwrap_or_else(PoisonError::into_inner);
+        if types.contains(aggregate_type) || (types.len() < TYPES && types.insert(aggregate_type.to_owned())) {
+            aggregate_type.to_owned()
+        } else {
+            OTHER.to_owned()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_are_the_contract() {
+        let metrics = Metrics::default();
+        metrics.batch_settled(Lane(3), Duration::from_millis(4));
+        metrics.events("processed", "User", 5);
+        metrics.lag(0.3);
+        metrics.healed("put_back");
+        metrics.breaker("target", true);
+        metrics.stopped_lanes([Lane(2)]);
+        metrics.backlog([("User", "pending", 7), ("Order", "held", 1)], Some(Duration::from_millis(1500)));
+        metrics.retention_deleted(9);
+        metrics.ghost_ended("source");
+        let text = metrics.encode();
+        for line in [
+            concat!("outbox_relay_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
+            "outbox_relay_events_total{disposition=\"processed\",aggregate_type=\"User\"} 5",
+            "outbox_relay_batch_duration_seconds_bucket{le=\"0.005\"} 1",
+            "outbox_relay_lane_batches_total{lane=\"3\"} 1",
+            "outbox_relay_lag_seconds_bucket{le=\"0.25\"} 0",
+            "outbox_relay_lag_seconds_bucket{le=\"0.5\"} 1",
+            "outbox_relay_backlog{aggregate_type=\"User\",status=\"pending\"} 7",
+            "outbox_relay_oldest_pending_seconds 1.5",
+            "outbox_relay_breaker_open{what=\"target\"} 1",
+            "outbox_relay_breaker_open{what=\"source\"} 0",
+            "outbox_relay_lane_stopped{lane=\"2\"} 1",
+            "outbox_relay_heals_total{kind=\"put_back\"} 1",
+            "outbox_relay_ghosts_ended_total{side=\"source\"} 1",
+            "outbox_relay_retention_deleted_total 9",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\nis not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_backlog_replaces_the_one_before() {
+        let metrics = Metrics::default();
+        metrics.backlog([("User", "pending", 7)], Some(Duration::from_secs(1)));
+        metrics.backlog([("Order", "failed", 2)], None);
+        let text = metrics.encode();
+        assert!(!text.contains("\"User\""), "{text}");
+        assert!(text.contains("outbox_relay_oldest_pending_seconds 0"), "{text}");
+    }
+
+    #[test]
+    fn whatever_types_the_application_invents_the_series_stay_bounded() {
+        let metrics = Metrics::default();
+        let kinds: Vec<String> = (0..1000).map(|n| format!("Type{n}")).collect();
+        metrics.backlog(kinds.iter().map(|kind| (kind.as_str(), "pending", 1)), None);
+        kinds.iter().for_each(|kind| metrics.events("processed", kind, 1));
+        let text = metrics.encode();
+        assert!(text.contains("outbox_relay_backlog{aggregate_type=\"other\",status=\"pending\"} 900"), "{text}");
+        assert_eq!(text.matches("outbox_relay_events_total{").count(), TYPES + 1);
+    }
 }
