@@ -281,7 +281,7 @@ mod tests {
     use super::super::{Action, OnFailure};
     use super::*;
 
-    const URLS: &str = "[legacy]\nurl = 'postgres://l:pw@legacy/m'\n[new]\nurl = 'postgres://n:pw@new/u'\n";
+    const URLS: &str = "[legacy]\nurl = 'postgres://l:s3cret@legacy/m'\n[new]\nurl = 'postgres://n:s3cret@new/u'\n";
 
     struct Folder(tempfile::TempDir);
 
@@ -315,7 +315,7 @@ mod tests {
                 Place::Variable(name) | Place::Flag(name) => name.clone(),
             };
             let errors = self.load(env).unwrap_err();
-            assert!(!errors.to_string().contains("pw"), "{errors}");
+            assert!(!errors.to_string().contains("s3cret"), "{errors}");
             let told = |p: &Problem| {
                 format!("{} {}: {} | {}", place(&p.place), p.code.as_str(), p.what, p.remedy)
                     .replace(&self.path(""), "")
@@ -397,7 +397,7 @@ file = "alice.token"
         assert_eq!((audit.name.as_str(), &audit.table), ("Audit", &None));
         let tokens: Vec<_> = config.admin.tokens.iter().map(|t| (t.name.as_str(), t.role, t.secret.as_str())).collect();
         assert_eq!(tokens, [("read", Role::Read, "def"), ("alice", Role::Admin, "abc")]);
-        assert!(!format!("{config:?}").contains("pw"));
+        assert!(!format!("{config:?}").contains("s3cret"));
         assert!(!format!("{:?}", config.admin.tokens).contains("abc"));
     }
 
@@ -406,12 +406,12 @@ file = "alice.token"
         let text = r#"relay = 5
 workers = 4
 [legacy]
-ulr = "postgres://l:pw@legacy/m"
+ulr = "postgres://l:s3cret@legacy/m"
 outbox = "a.b.c"
 columns.payload = "id"
 prepared_statements = "yes"
 [new]
-url = "mysql://n:pw@new/u"
+url = "mysql://n:s3cret@new/u"
 batch = 10
 [retry]
 initial = 1
@@ -505,17 +505,17 @@ name = "empty"
 
     #[test]
     fn a_syntax_error_is_told_with_its_place_and_without_the_line() {
-        let found = problems("[legacy]\nurl = postgres://l:pw@legacy/m\n");
+        let found = problems("[legacy]\nurl = postgres://l:s3cret@legacy/m\n");
         assert!(found[0].starts_with("2:7 config.syntax: "), "{found:?}");
-        let found = problems("[legacy]\nurl = \"postgres://l:pw@legacy/m\n");
+        let found = problems("[legacy]\nurl = \"postgres://l:s3cret@legacy/m\n");
         assert!(found[0].starts_with("2:"), "{found:?}");
         let found = problems("[[entity]]\nmapping = 'a'\nmapping = 'b'\n");
-        assert!(found[0].starts_with("3:1 config.syntax: duplicate key"), "{found:?}");
+        assert!(found[0].starts_with("3:1 config.syntax: duplicate key `mapping`"), "{found:?}");
     }
 
     #[test]
     fn every_key_can_be_set_by_a_variable_or_a_file_that_wins_over_the_configuration_file() {
-        let folder = Folder::with(&[("outbox-relay.toml", URLS), ("url", "postgres://l:pw@other/m\r\n")]);
+        let folder = Folder::with(&[("outbox-relay.toml", URLS), ("url", "postgres://l:s3cret@other/m\r\n")]);
         let config = folder
             .load(&[
                 ("OUTBOX_RELAY_LEGACY__URL_FILE", &folder.path("url")),
@@ -527,7 +527,7 @@ name = "empty"
                 ("OUTBOX_RELAY_PORT", "tcp://10.0.0.1:80"),
             ])
             .unwrap();
-        assert_eq!(config.legacy.url.expose(), "postgres://l:pw@other/m");
+        assert_eq!(config.legacy.url.expose(), "postgres://l:s3cret@other/m");
         assert_eq!(config.legacy.columns.payload, "body");
         assert_eq!((config.relay.workers, config.relay.poll_max), (2, secs(1)));
         assert_eq!(config.log.format, LogFormat::Json);
@@ -541,7 +541,7 @@ name = "empty"
             ("OUTBOX_RELAY_LEGACY__OUTBOX", "a"),
             ("OUTBOX_RELAY_LEGACY__OUTBOX_FILE", "b"),
             ("OUTBOX_RELAY_RELAY__DEADLINE", "30"),
-            ("OUTBOX_RELAY_NEW__URL", "pw"),
+            ("OUTBOX_RELAY_NEW__URL", "s3cret"),
             ("OUTBOX_RELAY_NEW__SCHEMA_FILE", "/does/not/exist"),
             ("OUTBOX_RELAY_ADMIN_TOKEN", ""),
         ]);

@@ -8,6 +8,7 @@ mod load;
 mod names;
 mod problem;
 mod reader;
+mod template;
 mod value;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use std::time::Duration;
 pub use load::{Resolved, environment};
 pub use problem::{Code, ConfigErrors, Place, Problem};
 pub use reader::{Origin, Overrides, Setting};
+pub use template::template;
 
 /// The configuration file, where none is named.
 pub const DEFAULT_FILE: &str = "outbox-relay.toml";

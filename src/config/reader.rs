@@ -78,10 +78,16 @@ impl<'a> Document<'a> {
         }
         let problem = |error: &toml::de::Error| {
             let message = error.message().lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>();
+            let span = error.span().unwrap_or_default();
+            let mut what = message.join("; ");
+            // Nothing else is quoted: the line may hold a password.
+            if let ("duplicate key", Some(key)) = (what.as_str(), text.get(span.clone())) {
+                what = format!("duplicate key `{key}`");
+            }
             Problem {
                 code: Code::Syntax,
-                place: place(path, text, error.span().map_or(0, |span| span.start)),
-                what: message.join("; "),
+                place: place(path, text, span.start),
+                what,
                 remedy: "mend the line; TOML writes text as key = \"value\" and sections as [section]".to_owned(),
             }
         };
