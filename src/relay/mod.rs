@@ -138,6 +138,8 @@ struct Place {
     isolate: bool,
     busy_since: Option<std::time::Instant>,
     not_before: Option<std::time::Instant>,
+    /// How often in a row a worker came here for nothing.
+    in_vain: u32,
 }
 
 impl Board {

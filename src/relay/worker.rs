@@ -79,6 +79,7 @@ async fn report(
         place.busy_since = None;
         place.isolate = false;
         place.not_before = None;
+        place.in_vain = 0;
     };
     let again = Errand::default();
     match outcome {
@@ -94,7 +95,16 @@ async fn report(
             shared.metrics.healed(kind);
             board.done(lane, Some(again), free);
         }
-        Outcome::Paused | Outcome::Nothing | Outcome::Busy => board.done(lane, None, free),
+        // Once is a race with the look; again and again is something pending that cannot be had just now (a DBA's lock).
+        Outcome::Paused | Outcome::Nothing | Outcome::Busy => board.done(lane, None, |place| {
+            let times = place.in_vain.saturating_add(1);
+            free(place);
+            place.in_vain = times;
+            if times > 1 {
+                let pause = Duration::from_millis(10) * 2u32.saturating_pow(times.min(6));
+                place.not_before = Some(Instant::now() + pause.min(shared.config.relay.poll_max));
+            }
+        }),
     }
     None
 }

@@ -117,6 +117,8 @@ pub struct Claim {
     pub more: bool,
     /// Where the scan began.
     from: i64,
+    /// Where the previous entry would have had it begin.
+    position_before: i64,
     /// Aggregate types left out.
     stopped: Vec<String>,
     /// Every id below was committed or rolled back before the scan began.
@@ -401,7 +403,8 @@ impl SourceLane {
             }
             claimed.sort_by_key(|e| e.id);
         }
-        Ok(Claim { events: claimed, more: !all, from, stopped: stopped.to_vec(), decided, mark })
+        let position_before = self.newest.as_ref().map_or(i64::MIN, |entry| entry.scan.position);
+        Ok(Claim { events: claimed, more: !all, from, position_before, stopped: stopped.to_vec(), decided, mark })
     }
 
     /// Reads again what the claim may have missed. `pass`: aggregate types whose failed events hold nobody back.
@@ -661,7 +664,7 @@ fn next_scan(claim: &Claim, lowest: Option<i64>) -> Scan {
         .events
         .iter()
         .rfind(|event| event.was == Status::Pending)
-        .map_or(claim.from, |event| event.id.0.saturating_add(1));
+        .map_or(claim.from.max(claim.position_before), |event| event.id.0.saturating_add(1));
     let position = claim.decided.min(reached).min(lowest.unwrap_or(i64::MAX));
     Scan { position, passed: claim.stopped.clone(), mark: claim.mark.clone() }
 }
