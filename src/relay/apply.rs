@@ -10,6 +10,7 @@ use crate::disposition::{self, Disposition, Said};
 use crate::event::{Aggregate, Event, EventId, Lane, Status};
 use crate::source::{FailureRecord, Unapplied};
 use crate::target::{Events, TargetLane};
+use crate::telemetry::TraceParent;
 
 /// What became of each event, by its index in the batch.
 #[derive(Debug, Clone, PartialEq)]
@@ -256,8 +257,11 @@ impl<'a> Applying<'a> {
         if plan::holds_back(unapplied.status, self.router.on_failure(&event.aggregate.kind)) {
             self.blocked.insert(&event.aggregate);
         }
+        let parent = event.headers.as_deref().and_then(TraceParent::from_headers);
         tracing::warn!(
             event.id = event.id.0,
+            trace_id = parent.as_ref().map(|p| p.trace_id.as_str()),
+            parent_span_id = parent.as_ref().map(|p| p.parent_id.as_str()),
             aggregate_type = %event.aggregate.kind,
             entity,
             disposition = %disposition,

@@ -16,6 +16,7 @@ use super::stops::Stop;
 use crate::event::{Aggregate, BatchKey, Event, EventId, Lane, Status};
 use crate::source::{Claim, SettleError, Settled, Settlement, SourceLane};
 use crate::target::TargetLane;
+use crate::telemetry::TraceParent;
 
 /// Why a worker goes to a lane.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -338,6 +339,7 @@ fn tally<'a>(claim: &'a Claim, recheck: &crate::source::Recheck, verdicts: &[Opt
 fn count(claim: &Claim, tally: &Tally<'_>, settled_at: DateTime<Utc>, started: Instant) -> Counts {
     let mut counts = Counts { more: claim.more, left: tally.left, took: started.elapsed(), ..Counts::default() };
     for event in &tally.applied {
+        trace(event);
         *counts.processed.entry(event.aggregate.kind.clone()).or_default() += 1;
         counts.lags.push((settled_at - event.created_at).as_seconds_f64());
     }
@@ -348,6 +350,22 @@ fn count(claim: &Claim, tally: &Tally<'_>, settled_at: DateTime<Utc>, started: I
     }
     counts.more |= !tally.settlement.freed.is_empty();
     counts
+}
+
+/// Ties an applied event to the trace of its writer, for whoever asks for this level.
+fn trace(event: &Event) {
+    if tracing::enabled!(tracing::Level::TRACE) {
+        let parent = event.headers.as_deref().and_then(TraceParent::from_headers);
+        tracing::trace!(
+            event.id = event.id.0,
+            event.event_id = %event.event_id,
+            aggregate_type = %event.aggregate.kind,
+            event_type = %event.event_type,
+            trace_id = parent.as_ref().map(|p| p.trace_id.as_str()),
+            parent_span_id = parent.as_ref().map(|p| p.parent_id.as_str()),
+            "applied"
+        );
+    }
 }
 
 /// One step, under both locks, in a source transaction of its own; the target is only read.

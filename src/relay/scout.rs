@@ -65,6 +65,7 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
                 pause = away.next_pause();
                 let news = shared.change_state(|state| state.source_away.replace(error.to_string()).is_none());
                 if news {
+                    shared.metrics.breaker("source", true);
                     tracing::warn!(%error, "the source does not answer; trying again until it does");
                 }
             }
