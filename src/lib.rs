@@ -6,7 +6,7 @@
 //! - [`relay`]: claims, applies and settles, batch by batch, and heals
 //! - [`demo`]: all of it on one machine
 //!
-//! The ground they stand on:
+//! They are asked for through [`cli`]. The ground they stand on:
 //!
 //! - [`config`]: what the operator wrote, checked
 //! - [`event`]: the words of the protocol
@@ -16,6 +16,7 @@
 //! - [`sql`]: statements and the names in them
 //! - [`metrics`], [`telemetry`]: what is told to those who watch
 
+pub mod cli;
 pub mod config;
 pub mod connect;
 pub mod demo;

@@ -62,6 +62,14 @@ pub struct Setting {
     pub origin: Origin,
 }
 
+impl Setting {
+    /// The value; `None` when it is missing or wrong.
+    pub fn to_toml(&self) -> Option<toml::Value> {
+        let mut table: toml::Table = format!("value = {}", self.value).parse().ok()?;
+        table.remove("value")
+    }
+}
+
 /// A configuration file, parsed.
 pub(super) struct Document<'a> {
     path: &'a Path,
