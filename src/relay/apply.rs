@@ -18,7 +18,7 @@ pub(super) enum Verdict {
     /// Took effect, with the commit.
     Applied,
     /// Retry, held or failed.
-    Unapplied(Unapplied),
+    Unapplied(Box<Unapplied>),
     /// Stays as it was: its aggregate type is stopped.
     Left,
 }
@@ -271,7 +271,7 @@ impl<'a> Applying<'a> {
             "event refused: {}",
             said.message
         );
-        self.verdicts[at] = Some(Verdict::Unapplied(unapplied));
+        self.verdicts[at] = Some(Verdict::Unapplied(Box::new(unapplied)));
     }
 }
 
@@ -294,8 +294,15 @@ fn place(step: &Step, position: Option<usize>) -> Option<String> {
 }
 
 /// An event behind one that waits.
-pub(super) fn held(event: &Event, why: Option<String>) -> Unapplied {
-    Unapplied { id: event.id, status: Status::Held, attempts: event.attempts, delay: None, error: why, failure: None }
+pub(super) fn held(event: &Event, why: Option<String>) -> Box<Unapplied> {
+    Box::new(Unapplied {
+        id: event.id,
+        status: Status::Held,
+        attempts: event.attempts,
+        delay: None,
+        error: why,
+        failure: None,
+    })
 }
 
 /// What becomes of an event that failed by itself.

@@ -219,10 +219,8 @@ async fn batch(
     target.commit().await.map_err(BatchError::Target)?;
     // From here on the batch has taken effect.
     reach("target_committed");
-    let settled_at = source
-        .settle(key, &peers.1, &claim, &tally.settlement, tally.left_lowest, &pass, relay.batch)
-        .await
-        .map_err(of_settling)?;
+    let settled_at =
+        source.settle(key, &peers.1, &claim, &tally.settlement, &pass, relay.batch).await.map_err(of_settling)?;
     reach("settled");
     source.commit().await.map_err(BatchError::Source)?;
     reach("source_committed");
@@ -294,7 +292,6 @@ struct Tally<'a> {
     applied: Vec<&'a Event>,
     given_up: Vec<&'a Event>,
     settlement: Settlement,
-    left_lowest: Option<EventId>,
     left: u64,
 }
 
@@ -302,8 +299,10 @@ fn tally<'a>(claim: &'a Claim, recheck: &crate::source::Recheck, verdicts: &[Opt
     let mut tally = Tally {
         applied: Vec::new(),
         given_up: Vec::new(),
-        settlement: Settlement::default(),
-        left_lowest: recheck.unlocked.iter().map(|(_, id)| *id).min(),
+        settlement: Settlement {
+            left_lowest: recheck.unlocked.iter().map(|(_, id)| *id).min(),
+            ..Settlement::default()
+        },
         left: recheck.unlocked.len() as u64,
     };
     for (event, verdict) in claim.events.iter().zip(verdicts) {
@@ -319,12 +318,13 @@ fn tally<'a>(claim: &'a Claim, recheck: &crate::source::Recheck, verdicts: &[Opt
                 if unapplied.status == Status::Failed {
                     tally.given_up.push(event);
                 }
-                tally.settlement.unapplied.push(unapplied.clone());
+                tally.settlement.unapplied.push((**unapplied).clone());
             }
             Some(Verdict::Left) | None => {
                 tally.left += 1;
                 if event.was == Status::Pending {
-                    tally.left_lowest = Some(tally.left_lowest.map_or(event.id, |id| id.min(event.id)));
+                    tally.settlement.left_lowest =
+                        Some(tally.settlement.left_lowest.map_or(event.id, |id| id.min(event.id)));
                 }
             }
         }

@@ -188,8 +188,8 @@ pub struct Settlement {
     pub unapplied: Vec<Unapplied>,
     /// Aggregates whose held events may be free now.
     pub freed: Vec<Aggregate>,
-    /// Claimed events that stay pending.
-    pub left: Vec<EventId>,
+    /// The lowest id of the scanned range that stays pending.
+    pub left_lowest: Option<EventId>,
 }
 
 impl Source {
@@ -463,20 +463,19 @@ impl SourceLane {
     }
 
     /// Marks what became of the batch, releases what was held behind it, and appends the entry; `COMMIT` is the caller's.
-    /// Returns the source's clock. `left_lowest` is the lowest id of the scanned range that stays pending.
+    /// Returns the source's clock.
     pub async fn settle(
         &mut self,
         key: BatchKey,
         peer: &Identity,
         claim: &Claim,
         settlement: &Settlement,
-        left_lowest: Option<EventId>,
         pass: &[String],
         release_at_most: u32,
     ) -> Result<DateTime<Utc>, SettleError> {
         self.settle_events(settlement).await?;
         let released = self.release(&settlement.freed, pass, release_at_most).await?;
-        let lowest = left_lowest.map(|id| id.0).into_iter().chain(released).min();
+        let lowest = settlement.left_lowest.map(|id| id.0).into_iter().chain(released).min();
         let scan = next_scan(claim, lowest);
         let ids: Vec<EventId> = settlement.processed.clone();
         let at = self.append(key, peer, &ids, &scan).await?;

@@ -3,5 +3,6 @@
 
 mod cli;
 mod relay;
+mod run;
 mod server;
 mod support;
