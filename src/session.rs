@@ -80,3 +80,10 @@ impl Drop for Session {
         }
     }
 }
+
+/// Gives up after `deadline`, as a batch does: a server whose host died without a word never answers, and whoever waits for it
+/// without a limit waits for TCP's, a quarter of an hour.
+pub async fn within<T>(deadline: Duration, work: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+    let late = || std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no answer within {deadline:?}"));
+    tokio::time::timeout(deadline, work).await.unwrap_or_else(|_| Err(sqlx::Error::Io(late())))
+}
