@@ -15,7 +15,7 @@ WITH k AS MATERIALIZED (
     FROM k CROSS JOIN LATERAL (
         SELECT {id} AS id FROM {outbox}
         WHERE {lane} = $1 AND {hash} = {hash_of_key} AND {status} IN ({retry}, {held}, {failed}) AND {status} <> {failed}
-          AND {id} < k.settled AND {aggregate_type} = k.aggregate_type AND {aggregate_id}::text = k.aggregate_id
+          AND {id} < k.settled AND {aggregate_type}::text = k.aggregate_type AND {aggregate_id}::text = k.aggregate_id
     ) b
 )
 UPDATE {outbox}

@@ -16,13 +16,13 @@ LEFT JOIN LATERAL (
     SELECT {id} AS id FROM {outbox}
     WHERE {lane} = n.lane AND {status} = {pending}
       AND {id} >= CASE WHEN $2 THEN {lowest} ELSE least(coalesce(l.position, {lowest}), q.id) END
-      AND {aggregate_type} <> ALL (s.kinds)
+      AND {aggregate_type}::text <> ALL (s.kinds)
     ORDER BY {lane}, {id} LIMIT 1
 ) p ON true
 LEFT JOIN LATERAL (
     SELECT 1 AS due FROM {outbox}
     WHERE $3 AND {lane} = n.lane AND {status} = {retry} AND {next_attempt_at} <= now()
-      AND {aggregate_type} <> ALL (s.kinds)
+      AND {aggregate_type}::text <> ALL (s.kinds)
     ORDER BY {lane}, {next_attempt_at} LIMIT 1
 ) d ON true
 WHERE (p.id IS NOT NULL OR d.due IS NOT NULL) AND NOT ('' = ANY (s.kinds))
