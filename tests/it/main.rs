@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics")]
 
 mod cli;
+mod crash;
+mod healing;
 mod relay;
 mod run;
 mod server;
