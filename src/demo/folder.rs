@@ -50,11 +50,7 @@ impl Folder {
     pub(super) fn introduce(&self, legacy: &Server, new: &Server, listen: SocketAddr) -> anyhow::Result<()> {
         let text = render(
             CONFIGURATION,
-            &[
-                ("legacy_url", legacy.url("legacy")),
-                ("new_url", new.url("new")),
-                ("listen", listen.to_string()),
-            ],
+            &[("legacy_url", legacy.url("legacy")), ("new_url", new.url("new")), ("listen", listen.to_string())],
         );
         self.write("outbox-relay.toml", &text, 0o600)?;
         let mut passwords = String::new();

@@ -21,7 +21,8 @@ pub(super) async fn post(server: SocketAddr, path: &str, json: &str) -> anyhow::
         stream.read_to_string(&mut answer).await?;
         anyhow::Ok(answer)
     };
-    let answer = tokio::time::timeout(Duration::from_secs(10), exchange).await.context("the admin server does not answer")??;
+    let answer =
+        tokio::time::timeout(Duration::from_secs(10), exchange).await.context("the admin server does not answer")??;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     match head.split(' ').nth(1) {
         Some(code) if code.starts_with('2') => Ok(body.to_owned()),

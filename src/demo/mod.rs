@@ -109,7 +109,7 @@ pub async fn run(options: DemoOptions, shutdown: CancellationToken, out: impl Wr
         // Nobody listens any more, as in `outbox-relay demo | head`.
         Err(error) if is_broken_pipe(&error) => Ok(DemoOutcome::Interrupted),
         Ok(DemoOutcome::Interrupted) => {
-            let _ = screen.say("\nEnded. Servers and folder are gone.");
+            let _ = screen.paragraph("Ended. Servers and folder are gone.");
             Ok(DemoOutcome::Interrupted)
         }
         result => result,
@@ -209,20 +209,24 @@ async fn prepare(folder: &Folder) -> anyhow::Result<Arc<Shared>> {
 impl Demo {
     fn introduce<W: Write>(&self, screen: &mut Screen<W>) -> io::Result<()> {
         let file = |name: &str| self.folder.file(name).display().to_string();
-        let title = screen.tone(Tone::Strong, "A monolith writes users and orders; the relay carries them over into a new database.");
+        let title = screen
+            .tone(Tone::Strong, "A monolith writes users and orders; the relay carries them over into a new database.");
         let ends = match self.ends {
-            Some(ends) => format!("Ends by itself after {}, and says whether both databases agree.", humantime::format_duration(ends)),
+            Some(ends) => format!(
+                "Ends by itself after {}, and says whether both databases agree.",
+                humantime::format_duration(ends)
+            ),
             None => "Goes on until you press Ctrl-C, which leaves nothing behind.".to_owned(),
         };
-        screen.say(&format!(
-            "\n{title}\n\n\
-             \x20 legacy database   {}    users, orders, outbox\n\
-             \x20 new database      {}       customers, orders\n\
+        screen.paragraph(&format!(
+            "{title}\n\n\
+             \x20 legacy database   {}   (users, orders, outbox)\n\
+             \x20 new database      {}      (customers, orders)\n\
              \x20 admin API         http://{}/v1/backlog\n\
              \x20 configuration     {}\n\
              \x20 mappings          {}, {}\n\
              \x20 the relay's log   {}\n\n\
-             {} events a second. {ends}\n",
+             {} events a second. {ends}",
             file("psql-legacy"),
             file("psql-new"),
             self.admin,
@@ -235,7 +239,11 @@ impl Demo {
     }
 
     /// The demo itself: until its time is over or somebody ends it, then the comparison.
-    async fn play<W: Write>(&mut self, screen: &mut Screen<W>, shutdown: &CancellationToken) -> anyhow::Result<DemoOutcome> {
+    async fn play<W: Write>(
+        &mut self,
+        screen: &mut Screen<W>,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<DemoOutcome> {
         let timetable = Timetable::new(self.ends);
         let mut failures = Failures::new(timetable.first_failure, timetable.failure_every);
         let mut migration = Migration::new(timetable.migration);
@@ -257,12 +265,21 @@ impl Demo {
                 screen.status(&line)?;
             }
             if writing && self.ends.is_some_and(|ends| now >= ends) {
-                screen.say("\nThe monolith stops writing; what is still on its way arrives, and what failed is mended and replayed.\n")?;
+                screen.paragraph(
+                    "The monolith stops writing. What is on its way arrives; what still fails is mended and replayed.",
+                )?;
                 self.monolith.stop_writing().await?;
                 writing = false;
             }
             let patience = if writing { timetable.patience } else { Some(Duration::ZERO) };
-            let mut scene = Scene { shared: &self.shared, folder: &self.folder, admin: self.admin, screen: &mut *screen, now, patience };
+            let mut scene = Scene {
+                shared: &self.shared,
+                folder: &self.folder,
+                admin: self.admin,
+                screen: &mut *screen,
+                now,
+                patience,
+            };
             if writing {
                 failures.make(now, &self.monolith).await?;
                 migration.make(&mut scene).await?;
@@ -287,7 +304,8 @@ impl Demo {
 
     fn what_holds_up<W: Write>(&self, screen: &Screen<W>) -> String {
         let stops = self.shared.stops.report();
-        let stops: String = stops.iter().map(|stop| format!("\n  {} is stopped: {}", stop.aggregate_type, stop.stop.message)).collect();
+        let stops: String =
+            stops.iter().map(|stop| format!("\n  {} is stopped: {}", stop.aggregate_type, stop.stop.message)).collect();
         let headline = format!("✗ Not everything could be applied within {} s.", DRAINED_WITHIN.as_secs());
         format!("{}{stops}", screen.tone(Tone::Bad, &headline))
     }
@@ -323,24 +341,31 @@ impl Demo {
         let shared = &self.shared;
         let entities = shared.entities();
         let compared = screen
-            .patiently("Comparing: every row of legacy through the mapping, with every row of the new database", async {
-                let mut compared = Vec::new();
-                for entity in entities.iter() {
-                    let legacy = if entity.aggregate_type == "User" { "users" } else { "orders" };
-                    compared.push(compare::compare(shared, entity, legacy).await?);
-                }
-                anyhow::Ok(compared)
-            })
+            .patiently(
+                "Comparing: every row of legacy through the mapping, with every row of the new database",
+                async {
+                    let mut compared = Vec::new();
+                    for entity in entities.iter() {
+                        let legacy = if entity.aggregate_type == "User" { "users" } else { "orders" };
+                        compared.push(compare::compare(shared, entity, legacy).await?);
+                    }
+                    anyhow::Ok(compared)
+                },
+            )
             .await??;
-        let rows = compared.iter().map(|it| format!("{} {}", thousands(it.rows as i64), it.entity)).collect::<Vec<_>>().join(" and ");
+        let rows = compared
+            .iter()
+            .map(|it| format!("{} {}", thousands(it.rows as i64), it.entity))
+            .collect::<Vec<_>>()
+            .join(" and ");
         let different: usize = compared.iter().map(|it| it.different).sum();
         if different == 0 {
             let agree = format!("✓ Both databases agree: {rows}, each row as the mapping says.");
-            screen.say(&format!("\n{}", screen.tone(Tone::Good, &agree)))?;
+            screen.paragraph(&format!("{}", screen.tone(Tone::Good, &agree)))?;
             return Ok(DemoOutcome::Agree(compared));
         }
         let differ = format!("✗ The databases differ: {} of {rows}.", thousands(different as i64));
-        screen.say(&format!("\n{}", screen.tone(Tone::Bad, &differ)))?;
+        screen.paragraph(&format!("{}", screen.tone(Tone::Bad, &differ)))?;
         for difference in compared.iter().flat_map(|it| &it.examples) {
             screen.say(&format!("  {}", difference.to_string().replace('\n', "\n  ")))?;
         }

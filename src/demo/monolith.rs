@@ -101,7 +101,11 @@ impl Monolith {
 
     /// Changes some order so that the new database refuses it, and then once more: that event waits behind the first. `None`:
     /// there is no order yet.
-    pub(super) async fn outgrow(&self, total_cents: Option<i64>, note: Option<String>) -> anyhow::Result<Option<Unfit>> {
+    pub(super) async fn outgrow(
+        &self,
+        total_cents: Option<i64>,
+        note: Option<String>,
+    ) -> anyhow::Result<Option<Unfit>> {
         let mut transaction = self.pool.begin().await?;
         let change = sqlx::query(OUTGROW).bind(total_cents).bind(note).fetch_all(&mut *transaction).await?;
         let (Some(event), Some(row)) = (write_events(&mut transaction, &change).await?, change.first()) else {
@@ -110,8 +114,7 @@ impl Monolith {
         transaction.commit().await?;
         let order: String = row.try_get("aggregate_id")?;
         let mut transaction = self.pool.begin().await?;
-        let change =
-            sqlx::query(UPDATE_ORDER).bind(order.parse::<i64>()?).fetch_all(&mut *transaction).await?;
+        let change = sqlx::query(UPDATE_ORDER).bind(order.parse::<i64>()?).fetch_all(&mut *transaction).await?;
         write_events(&mut transaction, &change).await?;
         transaction.commit().await?;
         self.written.fetch_add(1 + change.len() as i64, Ordering::Relaxed);

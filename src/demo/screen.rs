@@ -20,11 +20,13 @@ pub(super) struct Screen<W> {
     color: bool,
     /// A line without its end stands at the bottom.
     open: bool,
+    /// The last whole line was empty.
+    blank: bool,
 }
 
 impl<W: Write> Screen<W> {
     pub(super) fn new(out: W, terminal: bool, color: bool) -> Screen<W> {
-        Screen { out, terminal, color, open: false }
+        Screen { out, terminal, color, open: false, blank: false }
     }
 
     /// Colours a part of a text.
@@ -42,7 +44,17 @@ impl<W: Write> Screen<W> {
     pub(super) fn say(&mut self, text: &str) -> io::Result<()> {
         self.clear()?;
         writeln!(self.out, "{text}")?;
+        self.blank = text.is_empty();
         self.out.flush()
+    }
+
+    /// Whole lines, which stay, with an empty one before and after.
+    pub(super) fn paragraph(&mut self, text: &str) -> io::Result<()> {
+        if !self.blank {
+            self.say("")?;
+        }
+        self.say(text)?;
+        self.say("")
     }
 
     /// The line of numbers.
@@ -106,7 +118,9 @@ mod tests {
 
     #[test]
     fn numbers_are_written_for_people() {
-        for (n, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (1_234_567, "1,234,567"), (-1000, "-1,000"), (-100, "-100")] {
+        for (n, text) in
+            [(0, "0"), (999, "999"), (1000, "1,000"), (1_234_567, "1,234,567"), (-1000, "-1,000"), (-100, "-100")]
+        {
             assert_eq!(thousands(n), text);
         }
         assert_eq!((seconds(0.0123), seconds(2.04)), ("12 ms".to_owned(), "2.0 s".to_owned()));
@@ -114,12 +128,13 @@ mod tests {
 
     #[test]
     fn the_line_of_numbers_is_redrawn_on_a_terminal_only() {
-        for (terminal, expected) in [(true, "1\r\x1b[K2\r\x1b[Kb\n"), (false, "1\n2\nb\n")] {
+        for (terminal, expected) in [(true, "1\r\x1b[K2\r\x1b[K\nb\n\nc\n\n"), (false, "1\n2\n\nb\n\nc\n\n")] {
             let mut out = Vec::new();
             let mut screen = Screen::new(&mut out, terminal, false);
             screen.status("1").unwrap();
             screen.status("2").unwrap();
-            screen.say("b").unwrap();
+            screen.paragraph("b").unwrap();
+            screen.paragraph("c").unwrap();
             assert_eq!(String::from_utf8(out).unwrap(), expected);
         }
     }

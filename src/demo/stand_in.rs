@@ -23,8 +23,7 @@ pub(super) fn configuration(file: &Path) -> anyhow::Result<Config> {
     let text = std::fs::read_to_string(file)?;
     let toml: toml::Table = text.parse()?;
     let at = |section: &str, key: &str| toml[section][key].as_str().unwrap_or_default().to_owned();
-    let mut config =
-        Config::for_databases(&at("legacy", "url"), &at("new", "url")).map_err(anyhow::Error::msg)?;
+    let mut config = Config::for_databases(&at("legacy", "url"), &at("new", "url")).map_err(anyhow::Error::msg)?;
     config.file = Some(file.to_owned());
     config.relay.lanes = 8;
     config.retry.initial = Duration::from_millis(300);

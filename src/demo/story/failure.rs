@@ -29,8 +29,12 @@ impl Cause {
 
     fn is(self, limit: u32) -> String {
         match self {
-            Cause::Comment => format!("the new orders.comment holds {limit} characters; the monolith's note knows no limit"),
-            Cause::Total => format!("the new database allows totals up to {}; the monolith any", thousands(limit.into())),
+            Cause::Comment => {
+                format!("the new orders.comment holds {limit} characters; the monolith's note knows no limit")
+            }
+            Cause::Total => {
+                format!("the new database allows totals up to {}; the monolith any", thousands(limit.into()))
+            }
         }
     }
 
@@ -169,18 +173,20 @@ impl Failing {
         match (status.as_str(), self.progress) {
             ("processed", Progress::Written) => {
                 let event = self.event;
-                scene.screen.say(&format!("  Event {event} would have failed as well, had you not mended the cause for good."))?;
+                scene.screen.paragraph(&format!(
+                    "  Event {event} would have failed as well, had you not mended the cause for good."
+                ))?;
                 return Ok(true);
             }
             ("processed", _) => {
                 let arrived = format!("✓ Event {} has arrived, and so has what waited behind it.", self.event);
                 let arrived = scene.screen.tone(Tone::Good, &arrived);
-                scene.screen.say(&format!("{arrived}\n"))?;
+                scene.screen.paragraph(&arrived)?;
                 return Ok(true);
             }
             ("skipped", _) => {
                 let (event, order) = (self.event, &self.order);
-                scene.screen.say(&format!("\n  Event {event} was skipped: order {order} goes on without it.\n"))?;
+                scene.screen.paragraph(&format!("  Event {event} was skipped: order {order} goes on without it."))?;
                 return Ok(true);
             }
             ("failed", Progress::Written) => {
@@ -189,16 +195,24 @@ impl Failing {
             }
             ("failed", Progress::Failed { .. }) if self.tried_again => {
                 self.tried_again = false;
-                scene.screen.say(&format!("\n  Event {} was replayed, and has failed again: the cause is still there.\n", self.event))?;
+                scene.screen.paragraph(&format!(
+                    "  Event {} was replayed, and has failed again: the cause is still there.",
+                    self.event
+                ))?;
             }
             ("failed", Progress::Failed { since }) if scene.is_up_to_the_demo(since) => {
                 self.repair(scene).await?;
                 self.progress = Progress::Mended { since: scene.now };
             }
             // A moment between the two, so that they can be told apart.
-            ("failed", Progress::Mended { since }) if scene.is_up_to_the_demo(since) || scene.now > since + Duration::from_secs(1) => {
+            ("failed", Progress::Mended { since })
+                if scene.is_up_to_the_demo(since) || scene.now > since + Duration::from_secs(1) =>
+            {
                 http::post(scene.admin, &self.path(), &self.reason()).await?;
-                scene.screen.say(&format!("  The demo has replayed event {} over HTTP, with that curl's request.", self.event))?;
+                scene.screen.paragraph(&format!(
+                    "  The demo has replayed event {} over HTTP, with that curl's request.",
+                    self.event
+                ))?;
                 self.progress = Progress::Replayed;
             }
             // The repair came, but was not enough: somebody else changed the schema meanwhile.
@@ -227,15 +241,17 @@ impl Failing {
             self.reason()
         );
         if same_cause > 0 {
-            scene.screen.say(&format!("\n{headline}, of the same cause as before. Mend it once, then replay each:\n    {curl}\n"))?;
+            scene.screen.paragraph(&format!(
+                "{headline}, of the same cause as before. Mend it once, then replay each:\n    {curl}"
+            ))?;
             return Ok(());
         }
         let psql = scene.folder.file("psql-new");
         let (psql, repair) = (psql.display(), self.cause.repair(self.limit));
         let why = self.cause.is(self.limit);
-        scene.screen.say(&format!(
-            "\n{headline}\n    {error}\n  Later events of order {order} are held behind it; everything else goes on. Look at it:\n    \
-             curl -s http://{admin}/v1/events/{event}\n  Mend the cause ({why}):\n    {psql} \\\n         -c '{repair}'\n  Then replay it:\n    {curl}\n{}\n",
+        scene.screen.paragraph(&format!(
+            "{headline}\n    {error}\n  Later events of order {order} are held behind it; everything else goes on. Look at it:\n    \
+             curl -s http://{admin}/v1/events/{event}\n  Mend the cause ({why}):\n    {psql} \\\n         -c '{repair}'\n  Then replay it:\n    {curl}\n{}",
             scene.who_mends()
         ))?;
         Ok(())
@@ -244,7 +260,7 @@ impl Failing {
     async fn repair<W: Write>(&self, scene: &mut Scene<'_, W>) -> anyhow::Result<()> {
         let repair = self.cause.repair(self.limit);
         sqlx::raw_sql(trusted(&repair)).execute(&scene.shared.target.pool).await?;
-        scene.screen.say(&format!("\n  The demo has mended it, in the new database: {repair}\n"))?;
+        scene.screen.paragraph(&format!("  The demo has mended it, in the new database: {repair}"))?;
         Ok(())
     }
 }

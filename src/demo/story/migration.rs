@@ -34,11 +34,13 @@ pub(in crate::demo) struct Migration {
     at: Duration,
     progress: Progress,
     edited: bool,
+    /// The most events that waited.
+    waited: i64,
 }
 
 impl Migration {
     pub(in crate::demo) fn new(at: Duration) -> Migration {
-        Migration { at, progress: Progress::Ahead, edited: false }
+        Migration { at, progress: Progress::Ahead, edited: false, waited: 0 }
     }
 
     /// Whether nothing is wrong with the mapping (any more).
@@ -66,6 +68,7 @@ impl Migration {
         if self.is_mended() {
             return Ok(());
         }
+        self.waited = self.waited.max(waiting);
         let stopped = scene.shared.stops.report().iter().any(|stop| stop.aggregate_type == AGGREGATE_TYPE);
         // The relay says that it stopped; where the mistake stands in the file, its own check of the mapping says.
         let entities = scene.shared.entities();
@@ -80,7 +83,9 @@ impl Migration {
                 let since = *since;
                 if *before != error {
                     let text = scene.screen.tone(Tone::Bad, &error);
-                    scene.screen.say(&format!("\n  The relay has read your edit; the mapping is still wrong:\n{text}\n"))?;
+                    scene
+                        .screen
+                        .paragraph(&format!("  The relay has read your edit; the mapping is still wrong:\n{text}"))?;
                     self.progress = Progress::Stopped { since, error };
                 }
                 if !self.edited && scene.is_up_to_the_demo(since) {
@@ -88,14 +93,16 @@ impl Migration {
                     let file = scene.folder.file(CUSTOMER);
                     let file = file.display();
                     let (wrong, right) = words();
-                    scene.screen.say(&format!("\n  The demo has edited {file}: where{wrong} stood, it says{right} now.\n"))?;
+                    scene
+                        .screen
+                        .paragraph(&format!("  The demo has edited {file}: where{wrong} stood, it says{right} now."))?;
                 }
             }
             (_, None) if !stopped => {
                 let resumed = "✓ The mapping is right again, and the relay has resumed by itself.";
                 let resumed = scene.screen.tone(Tone::Good, resumed);
-                let waiting = thousands(waiting);
-                scene.screen.say(&format!("\n{resumed} {waiting} events that waited are on their way.\n"))?;
+                let waited = thousands(self.waited);
+                scene.screen.paragraph(&format!("{resumed} {waited} events had waited, none was lost."))?;
                 self.progress = Progress::Over;
             }
             _ => {}
@@ -111,10 +118,10 @@ impl Migration {
         let (wrong, right) = words();
         let waiting = thousands(waiting);
         let indented = error.replace('\n', "\n    ");
-        scene.screen.say(&format!(
-            "\n{headline} The new database's owner has run: {RENAME}\n    {indented}; {waiting} events wait, none has failed\n  \
+        scene.screen.paragraph(&format!(
+            "{headline} The new database's owner has run: {RENAME}\n    {indented}; {waiting} events wait, none has failed\n  \
              Nothing is lost: these events wait in the outbox, orders go on. Say{right} instead of{wrong}, in an editor:\n    \
-             {file}{line}\n  or with\n    sed -i.bak 's/{WRONG}/{RIGHT}/' {file}\n  The relay resumes by itself.\n{}\n",
+             {file}{line}\n  or with\n    sed -i.bak 's/{WRONG}/{RIGHT}/' {file}\n  The relay resumes by itself.\n{}",
             scene.who_mends()
         ))?;
         Ok(())
