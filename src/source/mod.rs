@@ -203,7 +203,7 @@ pub struct Settlement {
 impl Source {
     /// Prepares the statements. `sequence` is the outbox's identity sequence, if its cache is 1.
     pub fn new(pool: PgPool, names: Names, deadline: Duration, delete_on_settle: bool, sequence: Option<String>) -> Source {
-        let limits = Limits { deadline, lock: Duration::from_secs(2) };
+        let limits = Limits { deadline, lock: Duration::from_secs(2).min(deadline / 3) };
         let statements = Statements {
             claim: names.render(include_str!("../../sql/source/claim.sql")),
             claim_due: names.render(include_str!("../../sql/source/claim_due.sql")),

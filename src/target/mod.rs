@@ -58,7 +58,8 @@ impl Target {
             source_id,
             schema: schema.to_owned(),
             search_path: search_path.to_owned(),
-            limits: Limits { deadline, lock: Duration::from_secs(1) },
+            // Below the deadline, or a lane that is locked for ever would look like a server that hangs.
+            limits: Limits { deadline, lock: Duration::from_secs(1).min(deadline / 3) },
             lock_lane: render(include_str!("../../sql/target/lock_lane.sql"), &names),
             read_lane: render(include_str!("../../sql/target/read_lane.sql"), &names),
             append: render(include_str!("../../sql/target/append.sql"), &names),

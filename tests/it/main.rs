@@ -5,4 +5,5 @@ mod crash;
 mod healing;
 mod relay;
 mod server;
+mod traps;
 mod support;

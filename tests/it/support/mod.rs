@@ -3,6 +3,7 @@
 
 pub mod child;
 pub mod past;
+pub mod proxy;
 pub mod stage;
 
 use std::future::Future;

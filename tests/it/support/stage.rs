@@ -126,6 +126,12 @@ impl Stage {
         Running { shared, stop, task }
     }
 
+    /// One step in lane 0, for stages with one lane.
+    pub async fn step(&self, shared: &Shared) -> Result<Outcome, BatchError> {
+        let errand = Errand { full: false, due: true, isolate: false };
+        batch::run_once(shared, Lane(0), errand).await.map(|(outcome, _)| outcome)
+    }
+
     /// One event; its id.
     pub async fn event(&self, kind: &str, aggregate: &str, event_type: &str, payload: &str) -> i64 {
         sqlx::query_scalar(
