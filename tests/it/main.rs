@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics")]
 
 mod crash;
+mod dispositions;
 mod healing;
+mod pgbouncer;
 mod relay;
 mod server;
 mod traps;

@@ -100,9 +100,14 @@ impl Stage {
 
     /// On a pair of the test's own.
     pub async fn on(pair: Pair, change: impl FnOnce(&mut Config)) -> Stage {
+        pair.new.run(NEW_SCHEMA).await;
+        Stage::on_prepared(pair, change).await
+    }
+
+    /// On a pair of the test's own whose tables stand already.
+    pub async fn on_prepared(pair: Pair, change: impl FnOnce(&mut Config)) -> Stage {
         let mut config = config(&pair.legacy.url, &pair.new.url);
         change(&mut config);
-        pair.new.run(NEW_SCHEMA).await;
         let stage = Stage { pair, config };
         stage.init(Choices::default()).await.expect("init");
         stage
