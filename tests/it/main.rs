@@ -3,8 +3,11 @@
 
 mod cli;
 mod crash;
+mod dispositions;
 mod healing;
+mod pgbouncer;
 mod relay;
 mod run;
 mod server;
 mod support;
+mod traps;
