@@ -3,6 +3,7 @@
 //! Callers see functions named for what they do. A [`SourceLane`] is a lane whose row this process has locked: only it can
 //! claim, settle and heal, so nothing can be done to a lane that is not leased.
 
+mod change;
 mod heal;
 mod names;
 
@@ -14,6 +15,8 @@ use sqlx::postgres::{PgPool, PgRow};
 use sqlx::Row;
 use uuid::Uuid;
 
+pub use self::change::Swept;
+pub(crate) use self::change::is_lock_timeout;
 pub use self::heal::{ForgottenBatch, ForgottenEvent, PutBack, Settled};
 pub use self::names::Names;
 use crate::event::{Aggregate, BatchKey, Event, EventId, Identity, Lane, Status, Token};
@@ -242,15 +245,15 @@ impl Source {
 
     /// Takes the lease of a lane, or `None` if another worker has it. One round trip.
     pub async fn lock_lane(&self, lane: Lane) -> sqlx::Result<Option<SourceLane>> {
-        self.lock_lane_for(lane, self.limits).await
+        self.lock_lane_for(lane, self.limits, &self.statements.lock_lane).await
     }
 
-    async fn lock_lane_for(&self, lane: Lane, limits: Limits) -> sqlx::Result<Option<SourceLane>> {
+    async fn lock_lane_for(&self, lane: Lane, limits: Limits, lock: &str) -> sqlx::Result<Option<SourceLane>> {
         let number = [("lane_number", lane.to_string())];
         let script = format!(
             "{} {PLANS} {} {}",
             limits.sql(),
-            crate::sql::render(&self.statements.lock_lane, &number),
+            crate::sql::render(lock, &number),
             crate::sql::render(&self.statements.read_lane, &number)
         );
         let (session, rows) = Session::begin(&self.pool, &script).await?;
