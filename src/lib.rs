@@ -8,6 +8,7 @@ pub mod event;
 pub mod init;
 pub mod mapping;
 pub mod metrics;
+pub mod operator;
 pub mod relay;
 pub mod retry;
 pub mod session;
