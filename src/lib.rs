@@ -1,5 +1,6 @@
 //! The crate's map.
 
+pub mod admin;
 pub mod connect;
 pub mod config;
 pub mod demo;
