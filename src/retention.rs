@@ -79,7 +79,7 @@ impl crate::source::SourceLane {
         let lane = self.lane;
         let source = self.source().clone();
         let row =
-            source.query(&sql).bind(lane).bind(age.as_secs_f64()).bind(entries).fetch_one(self.connection()).await?;
+            source.query(&sql).bind(lane).bind(age.as_secs_f64()).bind(entries).fetch_one(self.transaction()).await?;
         Ok((row.try_get::<i64, _>("events")?.unsigned_abs(), row.try_get::<i64, _>("entries")?.unsigned_abs()))
     }
 }

@@ -3,6 +3,7 @@
 //! Callers see functions named for what they do. A [`SourceLane`] is a lane whose row this process has locked: only it can
 //! claim, settle and heal, so nothing can be done to a lane that is not leased.
 
+mod change;
 mod heal;
 mod names;
 
@@ -15,6 +16,8 @@ use sqlx::postgres::{PgArguments, PgPool, PgRow, Postgres};
 use sqlx::query::{Query, QueryScalar};
 use uuid::Uuid;
 
+pub use self::change::Swept;
+pub(crate) use self::change::is_lock_timeout;
 pub use self::heal::{ForgottenBatch, ForgottenEvent, PutBack, Settled};
 pub use self::names::Names;
 use crate::event::{Aggregate, BatchKey, Event, EventId, Identity, Lane, Status, Token};
@@ -289,15 +292,15 @@ impl Source {
 
     /// Takes the lease of a lane, or `None` if another worker has it. One round trip.
     pub async fn lock_lane(&self, lane: Lane) -> sqlx::Result<Option<SourceLane>> {
-        self.lock_lane_for(lane, self.limits).await
+        self.lock_lane_for(lane, self.limits, &self.statements.lock_lane).await
     }
 
-    async fn lock_lane_for(&self, lane: Lane, limits: Limits) -> sqlx::Result<Option<SourceLane>> {
+    async fn lock_lane_for(&self, lane: Lane, limits: Limits, lock: &str) -> sqlx::Result<Option<SourceLane>> {
         let number = [("lane_number", lane.to_string())];
         let script = format!(
             "{} {PLANS} {} {}",
             limits.sql(),
-            crate::sql::render(&self.statements.lock_lane, &number),
+            crate::sql::render(lock, &number),
             crate::sql::render(&self.statements.read_lane, &number)
         );
         let (session, rows) = Session::begin(&self.pool, &script).await?;
@@ -667,36 +670,6 @@ impl SourceLane {
         Ok(self.token)
     }
 
-    /// Releases held events that nothing blocks, an aggregate's lowest first, and says so for the next scan. `mapped`: pairs of
-    /// aggregate type and event type; what is not among them stays held. How many were released.
-    pub async fn sweep(&mut self, mapped: &[(String, String)], pass: &[String]) -> sqlx::Result<usize> {
-        let sql = self.source.names.render(include_str!("../../sql/source/sweep.sql"));
-        let rows = self
-            .source
-            .query(&sql)
-            .bind(self.lane)
-            .bind(mapped.iter().map(|(kind, _)| kind.as_str()).collect::<Vec<_>>())
-            .bind(mapped.iter().map(|(_, event)| event.as_str()).collect::<Vec<_>>())
-            .bind(pass)
-            .fetch_all(self.session.connection())
-            .await?;
-        let mut aggregates = Vec::with_capacity(rows.len());
-        for row in &rows {
-            aggregates.push(Aggregate { kind: row.try_get("kind")?, id: row.try_get("aggregate")? });
-        }
-        let released = self.release(&aggregates, pass, SWEPT).await?;
-        if let Some(lowest) = released.iter().min() {
-            self.announce_put_back(*lowest).await?;
-        }
-        Ok(released.len())
-    }
-
-    /// Tells the lane's next scan to start at this id at the latest.
-    pub async fn announce_put_back(&mut self, lowest: i64) -> sqlx::Result<()> {
-        let sql = self.source.names.render("INSERT INTO {relay}.put_back (lane, id) VALUES ($1, $2)");
-        self.source.query(&sql).bind(self.lane).bind(lowest).execute(self.session.connection()).await.map(drop)
-    }
-
     /// The database that this is a lane of.
     pub(crate) fn source(&self) -> &Source {
         &self.source
@@ -705,11 +678,6 @@ impl SourceLane {
     /// What things are called here.
     pub fn names(&self) -> &Names {
         &self.source.names
-    }
-
-    /// For statements of other capabilities under this lane's lock.
-    pub fn connection(&mut self) -> &mut sqlx::PgConnection {
-        self.session.connection()
     }
 
     /// Gives back the attempts that these events were charged for somebody else's error.
@@ -740,9 +708,6 @@ fn next_scan(claim: &Claim, lowest: Option<i64>) -> Scan {
     let position = claim.decided.min(reached).min(lowest.unwrap_or(i64::MAX));
     Scan { position, passed: claim.stopped.clone(), mark: claim.mark.clone() }
 }
-
-/// Events that one sweep of a lane releases at most (but one an aggregate); what is left follows as these are processed.
-const SWEPT: u32 = 1000;
 
 /// How old a look at the writers' transactions must be before the next one.
 const MARK_EVERY: Duration = Duration::from_millis(500);
