@@ -202,9 +202,8 @@ impl Failing {
                 ))?;
             }
             ("failed", Progress::Failed { since }) if scene.is_up_to_the_demo(since) => {
-                if self.repair(scene).await? {
-                    self.progress = Progress::Mended { since: scene.now };
-                }
+                let mended = Progress::Mended { since: scene.now };
+                self.progress = if self.repair(scene).await? { mended } else { self.progress };
             }
             // A moment between the two, so that they can be told apart.
             ("failed", Progress::Mended { since })
