@@ -4,6 +4,7 @@
 mod admin;
 mod cli;
 mod crash;
+mod demo;
 mod dispositions;
 mod healing;
 mod pgbouncer;
