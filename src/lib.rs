@@ -3,6 +3,8 @@
 //! A map. What an operator asks for:
 //!
 //! - [`init`]: makes the outbox and the relay's own tables
+//! - [`check`]: reads everything, changes nothing, and says what is wrong
+//! - [`map`]: shows what one event would write
 //! - [`relay`]: claims, applies and settles, batch by batch, and heals
 //! - [`demo`]: all of it on one machine
 //!
@@ -16,12 +18,14 @@
 //! - [`sql`]: statements and the names in them
 //! - [`metrics`], [`telemetry`]: what is told to those who watch
 
+pub mod check;
 pub mod config;
 pub mod connect;
 pub mod demo;
 pub mod disposition;
 pub mod event;
 pub mod init;
+pub mod map;
 pub mod mapping;
 pub mod metrics;
 pub mod relay;

@@ -29,6 +29,8 @@ pub struct Mapping {
     pub delete: Option<Prepared>,
     /// One column, `row jsonb`: the rows that would be written, converted.
     pub preview: Option<Prepared>,
+    /// One column, `row jsonb`: the keys whose rows would be deleted.
+    pub preview_delete: Option<Prepared>,
     /// Own SQL, by event type.
     pub handlers: BTreeMap<String, Prepared>,
 }
@@ -48,8 +50,14 @@ pub async fn compile(
     relay: &str,
 ) -> Result<Mapping, MappingError> {
     connection.execute(sqlx::raw_sql(trusted(search_path))).await.map_err(|e| MappingError::database(entity, e))?;
-    let mut mapping =
-        Mapping { entity: entity.clone(), upsert: None, delete: None, preview: None, handlers: BTreeMap::new() };
+    let mut mapping = Mapping {
+        entity: entity.clone(),
+        upsert: None,
+        delete: None,
+        preview: None,
+        preview_delete: None,
+        handlers: BTreeMap::new(),
+    };
     let uses = |action: &Action| entity.events.values().any(|a| a == action);
     if let Some(name) = &entity.table
         && (uses(&Action::Upsert) || uses(&Action::Delete))
@@ -63,9 +71,12 @@ pub async fn compile(
                 Some(statements.prepared(build::upsert(&statements.context(), &user, &output), connection).await?);
         }
         if uses(&Action::Delete) {
-            let keys: Vec<TableColumn> =
-                table.columns.iter().filter(|c| entity.key.contains(&c.name)).cloned().collect();
-            let (user, output) = statements.output(&keys, connection).await?;
+            // Whose rows go: the key's, or, with replace_by, the owner's.
+            let by = if entity.replace_by.is_empty() { &entity.key } else { &entity.replace_by };
+            let required: Vec<TableColumn> = table.columns.iter().filter(|c| by.contains(&c.name)).cloned().collect();
+            let (user, output) = statements.output(&required, connection).await?;
+            let shown: Vec<Output> = output.iter().filter(|o| by.contains(&o.column.name)).cloned().collect();
+            mapping.preview_delete = Some(build::preview(&user, &shown));
             mapping.delete =
                 Some(statements.prepared(build::delete(&statements.context(), &user, &output), connection).await?);
         }

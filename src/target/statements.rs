@@ -1,7 +1,9 @@
 //! A statement over `event`, and how a batch's events become that relation.
 
 use chrono::{DateTime, Utc};
-use sqlx::postgres::PgConnection;
+use sqlx::Row;
+use sqlx::postgres::{PgArguments, PgConnection, Postgres};
+use sqlx::query::Query;
 use uuid::Uuid;
 
 use crate::event::Event;
@@ -61,7 +63,17 @@ pub const EVENTS: &str = "MATERIALIZED (SELECT e.id, e.event_id, e.aggregate_typ
 impl Prepared {
     /// Runs it; rows affected.
     pub async fn execute(&self, connection: &mut PgConnection, events: &Events<'_>) -> sqlx::Result<u64> {
-        let done = sqlx::query(trusted(&self.sql))
+        Ok(self.bound(events).execute(connection).await?.rows_affected())
+    }
+
+    /// Runs it; the text in the first column of each row.
+    pub async fn texts(&self, connection: &mut PgConnection, events: &Events<'_>) -> sqlx::Result<Vec<String>> {
+        let rows = self.bound(events).fetch_all(connection).await?;
+        rows.iter().map(|row| row.try_get(0)).collect()
+    }
+
+    fn bound<'q>(&self, events: &'q Events<'_>) -> Query<'q, Postgres, PgArguments> {
+        sqlx::query(trusted(&self.sql))
             .bind(&events.ids)
             .bind(&events.event_ids)
             .bind(&events.aggregate_types)
@@ -70,9 +82,6 @@ impl Prepared {
             .bind(&events.payloads)
             .bind(&events.headers)
             .bind(&events.created_at)
-            .execute(connection)
-            .await?;
-        Ok(done.rows_affected())
     }
 
     /// Line and column, from 1, in the operator's file, of a position (in characters, from 1) in the whole statement.
