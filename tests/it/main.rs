@@ -1,6 +1,12 @@
 //! The integration tests, one binary: a file per capability, on real Postgres servers.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics")]
 
+mod adoption;
+mod check;
+mod init;
+mod map;
+mod mapping;
+mod privileges;
 mod relay;
 mod server;
 mod support;
