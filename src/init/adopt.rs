@@ -124,6 +124,27 @@ impl Adopting<'_> {
             }
             _ => return Err(format!("{outbox} is not a table")),
         }
+        for (key, name) in [
+            ("aggregate_type", &c.aggregate_type),
+            ("aggregate_id", &c.aggregate_id),
+            ("event_type", &c.event_type),
+            ("payload", &c.payload),
+        ] {
+            let Some(column) = self.get(name) else {
+                let there: Vec<&str> = self.outbox.columns.0.iter().map(|c| c.name.as_str()).collect();
+                return Err(format!(
+                    "{outbox} has no column \"{name}\" ({key}), and init cannot make that up. It has {}; say which it is:\n  [legacy.columns]\n  {key} = \"…\"",
+                    there.join(", ")
+                ));
+            };
+            if key.starts_with("aggregate") && !column.output_immutable {
+                return Err(format!(
+                    "{outbox}: column {name} ({key}) is {}, whose text may change, so no index can be made over it: ALTER TABLE {outbox} ALTER COLUMN {} TYPE text",
+                    column.full_type,
+                    ident(name)
+                ));
+            }
+        }
         let time = ["timestamp with time zone", "timestamp without time zone"];
         let text = ["text", "character varying", "character", "name"];
         let json = ["text", "character varying", "json", "jsonb"];
@@ -155,27 +176,6 @@ impl Adopting<'_> {
                     column.name,
                     column.full_type,
                     types.join(" or ")
-                ));
-            }
-        }
-        for (key, name) in [
-            ("aggregate_type", &c.aggregate_type),
-            ("aggregate_id", &c.aggregate_id),
-            ("event_type", &c.event_type),
-            ("payload", &c.payload),
-        ] {
-            let Some(column) = self.get(name) else {
-                let there: Vec<&str> = self.outbox.columns.0.iter().map(|c| c.name.as_str()).collect();
-                return Err(format!(
-                    "{outbox} has no column \"{name}\" ({key}), and init cannot make that up. It has {}; say which it is:\n  [legacy.columns]\n  {key} = \"…\"",
-                    there.join(", ")
-                ));
-            };
-            if key.starts_with("aggregate") && !column.output_immutable {
-                return Err(format!(
-                    "{outbox}: column {name} ({key}) is {}, whose text may change, so no index can be made over it: ALTER TABLE {outbox} ALTER COLUMN {} TYPE text",
-                    column.full_type,
-                    ident(name)
                 ));
             }
         }
@@ -460,7 +460,7 @@ impl Adopting<'_> {
             steps.push(Step::alone(
                 format!("numbers the {} rows that are there, {told}", self.outbox.rows),
                 ROWS,
-                self.render(&render(include_str!("../../sql/source/number_rows.sql"), &names)),
+                self.render(&render(include_str!("../../sql/adopt/number_rows.sql"), &names)),
             ));
             steps.extend(self.not_null("id", &c.id));
         }
@@ -471,7 +471,7 @@ impl Adopting<'_> {
         steps.push(Step::together(
             format!("makes {} an identity: nobody needs a grant on its sequence", c.id),
             MOMENT,
-            self.render(&render(include_str!("../../sql/source/become_identity.sql"), &names)),
+            self.render(&render(include_str!("../../sql/adopt/become_identity.sql"), &names)),
         ));
         steps
     }
@@ -493,7 +493,7 @@ impl Adopting<'_> {
             steps.push(Step::alone(
                 format!("gives rows that have no {} one", c.event_id),
                 ROWS,
-                self.render(&render(include_str!("../../sql/source/fill_event_ids.sql"), &names)),
+                self.render(&render(include_str!("../../sql/adopt/fill_event_ids.sql"), &names)),
             ));
         }
         steps.extend(self.not_null("event_id", &c.event_id));

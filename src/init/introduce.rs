@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use sqlx::Row;
-use sqlx::postgres::PgPool;
+use sqlx::postgres::{PgPool, PgRow};
 use uuid::Uuid;
 
 use super::{Existing, InitError};
@@ -92,18 +92,24 @@ pub(super) async fn introduce(
     }
     if known != Some(target_id) {
         let sql = pair.names.render("UPDATE {relay}.installation SET target_id = $1");
-        sqlx::query(trusted(&sql)).bind(target_id).execute(source).await.map_err(InitError::legacy)?;
+        let (mut session, _) = Session::begin(source, "").await.map_err(InitError::legacy)?;
+        sqlx::query(trusted(&sql)).bind(target_id).execute(session.connection()).await.map_err(InitError::legacy)?;
+        session.commit().await.map_err(InitError::legacy)?;
     }
     Ok(())
 }
 
-async fn one(pool: &PgPool, sql: &str) -> sqlx::Result<sqlx::postgres::PgRow> {
-    sqlx::query(trusted(sql)).fetch_one(pool).await
+/// In a transaction, as every statement: behind a pooler, parsing and running would reach different servers otherwise.
+async fn one(pool: &PgPool, sql: &str) -> sqlx::Result<PgRow> {
+    let (mut session, _) = Session::begin(pool, "").await?;
+    let row = sqlx::query(trusted(sql)).fetch_one(session.connection()).await;
+    session.rollback().await;
+    row
 }
 
 async fn identity(pool: &PgPool) -> sqlx::Result<String> {
     let sql = "SELECT (SELECT system_identifier FROM pg_control_system())::text || '/' || current_database()";
-    sqlx::query_scalar(sql).fetch_one(pool).await
+    one(pool, sql).await?.try_get(0)
 }
 
 /// Waits for a worker's batch to end, no longer.
@@ -132,9 +138,8 @@ enum Decision {
 
 impl Pair<'_> {
     async fn refuse_other_lanes(&self) -> Result<(), InitError> {
-        let sql = render("SELECT lanes FROM {relay}.source WHERE source_id = {source}", &self.target_names);
-        let found: Option<i32> =
-            sqlx::query_scalar(trusted(&sql)).fetch_optional(self.target).await.map_err(InitError::new)?;
+        let sql = render("SELECT max(lanes) FROM {relay}.source WHERE source_id = {source}", &self.target_names);
+        let found: Option<i32> = one(self.target, &sql).await.and_then(|row| row.try_get(0)).map_err(InitError::new)?;
         match found {
             Some(found) if found != i32::from(self.names.lanes()) => Err(InitError::Refused(format!(
                 "the new database knows this outbox with {found} lanes, and that is fixed: set lanes = {found}"

@@ -21,7 +21,7 @@ pub(crate) use self::catalog::columns as outbox_columns;
 pub use self::catalog::{Index, relay_indexes};
 pub use self::grants::{Grants, Roles, grants};
 pub use self::introduce::Choices;
-pub use self::print::script;
+pub use self::print::{print, script};
 pub use self::remove::{Removal, removal, remove};
 use crate::config::Config;
 use crate::connect::TEST_LANES;

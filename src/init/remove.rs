@@ -32,7 +32,10 @@ pub async fn removal(config: &Config, source: &PgPool, target: &PgPool) -> Resul
     let mut removal = Removal::default();
     let source_id = if on_source.has_installation {
         let sql = names.render("SELECT source_id FROM {relay}.installation");
-        sqlx::query_scalar::<_, Uuid>(trusted(&sql)).fetch_optional(source).await.map_err(InitError::legacy)?
+        let (mut session, _) = Session::begin(source, catalog::READ).await.map_err(InitError::legacy)?;
+        let found = sqlx::query_scalar::<_, Uuid>(trusted(&sql)).fetch_optional(session.connection()).await;
+        session.rollback().await;
+        found.map_err(InitError::legacy)?
     } else {
         None
     };
@@ -137,5 +140,8 @@ async fn others(
         return Ok(0);
     }
     let sql = format!("SELECT count(*) FROM {}.source WHERE source_id IS DISTINCT FROM $1", ident(&config.new.schema));
-    sqlx::query_scalar(trusted(&sql)).bind(source_id).fetch_one(target).await
+    let (mut session, _) = Session::begin(target, catalog::READ).await?;
+    let found = sqlx::query_scalar(trusted(&sql)).bind(source_id).fetch_one(session.connection()).await;
+    session.rollback().await;
+    found
 }

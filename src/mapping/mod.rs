@@ -16,7 +16,7 @@ use self::build::{Output, TableColumn};
 pub use self::error::MappingError;
 use crate::config::{Action, Entity, TableName};
 use crate::sql::{ident, literal, trusted};
-use crate::target::Prepared;
+use crate::target::{Events, Prepared};
 
 /// One entity, ready to be applied.
 #[derive(Debug, Clone)]
@@ -90,6 +90,7 @@ pub async fn compile(
             }
             let statement = build::handler(&parsed, &file.text, &name);
             prepare(entity, &statement, connection).await?;
+            plan(entity, &statement, connection).await?;
             mapping.handlers.insert(event_type.clone(), statement);
         }
     }
@@ -155,6 +156,7 @@ impl Tabular<'_> {
 
     async fn prepared(&self, statement: Prepared, connection: &mut PgConnection) -> Result<Prepared, MappingError> {
         prepare(self.entity, &statement, connection).await?;
+        plan(self.entity, &statement, connection).await?;
         Ok(statement)
     }
 }
@@ -162,7 +164,7 @@ impl Tabular<'_> {
 /// text, varchar, bpchar, name, unknown: what is converted as input would be.
 const TEXT_LIKE: [u32; 5] = [25, 1043, 1042, 19, 705];
 
-/// Has the server parse and plan it; the names and types of the columns that it yields.
+/// Has the server parse it; the names and types of the columns that it yields.
 async fn prepare(
     entity: &Entity,
     statement: &Prepared,
@@ -174,6 +176,18 @@ async fn prepare(
         .map_err(|error| MappingError::refused(entity, statement, error))?;
     let oid = |info: &PgTypeInfo| info.oid().map_or(0, |oid| oid.0);
     Ok(prepared.columns().iter().map(|c| (c.name().to_owned(), oid(c.type_info()))).collect())
+}
+
+/// Has the server plan it, too: only that finds a key without a unique constraint, and a missing grant. Nothing is run.
+async fn plan(entity: &Entity, statement: &Prepared, connection: &mut PgConnection) -> Result<(), MappingError> {
+    const EXPLAIN: &str = "EXPLAIN ";
+    let explained = Prepared {
+        sql: format!("{EXPLAIN}{}", statement.sql),
+        user_text_at: statement.user_text_at + EXPLAIN.len(),
+        ..statement.clone()
+    };
+    let planned = explained.texts(connection, &Events::default()).await;
+    planned.map(drop).map_err(|error| MappingError::refused(entity, &explained, error))
 }
 
 async fn read_table(entity: &Entity, name: &TableName, connection: &mut PgConnection) -> Result<Table, MappingError> {

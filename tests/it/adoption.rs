@@ -69,7 +69,11 @@ impl Adoption {
     }
 
     async fn statuses(&self) -> String {
-        let sql = format!("SELECT string_agg(s || n, ' ' ORDER BY s) FROM (SELECT {}::text AS s, count(*) AS n FROM {} GROUP BY 1) c", self.status(), self.outbox());
+        let sql = format!(
+            "SELECT string_agg(s || n, ' ' ORDER BY s) FROM (SELECT {}::text AS s, count(*) AS n FROM {} GROUP BY 1) c",
+            self.status(),
+            self.outbox()
+        );
         self.pair.legacy.value(&sql).await
     }
 
@@ -111,7 +115,8 @@ async fn a_table_as_debezium_has_it_is_adopted() {
     let Err(InitError::Refused(text)) = adoption.init(None).await else { panic!("not refused") };
     assert!(text.contains("has 100 rows already") && text.contains("--existing"), "{text}");
     let plan = adoption.plan(Some(Existing::Pending)).await;
-    let told = init::script(&plan, &init::grants(&adoption.config, &legacy.pool, &init::Roles::default()).await.unwrap());
+    let told =
+        init::script(&plan, &init::grants(&adoption.config, &legacy.pool, &init::Roles::default()).await.unwrap());
     assert!(told.contains("in the order of timestamp") && told.contains("reads it as UTC"), "{told}");
     adoption.init(Some(Existing::Pending)).await.unwrap();
     assert_eq!(legacy.value::<i64>(filenode).await, before, "the table is not rewritten");
@@ -127,7 +132,9 @@ async fn a_table_as_debezium_has_it_is_adopted() {
     let versions: i64 = adoption.pair.new.value("SELECT count(*) FROM users WHERE version >= 96").await;
     assert_eq!(versions, 5, "the newest of each: {}", adoption.users().await);
     // A missing payload is the event's matter.
-    legacy.run("INSERT INTO outbox (aggregatetype, aggregateid, type, payload) VALUES ('User', '9', 'UserCreated', NULL)").await;
+    legacy
+        .run("INSERT INTO outbox (aggregatetype, aggregateid, type, payload) VALUES ('User', '9', 'UserCreated', NULL)")
+        .await;
     adoption.drain().await;
     assert_eq!(adoption.statuses().await, "failed1 processed105");
     let shape: String = legacy.value("SELECT concat_ws(' ', attidentity, attnotnull) FROM pg_attribute WHERE attrelid = 'outbox'::regclass AND attname = 'relay_id'").await;
@@ -169,16 +176,33 @@ async fn the_tutorials_table_is_adopted_with_its_own_words() {
     let adoption = Adoption::of(TUTORIAL, tutorial).await;
     let legacy = &adoption.pair.legacy;
     let user = |id: i64| format!(r#"{{"id": {id}, "name": "u", "version": 1}}"#);
-    legacy.run(&[message(1, "processed", &user(1)), message(2, "pending", &user(2)), message(3, "failed", "{}"), message(4, "pending", &user(4))].concat()).await;
+    legacy
+        .run(
+            &[
+                message(1, "processed", &user(1)),
+                message(2, "pending", &user(2)),
+                message(3, "failed", "{}"),
+                message(4, "pending", &user(4)),
+            ]
+            .concat(),
+        )
+        .await;
     adoption.init(Some("before=2026-01-01T03:00:00Z".parse().unwrap())).await.unwrap();
     assert_eq!(adoption.statuses().await, "failed1 pending1 processed2");
     assert!(adoption.plan(None).await.is_empty(), "{:?}", adoption.plan(None).await);
-    legacy.run(&[message(5, "pending", &user(5)), message(6, "pending", "not json"), message(6, "pending", &user(6))].concat()).await;
+    legacy
+        .run(
+            &[message(5, "pending", &user(5)), message(6, "pending", "not json"), message(6, "pending", &user(6))]
+                .concat(),
+        )
+        .await;
     adoption.drain().await;
     assert_eq!(adoption.users().await, "4u 5u");
     assert_eq!(adoption.statuses().await, "failed2 held1 processed4");
     // The word that was too long, and none that nobody claims.
-    legacy.run("UPDATE \"outboxMessages\" SET status = 'skipped by hand' WHERE status = 'failed' AND payload = '{}'").await;
+    legacy
+        .run("UPDATE \"outboxMessages\" SET status = 'skipped by hand' WHERE status = 'failed' AND payload = '{}'")
+        .await;
     let odd = legacy.pool.begin().await.unwrap();
     drop(odd);
     assert!(sqlx::query("UPDATE \"outboxMessages\" SET status = 'odd'").execute(&legacy.pool).await.is_err());
@@ -207,8 +231,12 @@ async fn an_enum_of_status_words_gets_those_it_lacks() {
     })
     .await;
     let legacy = &adoption.pair.legacy;
-    let insert = |id: i64, name: &str| format!("INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload) VALUES ('User', {id}, 'UserCreated', '{{\"id\": {id}, \"name\": {name}, \"version\": 1}}');");
-    legacy.run(&[insert(1, "\"a\""), insert(2, "null"), insert(2, "\"b\"")].concat()).await;
+    let insert = |id: i64, version: &str| {
+        format!(
+            "INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload) VALUES ('User', {id}, 'UserCreated', '{{\"id\": {id}, \"name\": \"a\", \"version\": {version}}}');"
+        )
+    };
+    legacy.run(&[insert(1, "1"), insert(2, "\"no\""), insert(2, "2")].concat()).await;
     legacy.run("INSERT INTO outbox (aggregate_type, event_type, payload) VALUES ('User', 'UserCreated', '{}')").await;
     adoption.init(Some(Existing::Pending)).await.unwrap();
     assert!(adoption.plan(None).await.is_empty(), "{:?}", adoption.plan(None).await);
@@ -265,13 +293,34 @@ async fn an_adoption_that_was_interrupted_is_finished_by_the_next_run() {
 async fn what_cannot_be_adopted_is_refused_with_the_remedy() {
     for (table, wanted) in [
         (DEBEZIUM, "has no column \"aggregate_type\""),
-        ("CREATE TABLE outbox (id uuid, aggregate_type text, aggregate_id text, event_type text, payload text)", "event_id = \"id\""),
-        ("CREATE TABLE outbox (id bigint, aggregate_type text, aggregate_id text, event_type text, payload text)", "SET NOT NULL"),
-        ("CREATE TABLE outbox (id bigserial, aggregate_type text, aggregate_id text, event_type text, payload bytea)", "payload must be JSON"),
-        ("CREATE TYPE kind AS ENUM ('User'); CREATE TABLE outbox (id bigserial, aggregate_type kind, aggregate_id text, event_type text, payload text)", "TYPE text"),
-        ("CREATE TABLE outbox (id bigserial, aggregate_type text, aggregate_id text, event_type text, payload text, status int)", "status = \"relay_status\""),
-        ("CREATE TABLE outbox (id bigserial, aggregate_type text, aggregate_id text, event_type text, payload text, event_id text)", "event_id = \"relay_event_id\""),
-        ("CREATE TABLE outbox (id bigserial, aggregate_type text, aggregate_id text, event_type text, payload text) PARTITION BY HASH (id)", "partitioned"),
+        (
+            "CREATE TABLE outbox (id uuid, aggregate_type text, aggregate_id text, event_type text, payload text)",
+            "event_id = \"id\"",
+        ),
+        (
+            "CREATE TABLE outbox (id bigint, aggregate_type text, aggregate_id text, event_type text, payload text)",
+            "SET NOT NULL",
+        ),
+        (
+            "CREATE TABLE outbox (id bigserial, aggregate_type text, aggregate_id text, event_type text, payload bytea)",
+            "payload must be JSON",
+        ),
+        (
+            "CREATE TYPE kind AS ENUM ('User'); CREATE TABLE outbox (id bigserial, aggregate_type kind, aggregate_id text, event_type text, payload text)",
+            "TYPE text",
+        ),
+        (
+            "CREATE TABLE outbox (id bigserial, aggregate_type text, aggregate_id text, event_type text, payload text, status int)",
+            "status = \"relay_status\"",
+        ),
+        (
+            "CREATE TABLE outbox (id bigserial, aggregate_type text, aggregate_id text, event_type text, payload text, event_id text)",
+            "event_id = \"relay_event_id\"",
+        ),
+        (
+            "CREATE TABLE outbox (id bigserial, aggregate_type text, aggregate_id text, event_type text, payload text) PARTITION BY HASH (id)",
+            "partitioned",
+        ),
         ("CREATE VIEW outbox AS SELECT 1 AS id", "not a table"),
     ] {
         let adoption = Adoption::of(table, |_| {}).await;

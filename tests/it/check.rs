@@ -11,7 +11,11 @@ async fn codes(stage: &Stage) -> Vec<String> {
 
 async fn finding(stage: &Stage, code: &str) -> Finding {
     let findings = check::check(&stage.config).await;
-    findings.iter().find(|f| f.code == code).cloned().unwrap_or_else(|| panic!("no {code}:\n{}", check::render(&findings)))
+    findings
+        .iter()
+        .find(|f| f.code == code)
+        .cloned()
+        .unwrap_or_else(|| panic!("no {code}:\n{}", check::render(&findings)))
 }
 
 #[tokio::test]
@@ -37,15 +41,23 @@ async fn mappings_are_checked_against_both_schemas() {
     let mut stage = Stage::new().await;
     stage.config.entities[0].mapping = Some(file("mappings/user.sql", "SELECT payloud->>'id' AS id FROM event"));
     let found = finding(&stage, "mapping.column").await;
-    assert!(found.what.contains("mappings/user.sql:1:8") && found.what.contains("did you mean \"payload\"?"), "{}", found.what);
-    stage.config.entities[0].mapping = Some(file("mappings/user.sql", "SELECT payload->>'id' AS id, Random()::text AS name, 1 AS version FROM event"));
+    assert!(
+        found.what.contains("mappings/user.sql:1:8") && found.what.contains("did you mean \"payload\"?"),
+        "{}",
+        found.what
+    );
+    stage.config.entities[0].mapping =
+        Some(file("mappings/user.sql", "SELECT payload->>'id' AS id, Random()::text AS name, 1 AS version FROM event"));
     assert!(finding(&stage, "mapping.volatile").await.what.contains("random"));
     stage.config.entities[0].mapping = None;
     stage.config.entities[0].table = Some(TableName { schema: "public".into(), table: "usrs".into() });
     finding(&stage, "mapping.table").await;
     stage.config.entities[0].table = Some(TableName { schema: "public".into(), table: "users".into() });
     stage.config.entities[0].key = vec!["name".into()];
-    assert_eq!(finding(&stage, "mapping.key").await.remedy, "CREATE UNIQUE INDEX CONCURRENTLY ON \"public\".\"users\" (\"name\");");
+    assert_eq!(
+        finding(&stage, "mapping.key").await.remedy,
+        "CREATE UNIQUE INDEX CONCURRENTLY ON \"public\".\"users\" (\"name\");"
+    );
 }
 
 #[tokio::test]
@@ -54,13 +66,23 @@ async fn what_is_wrong_with_the_outbox_is_found() {
     let legacy = &stage.pair.legacy;
     stage.event("User", "1", "UserRenamed", "{}").await;
     stage.event("Invoice", "1", "Sent", r#""{\"id\": 1}""#).await;
-    legacy.run("ALTER TABLE outbox DROP CONSTRAINT outbox_status_check; UPDATE outbox SET status = 'odd' WHERE id = 1").await;
+    legacy
+        .run("ALTER TABLE outbox DROP CONSTRAINT outbox_status_check; UPDATE outbox SET status = 'odd' WHERE id = 1")
+        .await;
     stage.event("User", "2", "UserRenamed", "{}").await;
     legacy.run("ALTER SEQUENCE outbox_id_seq CACHE 10; DROP INDEX outbox_relay_due; UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'outbox_relay_blocked'::regclass").await;
     legacy.run("CREATE FUNCTION tidy() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN DELETE FROM public.outbox WHERE status = 'processed'; RETURN NULL; END $$; CREATE TABLE other (n int); CREATE TRIGGER tidy AFTER INSERT ON other EXECUTE FUNCTION tidy()").await;
     let before: String = legacy.value("SELECT string_agg(o::text, '|') FROM outbox o").await;
     let codes = codes(&stage).await;
-    for code in ["outbox.status", "outbox.unmapped", "outbox.serialised_twice", "outbox.sequence_cache", "index.missing", "index.invalid", "outbox.cleaner"] {
+    for code in [
+        "outbox.status",
+        "outbox.unmapped",
+        "outbox.serialised_twice",
+        "outbox.sequence_cache",
+        "index.missing",
+        "index.invalid",
+        "outbox.cleaner",
+    ] {
         assert!(codes.iter().any(|c| c == code), "{code} in {codes:?}");
     }
     assert_eq!(codes.iter().filter(|c| *c == "outbox.unmapped").count(), 2, "an aggregate type and an event type");
@@ -82,7 +104,11 @@ async fn a_missing_grant_is_found_before_it_fails() {
     stage.config.new.url = config.new.url;
     let found = finding(&stage, "rights.legacy").await;
     assert_eq!(found.severity, Severity::Problem);
-    assert!(found.what.contains("UPDATE on the outbox's status columns") && found.remedy.contains("GRANT SELECT, DELETE, UPDATE"), "{found:?}");
+    assert!(
+        found.what.contains("UPDATE on the outbox's status columns")
+            && found.remedy.contains("GRANT SELECT, DELETE, UPDATE"),
+        "{found:?}"
+    );
     finding(&stage, "rights.new").await;
     let table = finding(&stage, "rights.table").await;
     assert_eq!(table.remedy, format!("GRANT SELECT, INSERT, UPDATE, DELETE ON \"public\".\"users\" TO \"{role}\";"));

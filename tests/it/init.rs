@@ -51,8 +51,26 @@ async fn what_is_printed_is_what_init_would_run() {
     init::init(&config, legacy, new, Choices::default()).await.unwrap();
 }
 
+#[tokio::test]
+async fn databases_that_do_not_answer_are_printed_as_empty_ones() {
+    let url = "postgres://nobody@127.0.0.1:1/none";
+    let config = outbox_relay::config::Config::for_databases(url, url).unwrap();
+    let pool = sqlx::postgres::PgPoolOptions::new()
+        .acquire_timeout(std::time::Duration::from_secs(1))
+        .connect_lazy(url)
+        .unwrap();
+    let script = init::print(&config, &pool, &pool, Choices::default(), &init::Roles::default()).await.unwrap();
+    assert!(
+        script.contains("were not asked")
+            && script.contains("GRANT SELECT ON SEQUENCE \"public\".\"outbox_id_seq\" TO \"relay\";"),
+        "{script}"
+    );
+}
+
 async fn create_role(db: &Database, role: &str) {
-    let sql = format!("DO $$ BEGIN CREATE ROLE {role}; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$");
+    let sql = format!(
+        "DO $$ BEGIN CREATE ROLE {role}; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$"
+    );
     db.pool.execute(AssertSqlSafe(sql)).await.unwrap();
 }
 
@@ -191,7 +209,12 @@ async fn a_moved_pair_stops_until_told() {
         let admin = db.url.replace(&db.name, "postgres");
         db.pool.close().await;
         let pool = sqlx::PgPool::connect(&admin).await.unwrap();
-        pool.execute(AssertSqlSafe(format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{}'", db.name))).await.unwrap();
+        pool.execute(AssertSqlSafe(format!(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{}'",
+            db.name
+        )))
+        .await
+        .unwrap();
         pool.execute(AssertSqlSafe(format!("ALTER DATABASE {} RENAME TO {moved}", db.name))).await.unwrap();
         let url = db.url.replace(&db.name, &moved);
         db.pool = sqlx::postgres::PgPoolOptions::new().max_connections(5).connect(&url).await.unwrap();
@@ -227,7 +250,11 @@ async fn remove_takes_all_but_the_outbox_away() {
     let gone: bool = stage.pair.legacy.value("SELECT to_regnamespace('outbox_relay') IS NULL").await;
     assert!(gone);
     assert_eq!(stage.pair.legacy.value::<Option<String>>(INDEXES).await, None);
-    let left: String = stage.pair.new.value("SELECT string_agg(relname, ',') FROM pg_class WHERE relnamespace = 'outbox_relay'::regnamespace").await;
+    let left: String = stage
+        .pair
+        .new
+        .value("SELECT string_agg(relname, ',') FROM pg_class WHERE relnamespace = 'outbox_relay'::regnamespace")
+        .await;
     assert_eq!(left, "not_ours", "what is not the relay's stays");
     // And again, and back.
     init::remove(&stage.config, &stage.pair.legacy.pool, &stage.pair.new.pool).await.unwrap();

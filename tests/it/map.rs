@@ -21,7 +21,11 @@ async fn the_rows_of_an_event_are_shown_and_none_is_written() {
     assert_eq!(stage.pair.new.value::<i64>("SELECT count(*) FROM users").await, 0);
     stage.pair.new.run("INSERT INTO users VALUES (1, 'Old', 1)").await;
     let text = map::render(&map::map(&stage.config, users, new, &event).await.unwrap());
-    assert!(text.contains("over {\"id\": 1, \"name\": \"Old\", \"version\": 1}") && text.ends_with("Nothing was written.\n"), "{text}");
+    assert!(
+        text.contains("over {\"id\": 1, \"name\": \"Old\", \"version\": 1}")
+            && text.ends_with("Nothing was written.\n"),
+        "{text}"
+    );
     let id = stage.user(1, "UserDeleted", "Ada", 3).await;
     let event = map::event_by_id(&stage.config, legacy, EventId(id)).await.unwrap();
     let Effect::Delete(rows) = map::map(&stage.config, users, new, &event).await.unwrap().effect else { panic!() };

@@ -19,7 +19,11 @@ async fn roles(stage: &Stage) -> Roles {
     let id = Uuid::new_v4().simple().to_string();
     let roles = Roles { app: format!("app_{id}"), relay: format!("relay_{id}") };
     for db in [&stage.pair.legacy, &stage.pair.new] {
-        db.run(&format!("CREATE ROLE {} LOGIN; CREATE ROLE {} LOGIN; REVOKE CREATE ON SCHEMA public FROM PUBLIC", roles.app, roles.relay)).await;
+        db.run(&format!(
+            "CREATE ROLE {} LOGIN; CREATE ROLE {} LOGIN; REVOKE CREATE ON SCHEMA public FROM PUBLIC",
+            roles.app, roles.relay
+        ))
+        .await;
     }
     roles
 }
@@ -34,8 +38,14 @@ async fn granted(stage: &Stage) -> (Config, Roles) {
         }
     }
     // The handler's own table: whatever the file needs.
-    stage.pair.new.run(&format!("GRANT INSERT ON applied TO {0}; GRANT USAGE ON SEQUENCE applied_n_seq TO {0}", roles.relay)).await;
-    let urls = Config::for_databases(&as_role(&stage.pair.legacy, &roles.relay), &as_role(&stage.pair.new, &roles.relay)).unwrap();
+    stage
+        .pair
+        .new
+        .run(&format!("GRANT INSERT ON applied TO {0}; GRANT USAGE ON SEQUENCE applied_n_seq TO {0}", roles.relay))
+        .await;
+    let urls =
+        Config::for_databases(&as_role(&stage.pair.legacy, &roles.relay), &as_role(&stage.pair.new, &roles.relay))
+            .unwrap();
     let mut config = stage.config.clone();
     config.legacy.url = urls.legacy.url;
     config.new.url = urls.new.url;
@@ -60,7 +70,7 @@ async fn the_relay_runs_with_its_grants_alone_and_without_ddl() {
         stage.user(i64::from(n), "UserCreated", "Ada", 1).await;
     }
     stage.user(1, "UserDeleted", "Ada", 2).await;
-    let poison = stage.event("User", "777", "UserCreated", r#"{"id": 777}"#).await;
+    let poison = stage.event("User", "777", "UserCreated", r#"{"id": 777, "name": "x", "version": "no"}"#).await;
     stage.user(777, "UserUpdated", "behind", 2).await;
     stage.drained().await;
     assert_eq!(stage.status(poison).await, "failed");
