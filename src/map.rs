@@ -70,10 +70,16 @@ pub enum MapError {
     NoEvent(EventId),
     /// The mapping is wrong.
     #[error("{0}")]
-    Mapping(#[from] MappingError),
+    Mapping(Box<MappingError>),
     /// The event is refused, or a database is away.
     #[error(transparent)]
     Database(#[from] sqlx::Error),
+}
+
+impl From<MappingError> for MapError {
+    fn from(error: MappingError) -> MapError {
+        MapError::Mapping(Box::new(error))
+    }
 }
 
 /// An entity by its name.
