@@ -8,7 +8,7 @@
 //! - [`relay`]: claims, applies and settles, batch by batch, and heals
 //! - [`demo`]: all of it on one machine
 //!
-//! The ground they stand on:
+//! They are asked for through [`cli`]. The ground they stand on:
 //!
 //! - [`config`]: what the operator wrote, checked
 //! - [`event`]: the words of the protocol
@@ -19,6 +19,7 @@
 //! - [`metrics`], [`telemetry`]: what is told to those who watch
 
 pub mod check;
+pub mod cli;
 pub mod config;
 pub mod connect;
 pub mod demo;

@@ -95,7 +95,7 @@ pub async fn event_by_id(config: &Config, source: &PgPool, id: EventId) -> Resul
     let names = Names::new(&config.legacy, config.relay.lanes);
     let sql = names.render(include_str!("../sql/source/event.sql"));
     let (mut session, _) = Session::begin(source, &format!("SET TRANSACTION READ ONLY; {}", LIMITS.sql())).await?;
-    let row = sqlx::query(trusted(&sql)).bind(id).fetch_optional(session.connection()).await;
+    let row = sqlx::query(trusted(&sql)).persistent(false).bind(id).fetch_optional(session.connection()).await;
     session.rollback().await;
     let row = row?.ok_or(MapError::NoEvent(id))?;
     Ok(Event {
@@ -185,7 +185,7 @@ async fn stands(
     let sql = format!(
         "SELECT to_jsonb(t)::text FROM {table} AS t, jsonb_populate_record(NULL::{table}, $1::jsonb) AS r WHERE {same} LIMIT 1"
     );
-    sqlx::query_scalar(trusted(&sql)).bind(row).fetch_optional(connection).await
+    sqlx::query_scalar(trusted(&sql)).persistent(false).bind(row).fetch_optional(connection).await
 }
 
 /// For a terminal.

@@ -11,12 +11,16 @@ WITH locked AS MATERIALIZED (
     ORDER BY {lane}, {next_attempt_at}
     LIMIT $3
     FOR NO KEY UPDATE SKIP LOCKED
-), sized AS (
-    SELECT *, coalesce(sum(bytes) OVER (ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS before,
+), stored AS (
+    SELECT *, coalesce(sum(bytes) OVER w, 0) AS bytes_before, coalesce(sum((bytes > 30000)::int) OVER w, 0) AS large_before,
            count(*) OVER () AS locked
-    FROM (SELECT *, CASE WHEN payload IS NULL THEN 0 WHEN pg_column_size(payload) <= 1500 THEN pg_column_size(payload)
-                         ELSE octet_length(payload::text) END::bigint AS bytes
-          FROM locked) s
+    FROM (SELECT *, pg_column_size(payload)::bigint AS bytes FROM locked) s
+    WINDOW w AS (ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
+), sized AS (
+    SELECT *, coalesce(sum(CASE WHEN bytes <= 1500 THEN bytes ELSE octet_length(payload::text) END)
+                       OVER (ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS before
+    FROM stored
+    WHERE bytes_before < $4 AND large_before < 32
 )
 SELECT s.id::bigint, s.event_id::uuid, s.aggregate_type::text, s.aggregate_id::text, coalesce(s.event_type::text, '') AS event_type,
        coalesce(s.payload::text, 'null') AS payload, s.headers::text, coalesce(s.created_at::timestamptz, now()) AS created_at,

@@ -188,7 +188,7 @@ async fn server(side: Side, session: &mut Session, findings: &mut Vec<Finding>) 
                current_setting('default_transaction_read_only') = 'on', extract(epoch FROM clock_timestamp())::float8, \
                has_function_privilege('pg_control_system()', 'EXECUTE')";
     let (number, version, replica, read_only, clock, may_identify): (i32, String, bool, bool, f64, bool) =
-        sqlx::query_as(sql).fetch_one(session.connection()).await?;
+        sqlx::query_as(sql).persistent(false).fetch_one(session.connection()).await?;
     if number < 140_000 {
         findings.push(Finding::problem(
             "server.version",
@@ -287,7 +287,7 @@ async fn peers(
     );
     let ask = async |pool: &PgPool, sql: &str| -> sqlx::Result<Vec<(String, String)>> {
         let mut session = reading(pool).await?;
-        let rows = sqlx::query_as(crate::sql::trusted(sql)).fetch_all(session.connection()).await;
+        let rows = sqlx::query_as(crate::sql::trusted(sql)).persistent(false).fetch_all(session.connection()).await;
         session.rollback().await;
         rows
     };

@@ -93,7 +93,8 @@ struct Check<'a> {
 impl Check<'_> {
     async fn rows(&self, sql: &str) -> sqlx::Result<Vec<sqlx::postgres::PgRow>> {
         let mut session = reading(self.pool).await?;
-        let rows = sqlx::query(trusted(&self.names.render(sql))).fetch_all(session.connection()).await;
+        let rows =
+            sqlx::query(trusted(&self.names.render(sql))).persistent(false).fetch_all(session.connection()).await;
         session.rollback().await;
         rows
     }

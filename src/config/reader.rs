@@ -3,16 +3,19 @@
 //! The keys that were asked for are the keys that there are; whatever else the file or the environment holds is reported
 //! by [`Reader::report_unknown`]. So a key is declared in one place: where it is read.
 
+mod document;
+mod item;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::ops::Range;
-use std::path::{Path, PathBuf};
 
-use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::problem::{Code, Place, Problem, nearest};
 use super::value::{Kind, Scalar, Wrong};
+
+pub(super) use self::document::Document;
+pub(super) use self::item::Item;
 
 /// What every variable of the configuration begins with.
 pub(super) const PREFIX: &str = "OUTBOX_RELAY_";
@@ -62,64 +65,11 @@ pub struct Setting {
     pub origin: Origin,
 }
 
-/// A configuration file, parsed.
-pub(super) struct Document<'a> {
-    path: &'a Path,
-    text: &'a str,
-    root: DeTable<'a>,
-}
-
-impl<'a> Document<'a> {
-    /// All of its syntax errors at once. Nothing else is looked at in a file that has one: what follows from it would only distract.
-    pub(super) fn parse(path: &'a Path, text: &'a str) -> Result<Document<'a>, Vec<Problem>> {
-        let (root, errors) = DeTable::parse_recoverable(text);
-        if errors.is_empty() {
-            return Ok(Document { path, text, root: root.into_inner() });
-        }
-        let problem = |error: &toml::de::Error| {
-            let message = error.message().lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>();
-            let span = error.span().unwrap_or_default();
-            let mut what = message.join("; ");
-            // Nothing else is quoted: the line may hold a password.
-            if let ("duplicate key", Some(key)) = (what.as_str(), text.get(span.clone())) {
-                what = format!("duplicate key `{key}`");
-            }
-            Problem {
-                code: Code::Syntax,
-                place: place(path, text, span.start),
-                what,
-                remedy: "mend the line; TOML writes text as key = \"value\" and sections as [section]".to_owned(),
-            }
-        };
-        Err(errors.iter().map(problem).collect())
-    }
-
-    /// The file's place of a byte range.
-    fn place(&self, span: &Range<usize>) -> Place {
-        place(self.path, self.text, span.start)
-    }
-
-    fn find(&'a self, key: &str) -> Option<(&'a Spanned<DeValue<'a>>, Place)> {
-        let mut table = &self.root;
-        let (sections, last) = key.rsplit_once('.').unwrap_or(("", key));
-        for section in sections.split('.').filter(|section| !section.is_empty()) {
-            match table.get(section)?.get_ref() {
-                DeValue::Table(inner) => table = inner,
-                _ => return None,
-            }
-        }
-        let value = table.get(last)?;
-        Some((value, self.place(&value.span())))
-    }
-}
-
-fn place(path: &Path, text: &str, at: usize) -> Place {
-    let before = text.get(..at).unwrap_or(text);
-    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    Place::File {
-        path: path.to_owned(),
-        line: before.matches('\n').count() + 1,
-        column: before[line_start..].chars().count() + 1,
+impl Setting {
+    /// The value; `None` when it is missing or wrong.
+    pub fn to_toml(&self) -> Option<toml::Value> {
+        let mut table: toml::Table = format!("value = {}", self.value).parse().ok()?;
+        table.remove("value")
     }
 }
 
@@ -364,119 +314,6 @@ impl<'a> Reader<'a> {
                 }
             };
             self.report(Code::Unknown, place, format!("unknown key `{path}`"), remedy);
-        }
-    }
-}
-
-/// One table of a list, such as an `[[entity]]`.
-pub(super) struct Item<'r, 'a> {
-    pub(super) reader: &'r mut Reader<'a>,
-    of: &'static str,
-    table: &'a DeTable<'a>,
-    /// Of its header.
-    pub(super) place: Place,
-    asked: Vec<&'static str>,
-}
-
-impl<'a> Item<'_, 'a> {
-    /// From 1.
-    pub(super) fn line(&self) -> usize {
-        if let Place::File { line, .. } = self.place { line } else { 0 }
-    }
-
-    /// `None` where it was not written, or (with a problem) was wrong.
-    pub(super) fn get<K: Kind>(&mut self, key: &'static str, kind: K, example: &str) -> Option<K::Value> {
-        let (value, place) = self.raw(key)?;
-        self.parse(key, &kind, value, &place, example)
-    }
-
-    /// `None`, with a problem, where it was not written or was wrong.
-    pub(super) fn require<K: Kind>(&mut self, key: &'static str, kind: K, example: &str) -> Option<K::Value> {
-        if self.table.get(key).is_none() {
-            self.missing(key, "", example);
-        }
-        self.get(key, kind, example)
-    }
-
-    /// Reports that `key` is not there, although it must be, for a reason.
-    pub(super) fn missing(&mut self, key: &'static str, reason: &str, example: &str) {
-        let what = format!("`{}.{key}` is missing{reason}", self.of);
-        self.reader.report(Code::Missing, self.place.clone(), what, format!("write {key} = {example}"));
-    }
-
-    /// A list of values of one kind; empty where it was not written.
-    pub(super) fn each<K: Kind>(&mut self, key: &'static str, kind: K, example: &str) -> Vec<K::Value> {
-        let Some((value, place)) = self.raw(key) else { return vec![] };
-        let DeValue::Array(items) = value else {
-            let what = format!("`{}.{key}` must be a list", self.of);
-            self.reader.report(Code::Value, place, what, format!("write {key} = {example}"));
-            return vec![];
-        };
-        let read = |item: &'a Spanned<DeValue<'a>>| {
-            let place = self.place_of(&item.span());
-            self.parse(key, &kind, item.get_ref(), &place, example)
-        };
-        items.iter().filter_map(read).collect()
-    }
-
-    /// The value as TOML has it.
-    pub(super) fn raw(&mut self, key: &'static str) -> Option<(&'a DeValue<'a>, Place)> {
-        self.asked.push(key);
-        let value = self.table.get(key)?;
-        Some((value.get_ref(), self.place_of(&value.span())))
-    }
-
-    /// `key = value`, somewhere within.
-    pub(super) fn parse<K: Kind>(
-        &mut self,
-        key: &str,
-        kind: &K,
-        value: &DeValue<'_>,
-        place: &Place,
-        example: &str,
-    ) -> Option<K::Value> {
-        let path = format!("{}.{key}", self.of);
-        self.reader.parse(&path, kind, &Found::Toml(value), place, Some(example))
-    }
-
-    /// Where `key` stands, or else the header.
-    pub(super) fn at(&self, key: &str) -> Place {
-        self.table.get(key).map_or(self.place.clone(), |value| self.place_of(&value.span()))
-    }
-
-    pub(super) fn place_of(&self, span: &Range<usize>) -> Place {
-        self.reader.document.map_or(Place::Nowhere, |document| document.place(span))
-    }
-
-    /// Text of a file that the configuration names, relative to it; a problem where it cannot be read or is empty.
-    pub(super) fn file(&mut self, key: &str, path: &str, place: Place) -> Option<(PathBuf, String)> {
-        let folder = self.reader.document.and_then(|document| document.path.parent()).unwrap_or(Path::new(""));
-        let full = folder.join(path);
-        let (what, remedy) = match std::fs::read_to_string(&full) {
-            Ok(text) if text.trim().is_empty() => ("is empty".to_owned(), "write the file"),
-            Ok(text) => return Some((PathBuf::from(path), text)),
-            Err(error) => (
-                format!("cannot be read: {error}"),
-                "mend the path, which starts at the configuration file's folder, or the file's permissions",
-            ),
-        };
-        let what = format!("`{}.{key}` names {}, which {what}", self.of, full.display());
-        self.reader.report(Code::File, place, what, remedy);
-        None
-    }
-
-    /// Reports whatever was never asked for. To be called last.
-    pub(super) fn finish(self) {
-        for (name, _) in self.table {
-            if self.asked.contains(&name.get_ref().as_ref()) {
-                continue;
-            }
-            let remedy = match nearest(name.get_ref(), self.asked.iter().copied()) {
-                Some(meant) => format!("did you mean `{meant}`?"),
-                None => format!("remove it; [[{}]] takes {}", self.of, self.asked.join(", ")),
-            };
-            let place = self.place_of(&name.span());
-            self.reader.report(Code::Unknown, place, format!("unknown key `{}.{}`", self.of, name.get_ref()), remedy);
         }
     }
 }

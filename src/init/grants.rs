@@ -40,6 +40,7 @@ pub async fn grants(config: &Config, source: &sqlx::PgPool, roles: &Roles) -> Re
     let has_id = columns.get(&config.legacy.columns.id).is_some();
     let sequence: Option<String> = if has_id {
         sqlx::query_scalar(sql)
+            .persistent(false)
             .bind(&names.outbox)
             .bind(&config.legacy.columns.id)
             .fetch_one(session.connection())

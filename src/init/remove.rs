@@ -33,7 +33,8 @@ pub async fn removal(config: &Config, source: &PgPool, target: &PgPool) -> Resul
     let source_id = if on_source.has_installation {
         let sql = names.render("SELECT source_id FROM {relay}.installation");
         let (mut session, _) = Session::begin(source, catalog::READ).await.map_err(InitError::legacy)?;
-        let found = sqlx::query_scalar::<_, Uuid>(trusted(&sql)).fetch_optional(session.connection()).await;
+        let found =
+            sqlx::query_scalar::<_, Uuid>(trusted(&sql)).persistent(false).fetch_optional(session.connection()).await;
         session.rollback().await;
         found.map_err(InitError::legacy)?
     } else {
@@ -125,7 +126,8 @@ async fn holds_others(pool: &PgPool, schema: &str, own: &[(&str, String)]) -> sq
                OR EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace \
                WHERE n.nspname = $1 AND p.proname <> ALL ($2))";
     let (mut session, _) = Session::begin(pool, catalog::READ).await?;
-    let found = sqlx::query_scalar(sql).bind(schema).bind(&own).fetch_one(session.connection()).await?;
+    let found =
+        sqlx::query_scalar(sql).persistent(false).bind(schema).bind(&own).fetch_one(session.connection()).await?;
     session.rollback().await;
     Ok(found)
 }
@@ -141,7 +143,8 @@ async fn others(
     }
     let sql = format!("SELECT count(*) FROM {}.source WHERE source_id IS DISTINCT FROM $1", ident(&config.new.schema));
     let (mut session, _) = Session::begin(target, catalog::READ).await?;
-    let found = sqlx::query_scalar(trusted(&sql)).bind(source_id).fetch_one(session.connection()).await;
+    let found =
+        sqlx::query_scalar(trusted(&sql)).persistent(false).bind(source_id).fetch_one(session.connection()).await;
     session.rollback().await;
     found
 }

@@ -10,6 +10,7 @@ use crate::disposition::{self, Disposition, Said};
 use crate::event::{Aggregate, Event, EventId, Lane, Status};
 use crate::source::{FailureRecord, Unapplied};
 use crate::target::{Events, TargetLane};
+use crate::telemetry::TraceParent;
 
 /// What became of each event, by its index in the batch.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,7 +18,7 @@ pub(super) enum Verdict {
     /// Took effect, with the commit.
     Applied,
     /// Retry, held or failed.
-    Unapplied(Unapplied),
+    Unapplied(Box<Unapplied>),
     /// Stays as it was: its aggregate type is stopped.
     Left,
 }
@@ -205,11 +206,22 @@ impl<'a> Applying<'a> {
                 tracing::error!(aggregate_type = kind, code = %stop.code, "stopped until it is mended: {}", stop.message);
             }
         }
-        // What of these failed by itself in this very batch was not the event's fault either.
-        for (at, verdict) in self.verdicts.iter_mut().enumerate() {
+        // What of these failed by itself in this very batch was not the event's fault either; but what was passed over, and a
+        // later event of its aggregate applied, must not be applied by itself any more.
+        let mut overtaken: HashSet<&Aggregate> = HashSet::new();
+        for (at, verdict) in self.verdicts.iter_mut().enumerate().rev() {
             let event = &self.events[at];
-            if self.stopped.contains(event.aggregate.kind.as_str()) && matches!(verdict, Some(Verdict::Unapplied(_))) {
-                *verdict = Some(Verdict::Left);
+            match verdict {
+                Some(Verdict::Applied) => {
+                    overtaken.insert(&event.aggregate);
+                }
+                Some(Verdict::Unapplied(_))
+                    if self.stopped.contains(event.aggregate.kind.as_str())
+                        && !overtaken.contains(&event.aggregate) =>
+                {
+                    *verdict = Some(Verdict::Left);
+                }
+                _ => {}
             }
         }
     }
@@ -235,9 +247,10 @@ impl<'a> Applying<'a> {
         let unapplied = decide(event, disposition, record, &self.shared.config.retry);
         let likeness = (said.code.clone(), said.column.clone(), said.constraint.clone());
         let counted = (unapplied.attempts > event.attempts).then_some((self.target.lane, event.id));
-        if disposition != Disposition::Contended
-            && let Some(charged) = self.shared.stops.failed(&event.aggregate, likeness, counted)
-        {
+        // What waits for another row waits by itself. Twenty children before their parent are nobody's error, and a type that
+        // stopped for them could not apply the parent if that is of the same type.
+        let waits = matches!(disposition, Disposition::Contended | Disposition::Waiting) && counted.is_none();
+        if !waits && let Some(charged) = self.shared.stops.failed(&event.aggregate, likeness, counted) {
             let stop = Stop {
                 code: format!("refused.{}", said.code),
                 message: format!(
@@ -256,8 +269,11 @@ impl<'a> Applying<'a> {
         if plan::holds_back(unapplied.status, self.router.on_failure(&event.aggregate.kind)) {
             self.blocked.insert(&event.aggregate);
         }
+        let parent = event.headers.as_deref().and_then(TraceParent::from_headers);
         tracing::warn!(
             event.id = event.id.0,
+            trace_id = parent.as_ref().map(|p| p.trace_id.as_str()),
+            parent_span_id = parent.as_ref().map(|p| p.parent_id.as_str()),
             aggregate_type = %event.aggregate.kind,
             entity,
             disposition = %disposition,
@@ -267,7 +283,7 @@ impl<'a> Applying<'a> {
             "event refused: {}",
             said.message
         );
-        self.verdicts[at] = Some(Verdict::Unapplied(unapplied));
+        self.verdicts[at] = Some(Verdict::Unapplied(Box::new(unapplied)));
     }
 }
 
@@ -290,8 +306,15 @@ fn place(step: &Step, position: Option<usize>) -> Option<String> {
 }
 
 /// An event behind one that waits.
-pub(super) fn held(event: &Event, why: Option<String>) -> Unapplied {
-    Unapplied { id: event.id, status: Status::Held, attempts: event.attempts, delay: None, error: why, failure: None }
+pub(super) fn held(event: &Event, why: Option<String>) -> Box<Unapplied> {
+    Box::new(Unapplied {
+        id: event.id,
+        status: Status::Held,
+        attempts: event.attempts,
+        delay: None,
+        error: why,
+        failure: None,
+    })
 }
 
 /// What becomes of an event that failed by itself.

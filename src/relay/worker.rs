@@ -60,16 +60,14 @@ async fn report(
         Err(error) => return failed(shared, board, lane, errand, error, source_pause).await,
     };
     source_pause.reset();
-    shared.change_state(|state| {
-        state.source_away = None;
-        state.stopped_lanes.remove(&lane);
-    });
+    answered(shared, lane);
     if outcome == Outcome::Busy {
         shared.breaker.learned_nothing();
         busy(shared, board, lane).await;
         return None;
     }
     if shared.breaker.succeeded() {
+        shared.metrics.breaker("target", false);
         tracing::info!("the target answers again");
     }
     if !charged.is_empty() {
@@ -107,6 +105,22 @@ async fn report(
         }),
     }
     None
+}
+
+/// The source answered, and the lane goes on.
+fn answered(shared: &Shared, lane: Lane) {
+    let (was_away, stopped) = shared.change_state(|state| {
+        let was_away = state.source_away.take().is_some();
+        let stopped = state.stopped_lanes.remove(&lane).is_some().then(|| state.stopped_lanes.clone());
+        (was_away, stopped)
+    });
+    if was_away {
+        shared.metrics.breaker("source", false);
+        tracing::info!("the source answers again");
+    }
+    if let Some(still) = stopped {
+        shared.metrics.stopped_lanes(still.into_keys());
+    }
 }
 
 fn settled(shared: &Shared, lane: Lane, counts: &Counts) {
@@ -180,6 +194,7 @@ async fn failed(
             let pause = source_pause.next_pause();
             let news = shared.change_state(|state| state.source_away.replace(error.to_string()).is_none());
             if news {
+                shared.metrics.breaker("source", true);
                 tracing::warn!(lane = lane.0, %error, "the source does not answer; trying again until it does");
             } else {
                 tracing::debug!(lane = lane.0, %error, "the source does not answer");
@@ -189,6 +204,7 @@ async fn failed(
         }
         BatchError::Target(error) => {
             if shared.breaker.failed(error.to_string()) {
+                shared.metrics.breaker("target", true);
                 tracing::warn!(lane = lane.0, %error, "the target does not answer; no attempts are counted, trying again until it does");
             }
             board.done(lane, Some(errand), soon);
@@ -226,6 +242,7 @@ async fn failed(
         BatchError::Deadline(deadline) => {
             let why = format!("a batch was not done within {deadline:?}");
             if shared.breaker.failed(why) {
+                shared.metrics.breaker("target", true);
                 tracing::warn!(lane = lane.0, "a batch was not done within {deadline:?}: given up, to be tried again");
             }
             board.done(lane, Some(errand), soon);
@@ -242,6 +259,7 @@ async fn failed(
             let news =
                 shared.change_state(|state| state.stopped_lanes.insert(lane, why.clone()).as_ref() != Some(&why));
             if news {
+                shared.metrics.stopped_lanes(shared.state().stopped_lanes.into_keys());
                 tracing::error!(lane = lane.0, "lane stopped: {why}");
             }
             board.done(lane, None, |place| place.not_before = Some(Instant::now() + Duration::from_secs(5)));

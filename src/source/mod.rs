@@ -11,14 +11,14 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use sqlx::Row;
-use sqlx::postgres::{PgPool, PgRow};
+use sqlx::postgres::{PgArguments, PgPool, PgRow, Postgres};
+use sqlx::query::{Query, QueryScalar};
 use uuid::Uuid;
 
 pub use self::heal::{ForgottenBatch, ForgottenEvent, PutBack, Settled};
 pub use self::names::Names;
 use crate::event::{Aggregate, BatchKey, Event, EventId, Identity, Lane, Status, Token};
-use crate::session::{Limits, Session};
-use crate::sql::trusted;
+use crate::session::{Limits, Session, within};
 
 /// The source, as one process sees it.
 #[derive(Clone)]
@@ -28,6 +28,8 @@ pub struct Source {
     /// What things are called here.
     pub names: Names,
     limits: Limits,
+    /// Whether statements may be sent under a name.
+    prepared: bool,
     delete_on_settle: bool,
     /// The identity sequence, if it may be used to find a start position.
     sequence: Option<String>,
@@ -45,7 +47,6 @@ struct Statements {
     append: String,
     release: String,
     record_failures: String,
-    forget_failures: String,
     look: String,
     heads: String,
     lock_lane: String,
@@ -89,6 +90,16 @@ struct Mark {
     sequence: i64,
     holders: Vec<String>,
     age: Duration,
+}
+
+impl Mark {
+    /// Which of its holders may still commit, by what is open now. A transaction that was prepared meanwhile has another name
+    /// (`:-1/<xid>`, without a process): as long as a holder of the mark had a process, an unknown prepared one may be it.
+    fn still_open(&self, now: &[String]) -> Vec<String> {
+        let is_prepared = |holder: &str| holder.starts_with(':');
+        let may_have_turned = self.holders.iter().any(|holder| !is_prepared(holder));
+        now.iter().filter(|h| self.holders.contains(h) || (may_have_turned && is_prepared(h))).cloned().collect()
+    }
 }
 
 /// A locked lane: the lease.
@@ -182,14 +193,12 @@ pub struct FailureRecord {
 pub struct Settlement {
     /// Applied.
     pub processed: Vec<EventId>,
-    /// Among `processed`: those that had failed before.
-    pub recovered: Vec<EventId>,
     /// Retry, held, failed.
     pub unapplied: Vec<Unapplied>,
     /// Aggregates whose held events may be free now.
     pub freed: Vec<Aggregate>,
-    /// Claimed events that stay pending.
-    pub left: Vec<EventId>,
+    /// The lowest id of the scanned range that stays pending.
+    pub left_lowest: Option<EventId>,
 }
 
 impl Source {
@@ -200,8 +209,9 @@ impl Source {
         deadline: Duration,
         delete_on_settle: bool,
         sequence: Option<String>,
+        prepared: bool,
     ) -> Source {
-        let limits = Limits { deadline, lock: Duration::from_secs(2) };
+        let limits = Limits { deadline, lock: Duration::from_secs(2).min(deadline / 3) };
         let statements = Statements {
             claim: names.render(include_str!("../../sql/source/claim.sql")),
             claim_due: names.render(include_str!("../../sql/source/claim_due.sql")),
@@ -216,19 +226,42 @@ impl Source {
             append: names.render(include_str!("../../sql/source/append.sql")),
             release: names.render(include_str!("../../sql/source/release.sql")),
             record_failures: names.render(include_str!("../../sql/source/record_failures.sql")),
-            forget_failures: names.render(include_str!("../../sql/source/forget_failures.sql")),
             look: names.render(include_str!("../../sql/source/look.sql")),
             heads: names.render(include_str!("../../sql/source/heads.sql")),
             lock_lane: names.render(include_str!("../../sql/source/lock_lane.sql")),
             read_lane: names.render(include_str!("../../sql/source/read_lane.sql")),
         };
-        Source { pool, names, limits, delete_on_settle, sequence, statements: std::sync::Arc::new(statements) }
+        Source {
+            pool,
+            names,
+            limits,
+            prepared,
+            delete_on_settle,
+            sequence,
+            statements: std::sync::Arc::new(statements),
+        }
+    }
+
+    pub(crate) fn query<'q>(&self, sql: &str) -> Query<'q, Postgres, PgArguments> {
+        crate::sql::query(sql, self.prepared)
+    }
+
+    pub(crate) fn query_scalar<'q, T>(&self, sql: &str) -> QueryScalar<'q, Postgres, T, PgArguments>
+    where
+        (T,): for<'r> sqlx::FromRow<'r, PgRow>,
+    {
+        crate::sql::query_scalar(sql, self.prepared)
     }
 
     /// Lanes with work. `full` scans from the very start, for what lies below the lanes' positions; `due` looks for retries.
     pub async fn look(&self, stopped: &[String], full: bool, due: bool) -> sqlx::Result<Vec<Sighting>> {
+        within(self.limits.deadline, self.look_now(stopped, full, due)).await
+    }
+
+    async fn look_now(&self, stopped: &[String], full: bool, due: bool) -> sqlx::Result<Vec<Sighting>> {
         let (mut session, _) = Session::begin(&self.pool, &format!("{} {PLANS}", self.limits.sql())).await?;
-        let rows = sqlx::query(trusted(&self.statements.look))
+        let rows = self
+            .query(&self.statements.look)
             .bind(stopped)
             .bind(full)
             .bind(due)
@@ -244,8 +277,12 @@ impl Source {
 
     /// The newest entry of every lane.
     pub async fn heads(&self) -> sqlx::Result<HashMap<Lane, Option<BatchKey>>> {
+        within(self.limits.deadline, self.heads_now()).await
+    }
+
+    async fn heads_now(&self) -> sqlx::Result<HashMap<Lane, Option<BatchKey>>> {
         let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await?;
-        let rows = sqlx::query(trusted(&self.statements.heads)).fetch_all(session.connection()).await?;
+        let rows = self.query(&self.statements.heads).fetch_all(session.connection()).await?;
         session.commit().await?;
         rows.iter().map(|row| Ok((row.try_get("lane")?, optional_key(row)?))).collect()
     }
@@ -291,7 +328,7 @@ impl Source {
     pub async fn holds_any(&self, lane: Lane) -> sqlx::Result<bool> {
         let sql = self.names.render("SELECT EXISTS (SELECT FROM {outbox} WHERE {lane} = $1 AND {status} = {held} AND {status} IN ({retry}, {held}, {failed}))");
         let (mut session, _) = Session::begin(&self.pool, &format!("{} {PLANS}", self.limits.sql())).await?;
-        let found = sqlx::query_scalar(trusted(&sql)).bind(lane).fetch_one(session.connection()).await?;
+        let found = self.query_scalar(&sql).bind(lane).fetch_one(session.connection()).await?;
         session.commit().await?;
         Ok(found)
     }
@@ -300,7 +337,7 @@ impl Source {
     pub async fn remaining(&self, stopped: &[String]) -> sqlx::Result<Remaining> {
         let sql = self.names.render(include_str!("../../sql/source/remaining.sql"));
         let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await?;
-        let row = sqlx::query(trusted(&sql)).bind(stopped).fetch_one(session.connection()).await?;
+        let row = self.query(&sql).bind(stopped).fetch_one(session.connection()).await?;
         session.commit().await?;
         Ok(Remaining {
             pending: row.try_get("pending")?,
@@ -311,11 +348,30 @@ impl Source {
         })
     }
 
+    /// Who has had rows of the outbox locked for a while, for people; `None` if nobody has.
+    pub async fn row_lockers(&self) -> sqlx::Result<Option<String>> {
+        let sql = self.names.render(include_str!("../../sql/source/row_lockers.sql"));
+        within(self.limits.deadline, async {
+            let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await?;
+            let who = self.query_scalar(&sql).fetch_one(session.connection()).await?;
+            session.commit().await?;
+            Ok(who)
+        })
+        .await
+    }
+
     /// Ends whoever has held this lane's lock for longer than `limit`: a client that is frozen, or a host that died without a
     /// word. The same role may. Returns the process ids that were ended.
     pub async fn end_holder(&self, lane: Lane, limit: Duration) -> sqlx::Result<Vec<i32>> {
         let sql = self.names.render(include_str!("../../sql/source/end_holder.sql"));
-        sqlx::query_scalar(trusted(&sql)).bind(lane).bind(limit.as_secs_f64()).fetch_all(&self.pool).await
+        within(self.limits.deadline, async {
+            let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await?;
+            let ended = self.query_scalar(&sql).bind(lane).bind(limit.as_secs_f64());
+            let ended = ended.fetch_all(session.connection()).await?;
+            session.commit().await?;
+            Ok(ended)
+        })
+        .await
     }
 }
 
@@ -349,17 +405,19 @@ impl SourceLane {
         if mark.as_ref().is_some_and(|mark| mark.age < MARK_EVERY) {
             return Ok((decided, mark));
         }
-        let sql = format!("SELECT last_value FROM {sequence}");
-        let last: i64 = sqlx::query_scalar(trusted(&sql)).fetch_one(self.session.connection()).await?;
+        // A sequence that was just set has not given out its value yet.
+        let sql = format!("SELECT last_value - CASE WHEN is_called THEN 0 ELSE 1 END FROM {sequence}");
+        let last: i64 = self.source.query_scalar(&sql).fetch_one(self.session.connection()).await?;
         let sql = self.source.names.render(include_str!("../../sql/source/holders.sql"));
-        let holders: Option<Vec<String>> =
-            sqlx::query_scalar(trusted(&sql)).fetch_one(self.session.connection()).await?;
+        let holders: Option<Vec<String>> = self.source.query_scalar(&sql).fetch_one(self.session.connection()).await?;
         let holders = holders.unwrap_or_default();
         let fresh = Mark { sequence: last, holders, age: Duration::ZERO };
-        Ok(match mark {
-            Some(mark) if mark.holders.iter().any(|holder| fresh.holders.contains(holder)) => (decided, Some(mark)),
-            Some(mark) => (decided.max(mark.sequence.saturating_add(1)), Some(fresh)),
-            None => (decided, Some(fresh)),
+        let Some(mark) = mark else { return Ok((decided, Some(fresh))) };
+        let holders = mark.still_open(&fresh.holders);
+        Ok(if holders.is_empty() {
+            (decided.max(mark.sequence.saturating_add(1)), Some(fresh))
+        } else {
+            (decided, Some(Mark { holders, ..mark }))
         })
     }
 
@@ -375,7 +433,9 @@ impl SourceLane {
         let (decided, mark) = self.decided().await?;
         let from = self.start(stopped, full);
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        let rows = sqlx::query(trusted(&self.source.statements.claim))
+        let rows = self
+            .source
+            .query(&self.source.statements.claim)
             .bind(self.lane)
             .bind(from)
             .bind(stopped)
@@ -390,7 +450,9 @@ impl SourceLane {
         if due {
             let used: u64 = claimed.iter().map(|e| e.payload.len() as u64).sum();
             let room = bytes.saturating_sub(i64::try_from(used).unwrap_or(i64::MAX)).max(1);
-            let rows = sqlx::query(trusted(&self.source.statements.claim_due))
+            let rows = self
+                .source
+                .query(&self.source.statements.claim_due)
                 .bind(self.lane)
                 .bind(stopped)
                 .bind(i64::from(events))
@@ -421,7 +483,9 @@ impl SourceLane {
         let pending = claim.events.iter().filter(|e| e.was == Status::Pending).count() as i64;
         let due: Vec<EventId> = claim.events.iter().filter(|e| e.was == Status::Retry).map(|e| e.id).collect();
         let highest = claim.events.last().map_or(i64::MIN, |e| e.id.0);
-        let rows = sqlx::query(trusted(&self.source.statements.recheck))
+        let rows = self
+            .source
+            .query(&self.source.statements.recheck)
             .bind(self.lane)
             .bind(claim.from)
             .bind(highest)
@@ -445,7 +509,9 @@ impl SourceLane {
         }
         if counted != pending {
             let claimed: HashSet<EventId> = claim.events.iter().map(|e| e.id).collect();
-            let rows = sqlx::query(trusted(&self.source.statements.pending_ids))
+            let rows = self
+                .source
+                .query(&self.source.statements.pending_ids)
                 .bind(self.lane)
                 .bind(claim.from)
                 .bind(highest)
@@ -463,25 +529,25 @@ impl SourceLane {
     }
 
     /// Marks what became of the batch, releases what was held behind it, and appends the entry; `COMMIT` is the caller's.
-    /// Returns the source's clock. `left_lowest` is the lowest id of the scanned range that stays pending.
+    /// Returns the source's clock.
     pub async fn settle(
         &mut self,
         key: BatchKey,
         peer: &Identity,
         claim: &Claim,
         settlement: &Settlement,
-        left_lowest: Option<EventId>,
         pass: &[String],
         release_at_most: u32,
     ) -> Result<DateTime<Utc>, SettleError> {
         self.settle_events(settlement).await?;
         let released = self.release(&settlement.freed, pass, release_at_most).await?;
-        let lowest = left_lowest.map(|id| id.0).into_iter().chain(released).min();
+        let lowest = settlement.left_lowest.map(|id| id.0).into_iter().chain(released).min();
         let scan = next_scan(claim, lowest);
         let ids: Vec<EventId> = settlement.processed.clone();
         let at = self.append(key, peer, &ids, &scan).await?;
         if self.put_back.is_some() {
-            sqlx::query(trusted(&self.source.names.render("DELETE FROM {relay}.put_back WHERE lane = $1")))
+            self.source
+                .query(&self.source.names.render("DELETE FROM {relay}.put_back WHERE lane = $1"))
                 .bind(self.lane)
                 .execute(self.session.connection())
                 .await?;
@@ -491,7 +557,9 @@ impl SourceLane {
 
     async fn settle_events(&mut self, settlement: &Settlement) -> Result<(), SettleError> {
         if !settlement.processed.is_empty() {
-            let done = sqlx::query(trusted(&self.source.statements.settle_processed))
+            let done = self
+                .source
+                .query(&self.source.statements.settle_processed)
                 .bind(&settlement.processed)
                 .execute(self.session.connection())
                 .await?;
@@ -502,13 +570,6 @@ impl SourceLane {
                 });
             }
         }
-        let forget: Vec<EventId> = settlement.recovered.clone();
-        if !forget.is_empty() {
-            sqlx::query(trusted(&self.source.statements.forget_failures))
-                .bind(&forget)
-                .execute(self.session.connection())
-                .await?;
-        }
         if !settlement.unapplied.is_empty() {
             self.settle_unapplied(&settlement.unapplied).await?;
         }
@@ -516,7 +577,8 @@ impl SourceLane {
     }
 
     async fn settle_unapplied(&mut self, unapplied: &[Unapplied]) -> sqlx::Result<()> {
-        sqlx::query(trusted(&self.source.statements.settle_other))
+        self.source
+            .query(&self.source.statements.settle_other)
             .bind(unapplied.iter().map(|u| u.id).collect::<Vec<_>>())
             .bind(unapplied.iter().map(|u| u.status.as_str()).collect::<Vec<_>>())
             .bind(unapplied.iter().map(|u| u.attempts).collect::<Vec<_>>())
@@ -529,7 +591,8 @@ impl SourceLane {
         if failing.is_empty() {
             return Ok(());
         }
-        sqlx::query(trusted(&self.source.statements.record_failures))
+        self.source
+            .query(&self.source.statements.record_failures)
             .bind(self.lane)
             .bind(failing.iter().map(|(u, _)| u.id).collect::<Vec<_>>())
             .bind(failing.iter().map(|(_, f)| f.entity.as_str()).collect::<Vec<_>>())
@@ -554,7 +617,8 @@ impl SourceLane {
             return Ok(Vec::new());
         }
         let each = i64::from(at_most) / aggregates.len() as i64;
-        sqlx::query_scalar(trusted(&self.source.statements.release))
+        self.source
+            .query_scalar(&self.source.statements.release)
             .bind(self.lane)
             .bind(aggregates.iter().map(|a| a.kind.as_str()).collect::<Vec<_>>())
             .bind(aggregates.iter().map(|a| a.id.as_str()).collect::<Vec<_>>())
@@ -572,7 +636,8 @@ impl SourceLane {
         scan: &Scan,
     ) -> Result<DateTime<Utc>, SettleError> {
         let parent = self.newest.as_ref().map(|entry| entry.key);
-        sqlx::query_scalar(trusted(&self.source.statements.append))
+        self.source
+            .query_scalar(&self.source.statements.append)
             .bind(self.lane)
             .bind(key.token)
             .bind(key.nonce)
@@ -597,7 +662,7 @@ impl SourceLane {
             let sql = self.source.names.render(
                 "SELECT max(drawn)::bigint FROM (SELECT nextval('{relay}.token'::regclass) AS drawn FROM generate_series(1, $1)) d",
             );
-            self.token = sqlx::query_scalar(trusted(&sql)).bind(gap).fetch_one(self.session.connection()).await?;
+            self.token = self.source.query_scalar(&sql).bind(gap).fetch_one(self.session.connection()).await?;
         }
         Ok(self.token)
     }
@@ -606,7 +671,9 @@ impl SourceLane {
     /// aggregate type and event type; what is not among them stays held. How many were released.
     pub async fn sweep(&mut self, mapped: &[(String, String)], pass: &[String]) -> sqlx::Result<usize> {
         let sql = self.source.names.render(include_str!("../../sql/source/sweep.sql"));
-        let rows = sqlx::query(trusted(&sql))
+        let rows = self
+            .source
+            .query(&sql)
             .bind(self.lane)
             .bind(mapped.iter().map(|(kind, _)| kind.as_str()).collect::<Vec<_>>())
             .bind(mapped.iter().map(|(_, event)| event.as_str()).collect::<Vec<_>>())
@@ -627,7 +694,12 @@ impl SourceLane {
     /// Tells the lane's next scan to start at this id at the latest.
     pub async fn announce_put_back(&mut self, lowest: i64) -> sqlx::Result<()> {
         let sql = self.source.names.render("INSERT INTO {relay}.put_back (lane, id) VALUES ($1, $2)");
-        sqlx::query(trusted(&sql)).bind(self.lane).bind(lowest).execute(self.session.connection()).await.map(drop)
+        self.source.query(&sql).bind(self.lane).bind(lowest).execute(self.session.connection()).await.map(drop)
+    }
+
+    /// The database that this is a lane of.
+    pub(crate) fn source(&self) -> &Source {
+        &self.source
     }
 
     /// What things are called here.
@@ -643,7 +715,7 @@ impl SourceLane {
     /// Gives back the attempts that these events were charged for somebody else's error.
     pub async fn give_back(&mut self, ids: &[EventId]) -> sqlx::Result<()> {
         let sql = self.source.names.render(include_str!("../../sql/source/give_back.sql"));
-        sqlx::query(trusted(&sql)).bind(ids).execute(self.session.connection()).await.map(drop)
+        self.source.query(&sql).bind(ids).execute(self.session.connection()).await.map(drop)
     }
 
     /// `COMMIT`; gives the lease back.
@@ -758,4 +830,24 @@ fn event(row: &PgRow, was: Status) -> sqlx::Result<Event> {
         failing_since: row.try_get("failing_since")?,
         was,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_writer_that_was_prepared_meanwhile_is_still_open() {
+        let open = |marked: &[&str], now: &[&str]| {
+            let holders = marked.iter().map(|h| (*h).to_owned()).collect();
+            let now: Vec<String> = now.iter().map(|h| (*h).to_owned()).collect();
+            Mark { sequence: 1, holders, age: Duration::ZERO }.still_open(&now).join(" ")
+        };
+        assert_eq!(open(&["7:3/1", "8:4/1"], &["8:4/1", "9:5/1"]), "8:4/1");
+        assert_eq!(open(&["7:3/1"], &["7:3/2", "9:5/1"]), "");
+        assert_eq!(open(&["7:3/1"], &[":-1/700"]), ":-1/700");
+        // Those that were open at the mark have all ended or been prepared: what is prepared later is somebody else.
+        assert_eq!(open(&[":-1/700"], &[":-1/701"]), "");
+        assert_eq!(open(&[], &[":-1/701"]), "");
+    }
 }

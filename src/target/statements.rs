@@ -7,7 +7,7 @@ use sqlx::query::Query;
 use uuid::Uuid;
 
 use crate::event::Event;
-use crate::sql::trusted;
+use crate::sql::query;
 
 /// Events as the arrays that a statement takes. Payloads go as text, unparsed: the target's own `jsonb` input reads them.
 #[derive(Default)]
@@ -62,18 +62,23 @@ pub const EVENTS: &str = "MATERIALIZED (SELECT e.id, e.event_id, e.aggregate_typ
 
 impl Prepared {
     /// Runs it; rows affected.
-    pub async fn execute(&self, connection: &mut PgConnection, events: &Events<'_>) -> sqlx::Result<u64> {
-        Ok(self.bound(events).execute(connection).await?.rows_affected())
+    pub async fn execute(
+        &self,
+        connection: &mut PgConnection,
+        events: &Events<'_>,
+        prepared: bool,
+    ) -> sqlx::Result<u64> {
+        Ok(self.bound(events, prepared).execute(connection).await?.rows_affected())
     }
 
     /// Runs it; the text in the first column of each row.
     pub async fn texts(&self, connection: &mut PgConnection, events: &Events<'_>) -> sqlx::Result<Vec<String>> {
-        let rows = self.bound(events).fetch_all(connection).await?;
+        let rows = self.bound(events, false).fetch_all(connection).await?;
         rows.iter().map(|row| row.try_get(0)).collect()
     }
 
-    fn bound<'q>(&self, events: &'q Events<'_>) -> Query<'q, Postgres, PgArguments> {
-        sqlx::query(trusted(&self.sql))
+    fn bound<'q>(&self, events: &'q Events<'_>, prepared: bool) -> Query<'q, Postgres, PgArguments> {
+        query(&self.sql, prepared)
             .bind(&events.ids)
             .bind(&events.event_ids)
             .bind(&events.aggregate_types)

@@ -3,10 +3,17 @@
 
 mod adoption;
 mod check;
+mod cli;
+mod crash;
+mod dispositions;
+mod healing;
 mod init;
 mod map;
 mod mapping;
+mod pgbouncer;
 mod privileges;
 mod relay;
+mod run;
 mod server;
 mod support;
+mod traps;

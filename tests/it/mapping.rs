@@ -42,7 +42,7 @@ impl Ground {
         let mut transaction = connection.begin().await.unwrap();
         sqlx::Executor::execute(&mut *transaction, SEARCH_PATH).await.unwrap();
         let events: Events<'_> = events.iter().collect();
-        let done = statement.execute(&mut transaction, &events).await.map_err(|error| {
+        let done = statement.execute(&mut transaction, &events, false).await.map_err(|error| {
             let said = outbox_relay::disposition::said(&error);
             format!("{}: {}", said.code, said.message)
         })?;

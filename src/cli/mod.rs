@@ -1,0 +1,110 @@
+//! The command line: what may be written ([`args`]), who does it (one file for each command), and how it ends.
+
+pub mod args;
+mod config;
+pub mod confirm;
+mod demo;
+pub mod output;
+mod run;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+pub use self::args::Cli;
+use self::args::Command;
+use crate::config::{Config, ConfigErrors};
+use crate::telemetry;
+
+/// How a command ended; a contract with scripts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// It did what it was asked.
+    Done = 0,
+    /// It found what it looks for: differences, problems; or nothing matched.
+    Found = 1,
+    /// It could not run.
+    CouldNotRun = 2,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(exit as u8)
+    }
+}
+
+/// Runs the command that was asked for.
+pub async fn dispatch(cli: &Cli) -> anyhow::Result<Exit> {
+    // Only for commands that need it: `demo` and `config` work without.
+    let config = || -> anyhow::Result<Config> {
+        let config = cli.load()?;
+        telemetry::init(&config.log);
+        Ok(config)
+    };
+    match &cli.command {
+        Command::Demo(args) => demo::command(args).await,
+        Command::Init(args) => not_yet("init", (args, config()?)),
+        Command::Check(args) => not_yet("check", (args, config()?)),
+        Command::Config(args) => config::command(args, cli),
+        Command::Map(args) => not_yet("map", (args, config()?)),
+        Command::Run(args) => run::command(args, config()?).await,
+        Command::Status(args) => not_yet("status", (args, config()?)),
+        Command::Events(args) => not_yet("events", (args, config()?)),
+        Command::Failures(args) => not_yet("failures", (args, config()?)),
+        Command::Replay(args) => not_yet("replay", (args, config()?)),
+        Command::Skip(args) => not_yet("skip", (args, config()?)),
+        Command::Pause(args) => not_yet("pause", (args, config()?)),
+        Command::Resume(args) => not_yet("resume", (args, config()?)),
+    }
+}
+
+/// The one place that stands for every command that is still to come.
+fn not_yet<T>(command: &str, _what_it_takes: T) -> anyhow::Result<Exit> {
+    anyhow::bail!("`{command}` is not implemented yet")
+}
+
+/// Tells on stderr why a command could not run.
+pub fn report(error: &anyhow::Error) -> Exit {
+    if error.is::<output::StdoutClosed>() {
+        return Exit::Done;
+    }
+    // A stderr that is closed leaves nobody to tell.
+    let _ = std::io::stderr().write_all(explain(error).as_bytes());
+    Exit::CouldNotRun
+}
+
+/// For people: the message, and each cause that it does not tell already.
+fn explain(error: &anyhow::Error) -> String {
+    if let Some(errors) = error.downcast_ref::<ConfigErrors>() {
+        return format!("{errors}\n");
+    }
+    let mut told = error.to_string();
+    let mut text = format!("error: {told}\n");
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !told.contains(&cause) {
+            text += &format!("  caused by: {cause}\n");
+            told = cause;
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Context, anyhow};
+
+    use super::*;
+
+    #[test]
+    fn an_error_is_told_with_its_causes_each_once() {
+        let error = anyhow!("connection refused").context("legacy: connection refused").context("no backlog");
+        assert_eq!(explain(&error), "error: no backlog\n  caused by: legacy: connection refused\n");
+    }
+
+    #[test]
+    fn a_reader_that_has_gone_is_no_error() {
+        assert_eq!(report(&output::StdoutClosed.into()), Exit::Done);
+        let other =
+            Err::<(), _>(std::io::Error::from(std::io::ErrorKind::BrokenPipe)).context("the server").unwrap_err();
+        assert_eq!(report(&other), Exit::CouldNotRun);
+    }
+}
