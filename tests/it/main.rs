@@ -2,12 +2,18 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics")]
 
 mod admin;
+mod adoption;
+mod check;
 mod cli;
 mod crash;
 mod demo;
 mod dispositions;
 mod healing;
+mod init;
+mod map;
+mod mapping;
 mod pgbouncer;
+mod privileges;
 mod relay;
 mod run;
 mod server;
