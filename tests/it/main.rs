@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics")]
 
 mod cli;
+mod readme;
 mod relay;
 mod run;
 mod server;
