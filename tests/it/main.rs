@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics")]
 
 mod cli;
+mod clients;
+mod cookbook;
 mod readme;
 mod relay;
 mod run;
