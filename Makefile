@@ -19,6 +19,12 @@ demo:
 
 test:
 	@scripts/setup --tests
+	@if newest=$$(scripts/newest-postgres); then \
+		echo "On the newest Postgres that can be had:"; \
+		OUTBOX_RELAY_PG_BIN=$$newest cargo test --locked --all-features --test it -- relay:: healing:: run:: mapping::; \
+	else \
+		echo "Tests on a second version of Postgres: skipped."; \
+	fi
 	cargo test --locked --all-features --tests $(ARGS)
 
 lint:

@@ -121,25 +121,37 @@ async fn until_empty(shared: &Shared, give_up: Option<Instant>) -> Ended {
     }
 }
 
-/// Cancelled by SIGTERM or SIGINT; a second one ends the process at once.
+/// A second signal this soon came together with the first: `timeout`, `make` and terminals signal a whole group.
+const TOGETHER: Duration = Duration::from_millis(500);
+
+/// Cancelled by SIGTERM, SIGINT or SIGHUP; a second one ends the process at once.
 pub fn on_signals() -> std::io::Result<CancellationToken> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let token = CancellationToken::new();
     let shutdown = token.clone();
     tokio::spawn(async move {
-        for last in [false, true] {
+        let mut first = None;
+        loop {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
+                _ = hangup.recv() => {}
             }
-            if last {
-                tracing::warn!("told twice: ending at once");
-                std::process::exit(1);
+            match first {
+                None => {
+                    tracing::info!("told to end: the batches in flight are finished first");
+                    shutdown.cancel();
+                    first = Some(Instant::now());
+                }
+                Some(at) if at.elapsed() > TOGETHER => {
+                    tracing::warn!("told twice: ending at once");
+                    std::process::exit(1);
+                }
+                Some(_) => {}
             }
-            tracing::info!("told to end: the batches in flight are finished first");
-            shutdown.cancel();
         }
     });
     Ok(token)

@@ -39,10 +39,11 @@ pub struct Session {
 }
 
 impl Session {
-    /// Opens one: `BEGIN`, then `script`, in one round trip. Gives the rows of all of its statements, in order, in text format.
+    /// Opens one: `BEGIN`, then `script`, in one round trip. Read committed, whatever the server's default: what is read after
+    /// a lock was taken must be as of after the lock. Gives the rows of all of its statements, in order, in text format.
     pub async fn begin(pool: &PgPool, script: &str) -> sqlx::Result<(Session, Vec<PgRow>)> {
         let mut session = Session { connection: Some(pool.acquire().await?) };
-        let rows = session.script(&format!("BEGIN; {script}")).await?;
+        let rows = session.script(&format!("BEGIN ISOLATION LEVEL READ COMMITTED; {script}")).await?;
         Ok((session, rows))
     }
 
@@ -56,9 +57,10 @@ impl Session {
         self.connection.as_mut().unwrap_or_else(|| unreachable!("a session keeps its connection until it ends"))
     }
 
-    /// `COMMIT`. An error here tells nothing about what the server did.
+    /// `COMMIT`. An error here tells nothing about what the server did. Postgres answers the COMMIT of a transaction that is
+    /// already broken with a ROLLBACK that is no error: the statement before it is.
     pub async fn commit(mut self) -> sqlx::Result<()> {
-        self.script("COMMIT").await?;
+        self.script("SELECT; COMMIT").await?;
         self.connection.take();
         Ok(())
     }
@@ -77,4 +79,11 @@ impl Drop for Session {
             drop(connection.detach());
         }
     }
+}
+
+/// Gives up after `deadline`, as a batch does: a server whose host died without a word never answers, and whoever waits for it
+/// without a limit waits for TCP's, a quarter of an hour.
+pub async fn within<T>(deadline: Duration, work: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+    let late = || std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no answer within {deadline:?}"));
+    tokio::time::timeout(deadline, work).await.unwrap_or_else(|_| Err(sqlx::Error::Io(late())))
 }

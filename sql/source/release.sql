@@ -10,7 +10,7 @@ WHERE {id} IN (
         FROM (SELECT {id} AS id, {status} = {held} AS is_held
               FROM {outbox}
               WHERE {lane} = $1 AND {hash} = {hash_of_key} AND {status} IN ({retry}, {held}, {failed})
-                AND {aggregate_type} = k.aggregate_type AND {aggregate_id}::text = k.aggregate_id
+                AND {aggregate_type}::text = k.aggregate_type AND {aggregate_id}::text = k.aggregate_id
                 AND NOT ({status} = {failed} AND k.aggregate_type = ANY ($5::text[]))
               ORDER BY {lane}, {hash}, {id}
               LIMIT $4) b

@@ -1,6 +1,6 @@
--- Everything but processed. $1 ids, $2 status words, $3 attempts, $4 seconds until the next attempt or NULL, $5 error or NULL.
+-- Everything but processed. The column in the CASE gives it its type (an enum, in an adopted table). $1 ids, $2 status words, $3 attempts, $4 seconds until the next attempt or NULL, $5 error or NULL.
 UPDATE {outbox}
-SET {status} = CASE n.relay_status WHEN 'retry' THEN {retry} WHEN 'held' THEN {held} ELSE {failed} END,
+SET {status} = CASE n.relay_status WHEN 'retry' THEN {retry} WHEN 'held' THEN {held} WHEN 'failed' THEN {failed} ELSE {status} END,
     {attempts} = n.relay_attempts,
     {next_attempt_at} = clock_timestamp() + make_interval(secs => n.relay_seconds),
     {last_error} = n.relay_error

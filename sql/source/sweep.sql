@@ -5,14 +5,14 @@ WITH RECURSIVE first AS (
     (SELECT {hash} AS hash, {id} AS id, {status} = {held} AS is_held, {aggregate_type}::text AS kind,
             {aggregate_id}::text AS aggregate, {event_type}::text AS event_type
      FROM {outbox}
-     WHERE {lane} = $1 AND {status} IN ({retry}, {held}, {failed}) AND NOT ({status} = {failed} AND {aggregate_type} = ANY ($4::text[]))
+     WHERE {lane} = $1 AND {status} IN ({retry}, {held}, {failed}) AND NOT ({status} = {failed} AND {aggregate_type}::text = ANY ($4::text[]))
      ORDER BY {lane}, {hash}, {id} LIMIT 1)
     UNION ALL
     SELECT n.* FROM first f CROSS JOIN LATERAL (
         SELECT {hash} AS hash, {id} AS id, {status} = {held} AS is_held, {aggregate_type}::text AS kind,
                {aggregate_id}::text AS aggregate, {event_type}::text AS event_type
         FROM {outbox}
-        WHERE {lane} = $1 AND {status} IN ({retry}, {held}, {failed}) AND NOT ({status} = {failed} AND {aggregate_type} = ANY ($4::text[]))
+        WHERE {lane} = $1 AND {status} IN ({retry}, {held}, {failed}) AND NOT ({status} = {failed} AND {aggregate_type}::text = ANY ($4::text[]))
           AND {hash} > f.hash
         ORDER BY {lane}, {hash}, {id} LIMIT 1) n
 )

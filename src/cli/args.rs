@@ -145,6 +145,9 @@ pub struct DemoArgs {
     /// End after this long [default: at Ctrl-C; without a terminal 60s]
     #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
     pub duration: Option<Duration>,
+    /// Where the admin API listens [default: 127.0.0.1:8080, or a free port if that is taken]
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<SocketAddr>,
 }
 
 /// See [`Command::Init`].

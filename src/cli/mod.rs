@@ -3,6 +3,7 @@
 pub mod args;
 mod config;
 pub mod confirm;
+mod demo;
 pub mod output;
 mod run;
 
@@ -40,7 +41,7 @@ pub async fn dispatch(cli: &Cli) -> anyhow::Result<Exit> {
         Ok(config)
     };
     match &cli.command {
-        Command::Demo(args) => not_yet("demo", args),
+        Command::Demo(args) => demo::command(args).await,
         Command::Init(args) => not_yet("init", (args, config()?)),
         Command::Check(args) => not_yet("check", (args, config()?)),
         Command::Config(args) => config::command(args, cli),

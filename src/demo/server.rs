@@ -8,7 +8,7 @@
 //! It does not keep data: [`Options::for_tests`] even turns fsync off, which survives a killed process, not a power cut.
 
 mod binaries;
-mod guard;
+pub(super) mod guard;
 mod process;
 
 use std::fs::{self, File};
@@ -159,6 +159,11 @@ impl Server {
     pub fn url(&self, database: &str) -> String {
         let password = self.password.as_ref().map(|p| format!(":{p}")).unwrap_or_default();
         format!("postgres://postgres{password}@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// The superuser's password; `None`: none is asked for.
+    pub fn password(&self) -> Option<&str> {
+        self.password.as_deref()
     }
 
     /// Its port, which never changes.

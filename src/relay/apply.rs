@@ -206,11 +206,22 @@ impl<'a> Applying<'a> {
                 tracing::error!(aggregate_type = kind, code = %stop.code, "stopped until it is mended: {}", stop.message);
             }
         }
-        // What of these failed by itself in this very batch was not the event's fault either.
-        for (at, verdict) in self.verdicts.iter_mut().enumerate() {
+        // What of these failed by itself in this very batch was not the event's fault either; but what was passed over, and a
+        // later event of its aggregate applied, must not be applied by itself any more.
+        let mut overtaken: HashSet<&Aggregate> = HashSet::new();
+        for (at, verdict) in self.verdicts.iter_mut().enumerate().rev() {
             let event = &self.events[at];
-            if self.stopped.contains(event.aggregate.kind.as_str()) && matches!(verdict, Some(Verdict::Unapplied(_))) {
-                *verdict = Some(Verdict::Left);
+            match verdict {
+                Some(Verdict::Applied) => {
+                    overtaken.insert(&event.aggregate);
+                }
+                Some(Verdict::Unapplied(_))
+                    if self.stopped.contains(event.aggregate.kind.as_str())
+                        && !overtaken.contains(&event.aggregate) =>
+                {
+                    *verdict = Some(Verdict::Left);
+                }
+                _ => {}
             }
         }
     }
@@ -236,9 +247,10 @@ impl<'a> Applying<'a> {
         let unapplied = decide(event, disposition, record, &self.shared.config.retry);
         let likeness = (said.code.clone(), said.column.clone(), said.constraint.clone());
         let counted = (unapplied.attempts > event.attempts).then_some((self.target.lane, event.id));
-        if disposition != Disposition::Contended
-            && let Some(charged) = self.shared.stops.failed(&event.aggregate, likeness, counted)
-        {
+        // What waits for another row waits by itself. Twenty children before their parent are nobody's error, and a type that
+        // stopped for them could not apply the parent if that is of the same type.
+        let waits = matches!(disposition, Disposition::Contended | Disposition::Waiting) && counted.is_none();
+        if !waits && let Some(charged) = self.shared.stops.failed(&event.aggregate, likeness, counted) {
             let stop = Stop {
                 code: format!("refused.{}", said.code),
                 message: format!(

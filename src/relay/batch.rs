@@ -13,7 +13,7 @@ use super::heal::{self, Log, Step};
 use super::plan;
 use super::router::{Destination, Router};
 use super::stops::Stop;
-use crate::event::{Aggregate, BatchKey, Event, EventId, Lane, Status};
+use crate::event::{Aggregate, BatchKey, Event, EventId, Lane, Status, Token};
 use crate::source::{Claim, SettleError, Settled, Settlement, SourceLane};
 use crate::target::TargetLane;
 use crate::telemetry::TraceParent;
@@ -96,10 +96,25 @@ pub enum BatchError {
     Stopped(String),
 }
 
+impl BatchError {
+    /// A row of the outbox that is to be settled or healed is locked by somebody else.
+    fn is_row_locked(&self) -> bool {
+        let BatchError::Source(error) = self else { return false };
+        error.as_database_error().and_then(|e| e.code()).as_deref() == Some("55P03")
+    }
+}
+
 /// One batch, or one step of healing, of one lane.
 pub async fn run_once(shared: &Shared, lane: Lane, errand: Errand) -> Result<(Outcome, Charged), BatchError> {
     let deadline = shared.config.relay.deadline;
     match tokio::time::timeout(deadline, attempt(shared, lane, errand)).await {
+        // What took effect is settled once that lock is gone.
+        Ok(Err(error)) if error.is_row_locked() => {
+            let who = shared.source.row_lockers().await.ok().flatten().unwrap_or_else(|| "somebody".to_owned());
+            Err(BatchError::Stopped(format!(
+                "lane {lane}: rows of the outbox that are to be settled are locked by {who}"
+            )))
+        }
         Ok(result) => result,
         // Both sessions were dropped, and with them their connections.
         Err(_) => Err(BatchError::Deadline(deadline)),
@@ -118,6 +133,11 @@ async fn attempt(shared: &Shared, lane: Lane, errand: Errand) -> Result<(Outcome
     reach("target_locked");
     check_peers(&source, &target)?;
     let target_key = target.newest.as_ref().map(|(key, _)| *key);
+    if source.newest.is_none() && target_key.is_none() {
+        return Err(BatchError::Stopped(format!(
+            "lane {lane}: neither database has a log of it: run outbox-relay init"
+        )));
+    }
     if source.newest.as_ref().map(|entry| entry.key) != target_key {
         return heal_once(shared, source, target).await.map(|outcome| (outcome, Charged::new()));
     }
@@ -129,7 +149,7 @@ async fn attempt(shared: &Shared, lane: Lane, errand: Errand) -> Result<(Outcome
     if let Some(newest) = target_key {
         source.draw_above(newest.token).await.map_err(BatchError::Source)?;
     }
-    let (mut excluded, probes) = shared.stops.exclude_for_claim();
+    let (mut excluded, probes) = shared.stops.exclude_for_claim(lane);
     excluded.extend(source.paused.iter().cloned());
     excluded.sort();
     excluded.dedup();
@@ -203,7 +223,7 @@ async fn batch(
         charged = applying.charged;
     }
     reach("applied");
-    let tally = tally(&claim, &recheck, &verdicts);
+    let tally = tally(&claim, &recheck, &verdicts, &pass);
     if tally.settlement.processed.is_empty() && tally.settlement.unapplied.is_empty() {
         target.abandon().await;
         source.release_lease().await;
@@ -295,7 +315,12 @@ struct Tally<'a> {
     left: u64,
 }
 
-fn tally<'a>(claim: &'a Claim, recheck: &crate::source::Recheck, verdicts: &[Option<Verdict>]) -> Tally<'a> {
+fn tally<'a>(
+    claim: &'a Claim,
+    recheck: &crate::source::Recheck,
+    verdicts: &[Option<Verdict>],
+    pass: &[String],
+) -> Tally<'a> {
     let mut tally = Tally {
         applied: Vec::new(),
         given_up: Vec::new(),
@@ -329,8 +354,15 @@ fn tally<'a>(claim: &'a Claim, recheck: &crate::source::Recheck, verdicts: &[Opt
             }
         }
     }
+    // What was given up and is passed over holds nobody back any more either.
+    let passed = tally.given_up.iter().copied().filter(|e| pass.contains(&e.aggregate.kind));
     let freed = plan::aggregates(
-        tally.applied.iter().copied().filter(|e| e.was == Status::Retry || recheck.blocked.contains_key(&e.aggregate)),
+        tally
+            .applied
+            .iter()
+            .copied()
+            .chain(passed)
+            .filter(|e| e.was == Status::Retry || recheck.blocked.contains_key(&e.aggregate)),
     );
     tally.settlement.freed = freed;
     tally
@@ -368,18 +400,45 @@ fn trace(event: &Event) {
     }
 }
 
+/// The next step, and when the source's newest entry was settled. Reads the ends of both logs, and more of them only until a
+/// common entry is found: the source's log is as long as retention.
+async fn next_step(
+    source: &mut SourceLane,
+    target: &mut TargetLane,
+) -> Result<(Step, Option<DateTime<Utc>>), BatchError> {
+    let mut reach = 64;
+    loop {
+        // From the lower of both on, neither log has a hole, so the newest common entry found is the newest there is.
+        let ends = (
+            source.token_of(reach).await.map_err(BatchError::Source)?,
+            target.token_of(reach).await.map_err(BatchError::Target)?,
+        );
+        let from = match ends {
+            (Some(source), Some(target)) => source.min(target),
+            _ => Token(i64::MIN),
+        };
+        // The marks after the entries: who forgets leaves the mark in the same transaction.
+        let source_log = Log {
+            entries: source.log(from).await.map_err(BatchError::Source)?,
+            mark: source.mark().await.map_err(BatchError::Source)?,
+        };
+        let target_log = Log {
+            entries: target.log(from).await.map_err(BatchError::Target)?,
+            mark: target.mark().await.map_err(BatchError::Target)?,
+        };
+        let step = heal::next_step(&source_log, &target_log);
+        if from.0 == i64::MIN || !matches!(step, Step::Impossible { .. }) {
+            return Ok((step, source_log.entries.first().map(|(_, at)| *at)));
+        }
+        reach *= 16;
+    }
+}
+
 /// One step, under both locks, in a source transaction of its own; the target is only read.
 async fn heal_once(shared: &Shared, mut source: SourceLane, mut target: TargetLane) -> Result<Outcome, BatchError> {
-    let source_log = Log {
-        entries: source.log().await.map_err(BatchError::Source)?,
-        mark: source.mark().await.map_err(BatchError::Source)?,
-    };
-    let target_log = Log {
-        entries: target.log().await.map_err(BatchError::Target)?,
-        mark: target.mark().await.map_err(BatchError::Target)?,
-    };
     let lane = source.lane;
-    let healed = match heal::next_step(&source_log, &target_log) {
+    let (step, put_back_at) = next_step(&mut source, &mut target).await?;
+    let healed = match step {
         Step::Nothing => return Err(BatchError::Overtaken),
         Step::PutBack(key) => {
             let done = source.put_back_newest().await.map_err(BatchError::Source)?;
@@ -389,7 +448,7 @@ async fn heal_once(shared: &Shared, mut source: SourceLane, mut target: TargetLa
                      applied again: verify and resync what happened since {}",
                     key.token,
                     done.missing,
-                    source_log.entries.first().map(|(_, at)| at.to_rfc3339()).unwrap_or_default()
+                    put_back_at.map(|at| at.to_rfc3339()).unwrap_or_default()
                 )));
             }
             tracing::warn!(

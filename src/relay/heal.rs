@@ -30,7 +30,11 @@ pub(crate) enum Step {
 /// The next step.
 pub(crate) fn next_step(source: &Log, target: &Log) -> Step {
     let on_target: HashSet<BatchKey> = target.entries.iter().map(|(key, _)| *key).collect();
-    let Some((common, _)) = source.entries.iter().find(|(key, _)| on_target.contains(key)) else {
+    // Below a mark a log has holes: a common batch there tells nothing about what followed.
+    let marked = [source, target].iter().filter_map(|log| log.mark.map(|(token, _)| token)).max();
+    let is_whole = |key: &BatchKey| marked.is_none_or(|mark| key.token >= mark);
+    let common = source.entries.iter().find(|(key, _)| on_target.contains(key));
+    let Some((common, _)) = common.filter(|(key, _)| is_whole(key)) else {
         let oldest = [source, target].iter().filter_map(|log| log.mark.map(|(_, at)| at)).min();
         let first = [source, target].iter().filter_map(|log| log.entries.last().map(|(_, at)| *at)).min();
         let newest = [source, target].iter().filter_map(|log| log.entries.first().map(|(_, at)| *at)).max();
@@ -56,6 +60,16 @@ mod tests {
     fn log(entries: &[(i64, u128)]) -> Log {
         let at = DateTime::UNIX_EPOCH;
         Log { entries: entries.iter().rev().map(|(t, n)| (key(*t, *n), at)).collect(), mark: None }
+    }
+
+    #[test]
+    fn a_common_batch_below_a_mark_tells_nothing() {
+        let mark = |token| Some((Token(token), DateTime::UNIX_EPOCH));
+        let source = log(&[(1, 0)]);
+        let target = Log { mark: mark(2), ..log(&[(1, 0), (3, 0)]) };
+        assert!(matches!(next_step(&source, &target), Step::Impossible { .. }));
+        let target = Log { mark: mark(1), ..log(&[(1, 0), (2, 0)]) };
+        assert_eq!(next_step(&source, &target), Step::Settle(key(2, 0)));
     }
 
     fn key(token: i64, nonce: u128) -> BatchKey {

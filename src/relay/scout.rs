@@ -16,7 +16,8 @@ const POLL_MIN: Duration = Duration::from_millis(2);
 /// How often both logs' newest entries are compared, for a target that went back while nothing was pending.
 const COMPARE_EVERY: Duration = Duration::from_secs(1);
 
-/// Something that is done every so often, but costs at most a hundredth of the time.
+/// Something that is done every so often, but costs about a hundredth of the time: it may become ten times rarer. Not more, or
+/// one slow look (the first, which connects, or one during a hiccup) would delay retries that are due by many seconds.
 struct Rarely {
     every: Duration,
     next: Instant,
@@ -32,7 +33,7 @@ impl Rarely {
     }
 
     fn took(&mut self, cost: Duration) {
-        self.next = Instant::now() + self.every.max(cost * 100);
+        self.next = Instant::now() + (cost * 100).clamp(self.every, self.every * 10);
     }
 }
 

@@ -31,7 +31,19 @@ struct Stopped {
     pause: Pause,
     next_probe: Instant,
     probing: bool,
+    /// Where it was probed last: the next probe goes elsewhere, if there is work elsewhere.
+    probed_in: Option<Lane>,
 }
+
+impl Stopped {
+    fn is_due(&self, lane: Option<Lane>) -> bool {
+        let patience = if lane.is_some() && lane == self.probed_in { ELSEWHERE } else { Duration::ZERO };
+        self.stop.probe && !self.probing && self.next_probe + patience <= Instant::now()
+    }
+}
+
+/// How long a due probe waits for another lane than the last one's, whose front may be just what cannot be applied.
+const ELSEWHERE: Duration = Duration::from_millis(200);
 
 /// A stopped aggregate type, for people.
 #[derive(Debug, Clone, Serialize)]
@@ -55,6 +67,8 @@ pub struct Stops {
 struct Inner {
     stopped: BTreeMap<String, Stopped>,
     streaks: HashMap<String, Streak>,
+    /// What the failures that stopped a type had in common.
+    alike: HashMap<String, Likeness>,
 }
 
 /// What failures have in common: SQLSTATE, column, constraint.
@@ -86,7 +100,10 @@ impl Stops {
         let mut pause = Pause::new(Duration::from_millis(250), Duration::from_secs(5));
         let next_probe = Instant::now() + pause.next_pause();
         let since = chrono::Utc::now();
-        inner.stopped.insert(aggregate_type.to_owned(), Stopped { stop, since, pause, next_probe, probing: false });
+        inner.stopped.insert(
+            aggregate_type.to_owned(),
+            Stopped { stop, since, pause, next_probe, probing: false, probed_in: None },
+        );
         true
     }
 
@@ -109,19 +126,17 @@ impl Stops {
 
     /// What a look leaves out: types that are stopped and not due to be probed.
     pub fn excluded(&self) -> Vec<String> {
-        let now = Instant::now();
-        let due = |s: &Stopped| s.stop.probe && !s.probing && s.next_probe <= now;
-        self.lock().stopped.iter().filter(|(_, s)| !due(s)).map(|(kind, _)| kind.clone()).collect()
+        self.lock().stopped.iter().filter(|(_, s)| !s.is_due(None)).map(|(kind, _)| kind.clone()).collect()
     }
 
     /// What a claim leaves out; those left in are probed by this claim alone, until [`Stops::probed`].
-    pub fn exclude_for_claim(&self) -> (Vec<String>, Vec<String>) {
-        let now = Instant::now();
+    pub fn exclude_for_claim(&self, lane: Lane) -> (Vec<String>, Vec<String>) {
         let mut excluded = Vec::new();
         let mut probes = Vec::new();
         for (kind, stopped) in &mut self.lock().stopped {
-            if stopped.stop.probe && !stopped.probing && stopped.next_probe <= now {
+            if stopped.is_due(Some(lane)) {
                 stopped.probing = true;
+                stopped.probed_in = Some(lane);
                 probes.push(kind.clone());
             } else {
                 excluded.push(kind.clone());
@@ -157,20 +172,24 @@ impl Stops {
         counted: Option<(Lane, EventId)>,
     ) -> Option<Vec<(Lane, EventId)>> {
         let mut inner = self.lock();
-        let stopped = inner.stopped.contains_key(&aggregate.kind);
+        // A probe that still fails the same way needs no second streak; one that fails otherwise is that event's affair.
+        let still = inner.stopped.contains_key(&aggregate.kind) && inner.alike.get(&aggregate.kind) == Some(&likeness);
         let streak = inner.streaks.entry(aggregate.kind.clone()).or_insert_with(|| Streak {
             likeness: likeness.clone(),
             aggregates: HashSet::new(),
             counted: Vec::new(),
         });
         if streak.likeness != likeness {
-            *streak = Streak { likeness, aggregates: HashSet::new(), counted: Vec::new() };
+            *streak = Streak { likeness: likeness.clone(), aggregates: HashSet::new(), counted: Vec::new() };
         }
         streak.aggregates.insert(aggregate.clone());
         streak.counted.extend(counted);
-        // A probe that still fails the same way needs no second streak.
-        let enough = if stopped { 1 } else { STREAK };
-        (streak.aggregates.len() >= enough).then(|| std::mem::take(&mut streak.counted))
+        let enough = if still { 1 } else { STREAK };
+        let charged = (streak.aggregates.len() >= enough).then(|| std::mem::take(&mut streak.counted));
+        if charged.is_some() {
+            inner.alike.insert(aggregate.kind.clone(), likeness);
+        }
+        charged
     }
 
     /// For readiness and pages.

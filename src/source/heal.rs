@@ -49,10 +49,18 @@ pub struct Settled {
 }
 
 impl SourceLane {
-    /// The lane's log, newest first.
-    pub async fn log(&mut self) -> sqlx::Result<Vec<(BatchKey, DateTime<Utc>)>> {
+    /// The token of the newest entry but `n`, `None` if the log is not that long.
+    pub async fn token_of(&mut self, n: i64) -> sqlx::Result<Option<Token>> {
+        let sql =
+            "SELECT token FROM {relay}.batch_log WHERE lane = $1 ORDER BY lane DESC, token DESC OFFSET $2 LIMIT 1";
+        let sql = self.source.names.render(sql);
+        sqlx::query_scalar(trusted(&sql)).bind(self.lane).bind(n).fetch_optional(self.session.connection()).await
+    }
+
+    /// The lane's log from a token on, newest first.
+    pub async fn log(&mut self, from: Token) -> sqlx::Result<Vec<(BatchKey, DateTime<Utc>)>> {
         let sql = self.source.names.render(include_str!("../../sql/source/log_entries.sql"));
-        let rows = sqlx::query(trusted(&sql)).bind(self.lane).fetch_all(self.session.connection()).await?;
+        let rows = sqlx::query(trusted(&sql)).bind(self.lane).bind(from).fetch_all(self.session.connection()).await?;
         rows.iter()
             .map(|row| {
                 let key = BatchKey { token: Token(row.try_get("token")?), nonce: row.try_get("nonce")? };

@@ -17,7 +17,7 @@ use uuid::Uuid;
 pub use self::heal::{ForgottenBatch, ForgottenEvent, PutBack, Settled};
 pub use self::names::Names;
 use crate::event::{Aggregate, BatchKey, Event, EventId, Identity, Lane, Status, Token};
-use crate::session::{Limits, Session};
+use crate::session::{Limits, Session, within};
 use crate::sql::trusted;
 
 /// The source, as one process sees it.
@@ -89,6 +89,16 @@ struct Mark {
     sequence: i64,
     holders: Vec<String>,
     age: Duration,
+}
+
+impl Mark {
+    /// Which of its holders may still commit, by what is open now. A transaction that was prepared meanwhile has another name
+    /// (`:-1/<xid>`, without a process): as long as a holder of the mark had a process, an unknown prepared one may be it.
+    fn still_open(&self, now: &[String]) -> Vec<String> {
+        let is_prepared = |holder: &str| holder.starts_with(':');
+        let may_have_turned = self.holders.iter().any(|holder| !is_prepared(holder));
+        now.iter().filter(|h| self.holders.contains(h) || (may_have_turned && is_prepared(h))).cloned().collect()
+    }
 }
 
 /// A locked lane: the lease.
@@ -227,6 +237,10 @@ impl Source {
 
     /// Lanes with work. `full` scans from the very start, for what lies below the lanes' positions; `due` looks for retries.
     pub async fn look(&self, stopped: &[String], full: bool, due: bool) -> sqlx::Result<Vec<Sighting>> {
+        within(self.limits.deadline, self.look_now(stopped, full, due)).await
+    }
+
+    async fn look_now(&self, stopped: &[String], full: bool, due: bool) -> sqlx::Result<Vec<Sighting>> {
         let (mut session, _) = Session::begin(&self.pool, &format!("{} {PLANS}", self.limits.sql())).await?;
         let rows = sqlx::query(trusted(&self.statements.look))
             .bind(stopped)
@@ -244,6 +258,10 @@ impl Source {
 
     /// The newest entry of every lane.
     pub async fn heads(&self) -> sqlx::Result<HashMap<Lane, Option<BatchKey>>> {
+        within(self.limits.deadline, self.heads_now()).await
+    }
+
+    async fn heads_now(&self) -> sqlx::Result<HashMap<Lane, Option<BatchKey>>> {
         let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await?;
         let rows = sqlx::query(trusted(&self.statements.heads)).fetch_all(session.connection()).await?;
         session.commit().await?;
@@ -311,11 +329,18 @@ impl Source {
         })
     }
 
+    /// Who has had rows of the outbox locked for a while, for people; `None` if nobody has.
+    pub async fn row_lockers(&self) -> sqlx::Result<Option<String>> {
+        let sql = self.names.render(include_str!("../../sql/source/row_lockers.sql"));
+        within(self.limits.deadline, sqlx::query_scalar(trusted(&sql)).fetch_one(&self.pool)).await
+    }
+
     /// Ends whoever has held this lane's lock for longer than `limit`: a client that is frozen, or a host that died without a
     /// word. The same role may. Returns the process ids that were ended.
     pub async fn end_holder(&self, lane: Lane, limit: Duration) -> sqlx::Result<Vec<i32>> {
         let sql = self.names.render(include_str!("../../sql/source/end_holder.sql"));
-        sqlx::query_scalar(trusted(&sql)).bind(lane).bind(limit.as_secs_f64()).fetch_all(&self.pool).await
+        let ended = sqlx::query_scalar(trusted(&sql)).bind(lane).bind(limit.as_secs_f64());
+        within(self.limits.deadline, ended.fetch_all(&self.pool)).await
     }
 }
 
@@ -349,17 +374,20 @@ impl SourceLane {
         if mark.as_ref().is_some_and(|mark| mark.age < MARK_EVERY) {
             return Ok((decided, mark));
         }
-        let sql = format!("SELECT last_value FROM {sequence}");
+        // A sequence that was just set has not given out its value yet.
+        let sql = format!("SELECT last_value - CASE WHEN is_called THEN 0 ELSE 1 END FROM {sequence}");
         let last: i64 = sqlx::query_scalar(trusted(&sql)).fetch_one(self.session.connection()).await?;
         let sql = self.source.names.render(include_str!("../../sql/source/holders.sql"));
         let holders: Option<Vec<String>> =
             sqlx::query_scalar(trusted(&sql)).fetch_one(self.session.connection()).await?;
         let holders = holders.unwrap_or_default();
         let fresh = Mark { sequence: last, holders, age: Duration::ZERO };
-        Ok(match mark {
-            Some(mark) if mark.holders.iter().any(|holder| fresh.holders.contains(holder)) => (decided, Some(mark)),
-            Some(mark) => (decided.max(mark.sequence.saturating_add(1)), Some(fresh)),
-            None => (decided, Some(fresh)),
+        let Some(mark) = mark else { return Ok((decided, Some(fresh))) };
+        let holders = mark.still_open(&fresh.holders);
+        Ok(if holders.is_empty() {
+            (decided.max(mark.sequence.saturating_add(1)), Some(fresh))
+        } else {
+            (decided, Some(Mark { holders, ..mark }))
         })
     }
 
@@ -757,4 +785,24 @@ fn event(row: &PgRow, was: Status) -> sqlx::Result<Event> {
         failing_since: row.try_get("failing_since")?,
         was,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_writer_that_was_prepared_meanwhile_is_still_open() {
+        let open = |marked: &[&str], now: &[&str]| {
+            let holders = marked.iter().map(|h| (*h).to_owned()).collect();
+            let now: Vec<String> = now.iter().map(|h| (*h).to_owned()).collect();
+            Mark { sequence: 1, holders, age: Duration::ZERO }.still_open(&now).join(" ")
+        };
+        assert_eq!(open(&["7:3/1", "8:4/1"], &["8:4/1", "9:5/1"]), "8:4/1");
+        assert_eq!(open(&["7:3/1"], &["7:3/2", "9:5/1"]), "");
+        assert_eq!(open(&["7:3/1"], &[":-1/700"]), ":-1/700");
+        // Those that were open at the mark have all ended or been prepared: what is prepared later is somebody else.
+        assert_eq!(open(&[":-1/700"], &[":-1/701"]), "");
+        assert_eq!(open(&[], &[":-1/701"]), "");
+    }
 }

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 pub use self::statements::{EVENTS, Events, Prepared};
 use crate::event::{Aggregate, BatchKey, Event, EventId, Identity, Lane, Token};
-use crate::session::{Limits, Session};
+use crate::session::{Limits, Session, within};
 use crate::source::{ForgottenBatch, ForgottenEvent};
 use crate::sql::{ident, literal, render, trusted};
 
@@ -103,6 +103,10 @@ impl Target {
 
     /// The newest entry of every lane.
     pub async fn heads(&self) -> sqlx::Result<HashMap<Lane, Option<BatchKey>>> {
+        within(self.limits.deadline, self.heads_now()).await
+    }
+
+    async fn heads_now(&self) -> sqlx::Result<HashMap<Lane, Option<BatchKey>>> {
         let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await?;
         let rows = sqlx::query(trusted(&self.heads)).bind(self.source_id).fetch_all(session.connection()).await?;
         session.commit().await?;
@@ -112,7 +116,8 @@ impl Target {
     /// Ends whoever has held this lane's lock for longer than `limit`; see the source's function of the same name.
     pub async fn end_holder(&self, lane: Lane, limit: Duration) -> sqlx::Result<Vec<i32>> {
         let sql = render(include_str!("../../sql/target/end_holder.sql"), &names(&self.schema, self.source_id));
-        sqlx::query_scalar(trusted(&sql)).bind(lane).bind(limit.as_secs_f64()).fetch_all(&self.pool).await
+        let ended = sqlx::query_scalar(trusted(&sql)).bind(lane).bind(limit.as_secs_f64());
+        within(self.limits.deadline, ended.fetch_all(&self.pool)).await
     }
 
     /// Deletes what both sides have had for longer than `age` from a lane's log; never the newest entry.
@@ -136,12 +141,27 @@ pub fn names(schema: &str, source_id: Uuid) -> Vec<(&'static str, String)> {
 }
 
 impl TargetLane {
-    /// The lane's log, newest first.
-    pub async fn log(&mut self) -> sqlx::Result<Vec<(BatchKey, DateTime<Utc>)>> {
+    /// The token of the newest entry but `n`, `None` if the log is not that long.
+    pub async fn token_of(&mut self, n: i64) -> sqlx::Result<Option<Token>> {
+        let sql = self.render(
+            "SELECT token FROM {relay}.batch_log WHERE source_id = $1 AND lane = $2 \
+             ORDER BY source_id DESC, lane DESC, token DESC OFFSET $3 LIMIT 1",
+        );
+        sqlx::query_scalar(trusted(&sql))
+            .bind(self.target.source_id)
+            .bind(self.lane)
+            .bind(n)
+            .fetch_optional(self.session.connection())
+            .await
+    }
+
+    /// The lane's log from a token on, newest first.
+    pub async fn log(&mut self, from: Token) -> sqlx::Result<Vec<(BatchKey, DateTime<Utc>)>> {
         let sql = self.render(include_str!("../../sql/target/log_entries.sql"));
         let rows = sqlx::query(trusted(&sql))
             .bind(self.target.source_id)
             .bind(self.lane)
+            .bind(from)
             .fetch_all(self.session.connection())
             .await?;
         rows.iter()

@@ -4,6 +4,8 @@
 mod cli;
 mod clients;
 mod cookbook;
+mod crash;
+mod healing;
 mod readme;
 mod relay;
 mod run;

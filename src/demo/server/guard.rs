@@ -5,10 +5,10 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-/// The life of a server's folder. A small shell waits on a pipe that only this process holds open: the pipe closes when
+/// The life of a folder, a server's or any other. A small shell waits on a pipe that only this process holds open: the pipe closes when
 /// the guard is dropped, and also when the process exits without dropping anything (statics) or is killed.
 #[derive(Debug)]
-pub(super) struct Guard {
+pub(in crate::demo) struct Guard {
     shell: Child,
 }
 
@@ -37,7 +37,7 @@ done
 "#;
 
 impl Guard {
-    pub(super) fn over(folder: &Path) -> io::Result<Self> {
+    pub(in crate::demo) fn over(folder: &Path) -> io::Result<Self> {
         let mut command = Command::new("/bin/sh");
         command.arg("-c").arg(SCRIPT).arg("outbox-relay-guard").arg(folder).current_dir("/").process_group(0);
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());

@@ -1,6 +1,8 @@
 //! What every integration test stands on: databases of its own, and waiting without sleeping.
 #![allow(dead_code, unreachable_pub, reason = "a file of tests uses the part that it needs; there is nobody outside")]
 
+pub mod child;
+pub mod past;
 pub mod stage;
 
 use std::future::Future;
@@ -8,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use outbox_relay::demo::server::{Options, Server};
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool, Row};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
@@ -93,6 +95,32 @@ impl Database {
             Ok(value) => value,
             Err(error) => panic!("{error}\n{sql}"),
         }
+    }
+}
+
+/// How a statement was run.
+pub struct Plan {
+    pub text: String,
+    /// All that it touched.
+    pub buffers: i64,
+}
+
+/// The settings that the relay makes for its own transactions on the source.
+pub const PLANS: &str = "SET LOCAL enable_bitmapscan = off; SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off;
+     SET LOCAL jit = off;";
+
+impl Database {
+    /// Runs a statement under the relay's settings, and takes back what it did.
+    pub async fn explain(&self, sql: &str) -> Plan {
+        let script = format!("BEGIN; {PLANS} EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF) {sql}; ROLLBACK");
+        let rows = self.pool.fetch_all(sqlx::raw_sql(AssertSqlSafe(script))).await.expect(sql);
+        let lines: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        // The first line of the kind is the topmost node's, which counts those below it.
+        let line = lines.iter().find(|line| line.contains("Buffers: ")).expect("buffers");
+        let number = |word: &str| {
+            line.split_whitespace().find_map(|part| part.strip_prefix(word)).map_or(0, |n| n.parse::<i64>().expect("a number"))
+        };
+        Plan { buffers: number("hit=") + number("read="), text: lines.join("\n") }
     }
 }
 

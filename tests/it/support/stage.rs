@@ -1,5 +1,6 @@
 //! A pair of databases with everything that the relay needs on it.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use outbox_relay::connect;
 use outbox_relay::event::Lane;
 use outbox_relay::init::{self, Choices};
 use outbox_relay::metrics::Metrics;
-use outbox_relay::relay::batch::{self, Errand, Outcome};
+use outbox_relay::relay::batch::{self, BatchError, Errand, Outcome};
 use outbox_relay::relay::{self, Shared};
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +19,7 @@ use super::{DEADLINE, Pair, eventually, pair};
 /// constraint.
 pub const NEW_SCHEMA: &str = "
     CREATE TABLE users (id bigint PRIMARY KEY, name text NOT NULL, version int NOT NULL);
-    CREATE TABLE applied (n bigserial, event bigint, aggregate text, version int);";
+    CREATE TABLE applied (n bigserial, event bigint, event_id uuid, aggregate text, version int);";
 
 /// `users`, by mapping.
 pub fn users() -> Entity {
@@ -58,7 +59,7 @@ pub fn oracle() -> Entity {
             "Happened".to_owned(),
             Action::Sql(file(
                 "handlers/applied.sql",
-                "INSERT INTO applied (event, aggregate, version) SELECT id, aggregate_id, (payload->>'version')::int FROM event",
+                "INSERT INTO applied (event, event_id, aggregate, version)\nSELECT id, event_id, aggregate_id, (payload->>'version')::int FROM event",
             )),
         )]
         .into(),
@@ -67,6 +68,17 @@ pub fn oracle() -> Entity {
 
 pub fn file(path: &str, text: &str) -> SqlFile {
     SqlFile { path: path.into(), text: text.into() }
+}
+
+/// What tests run with.
+pub fn config(legacy: &str, new: &str) -> Config {
+    let mut config = Config::for_databases(legacy, new).expect("a configuration");
+    config.entities = vec![users(), oracle()];
+    config.relay.deadline = Duration::from_secs(10);
+    config.retry.initial = Duration::from_millis(50);
+    config.retry.max = Duration::from_millis(500);
+    config.retry.attempts = 3;
+    config
 }
 
 /// A pair of databases, `init` done.
@@ -88,12 +100,7 @@ impl Stage {
 
     /// On a pair of the test's own.
     pub async fn on(pair: Pair, change: impl FnOnce(&mut Config)) -> Stage {
-        let mut config = Config::for_databases(&pair.legacy.url, &pair.new.url).expect("a configuration");
-        config.entities = vec![users(), oracle()];
-        config.relay.deadline = Duration::from_secs(10);
-        config.retry.initial = Duration::from_millis(50);
-        config.retry.max = Duration::from_millis(500);
-        config.retry.attempts = 3;
+        let mut config = config(&pair.legacy.url, &pair.new.url);
         change(&mut config);
         pair.new.run(NEW_SCHEMA).await;
         let stage = Stage { pair, config };
@@ -182,6 +189,81 @@ impl Stage {
             let before = last.insert(aggregate, (*event, *version));
             assert!(before.is_none_or(|b| b < (*event, *version)), "{aggregate}: {before:?} then {event}");
         }
+    }
+
+    /// Many of the oracle's events, round and round these aggregates, in one transaction.
+    pub async fn things(&self, events: u32, aggregates: u32) {
+        let sql = format!(
+            "INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload)
+             SELECT 'Thing', (i % {aggregates})::text, 'Happened', jsonb_build_object('version', i)
+             FROM generate_series(1, {events}) i"
+        );
+        self.pair.legacy.run(&sql).await;
+    }
+
+    /// The oracle where databases went back in time: of the history that survived, every event of `Thing` that the source calls
+    /// processed was applied once, none of the others was, in order; and what the outbox does not know is noted as divergent.
+    pub async fn history_agrees(&self) {
+        let applied: Vec<(uuid::Uuid, String)> = sqlx::query_as("SELECT event_id, aggregate FROM applied ORDER BY n")
+            .fetch_all(&self.pair.new.pool)
+            .await
+            .expect("the oracle");
+        let events: Vec<(uuid::Uuid, i64, String, Option<String>)> = sqlx::query_as(
+            "SELECT event_id, id, status, last_error FROM outbox WHERE aggregate_type = 'Thing' ORDER BY id",
+        )
+        .fetch_all(&self.pair.legacy.pool)
+        .await
+        .expect("the outbox");
+        let divergent: Vec<(uuid::Uuid, String)> =
+            sqlx::query_as("SELECT event_id, aggregate_id FROM outbox_relay.divergent")
+                .fetch_all(&self.pair.legacy.pool)
+                .await
+                .expect("divergent events");
+        let diverged: HashSet<&str> = divergent.iter().map(|(_, aggregate)| aggregate.as_str()).collect();
+        let noted: HashSet<uuid::Uuid> = divergent.iter().map(|(id, _)| *id).collect();
+        let ids: HashMap<uuid::Uuid, i64> = events.iter().map(|(event, id, _, _)| (*event, *id)).collect();
+        let mut once = HashSet::new();
+        let mut last: HashMap<&str, i64> = HashMap::new();
+        for (event, aggregate) in &applied {
+            assert!(once.insert(*event), "{event} of {aggregate} was applied twice");
+            match ids.get(event) {
+                None => assert!(noted.contains(event), "{event} of {aggregate} is unknown to the outbox, and not noted"),
+                Some(id) if !diverged.contains(aggregate.as_str()) => {
+                    let before = last.insert(aggregate, *id);
+                    assert!(before.is_none_or(|before| before < *id), "{aggregate}: {before:?}, then {id}");
+                }
+                Some(_) => {}
+            }
+        }
+        for (event, id, status, error) in &events {
+            let is_overtaken = status == "failed" && error.as_deref().is_some_and(|e| e.starts_with("overtaken"));
+            assert!(status == "processed" || is_overtaken, "{id} is {status}: {error:?}");
+            assert_eq!(once.contains(event), status == "processed", "{id} is {status}");
+        }
+    }
+
+    /// One batch, or step of healing, of every lane, again and again until nothing more comes of it; why lanes stopped.
+    pub async fn heal_by_hand(&self, shared: &Shared) -> Vec<String> {
+        for _ in 0..1000 {
+            let mut quiet = true;
+            let mut stopped = Vec::new();
+            for lane in 0..i32::from(self.config.relay.lanes) {
+                let errand = Errand { full: false, due: true, isolate: false };
+                match batch::run_once(shared, Lane(lane), errand).await {
+                    Ok((Outcome::Nothing | Outcome::Paused, _)) => {}
+                    Err(BatchError::Stopped(why)) => stopped.push(why),
+                    Ok(_) => quiet = false,
+                    Err(error) => {
+                        quiet = false;
+                        eprintln!("lane {lane}: {error}");
+                    }
+                }
+            }
+            if quiet {
+                return stopped;
+            }
+        }
+        panic!("it never ends");
     }
 
     /// One batch of every lane, until nothing more comes of it.
