@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use sqlx::Row;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{Row, SqlSafeStr as _};
 use uuid::Uuid;
 
 use crate::config::{Config, DatabaseUrl};
+use crate::session::Session;
 use crate::source::{Names, Source};
-use crate::sql::trusted;
+use crate::sql::{query, query_scalar};
 use crate::target::Target;
 
 /// Why the relay cannot work on these databases.
@@ -57,7 +58,8 @@ pub async fn installation(pool: &PgPool, config: &Config) -> Result<Installation
     let away = |error: sqlx::Error| ConnectError::Away { side: "legacy", error };
     let names = Names::new(&config.legacy, config.relay.lanes);
     let sql = names.render("SELECT source_id, target_id, lanes, outbox, test_lanes FROM {relay}.installation");
-    let row = match sqlx::query(trusted(&sql)).fetch_optional(pool).await {
+    let mut session = begin(pool).await.map_err(away)?;
+    let row = match query(&sql, false).fetch_optional(session.connection()).await {
         Ok(Some(row)) => row,
         Ok(None) => return Err(not_initialised()),
         Err(error) if is_undefined(&error) => return Err(not_initialised()),
@@ -79,7 +81,8 @@ pub async fn installation(pool: &PgPool, config: &Config) -> Result<Installation
     }
     let then: Vec<i32> = row.try_get("test_lanes").map_err(away)?;
     let sql = names.render(TEST_LANES);
-    let now: Vec<i32> = sqlx::query_scalar(trusted(&sql)).fetch_one(pool).await.map_err(away)?;
+    let now: Vec<i32> = query_scalar(&sql, false).fetch_one(session.connection()).await.map_err(away)?;
+    session.rollback().await;
     if then != now {
         return Err(ConnectError::NotReady(
             "this server hashes aggregates to other lanes than the one that init ran on (a major upgrade may do that): stop all \
@@ -120,14 +123,31 @@ pub async fn open(config: &Config) -> Result<(Source, Target), ConnectError> {
     let names = Names::new(&config.legacy, config.relay.lanes);
     let sequence = sequence(&source, config).await.map_err(legacy)?;
     let deadline = config.relay.deadline;
-    let source = Source::new(source, names, deadline, config.retention.processed.is_zero(), sequence);
-    let target = Target::new(target, &config.new.schema, &config.new.search_path, installation.source_id, deadline);
+    let source = Source::new(
+        source,
+        names,
+        deadline,
+        config.retention.processed.is_zero(),
+        sequence,
+        config.legacy.prepared_statements,
+    );
+    let target = Target::new(
+        target,
+        &config.new.schema,
+        &config.new.search_path,
+        installation.source_id,
+        deadline,
+        config.new.prepared_statements,
+    );
     Ok((source, target))
 }
 
 async fn check_target(pool: &PgPool, config: &Config, installation: &Installation) -> Result<(), ConnectError> {
     let sql = format!("SELECT target_id FROM {}.installation", crate::sql::ident(&config.new.schema));
-    let found: Option<Uuid> = match sqlx::query_scalar(trusted(&sql)).fetch_optional(pool).await {
+    let mut session = begin(pool).await.map_err(|error| ConnectError::Away { side: "new", error })?;
+    let found = query_scalar(&sql, false).fetch_optional(session.connection()).await;
+    session.rollback().await;
+    let found: Option<Uuid> = match found {
         Ok(found) => found,
         Err(error) if is_undefined(&error) => None,
         Err(error) => return Err(ConnectError::Away { side: "new", error }),
@@ -148,9 +168,14 @@ async fn sequence(pool: &PgPool, config: &Config) -> sqlx::Result<Option<String>
     let names = Names::new(&config.legacy, config.relay.lanes);
     let sql = "SELECT s::regclass::text FROM pg_get_serial_sequence($1, $2) AS s JOIN pg_sequence q ON q.seqrelid = s::regclass \
                WHERE q.seqcache = 1 AND q.seqincrement > 0 AND NOT q.seqcycle";
-    sqlx::query_scalar(sql.into_sql_str())
-        .bind(&names.outbox)
-        .bind(&config.legacy.columns.id)
-        .fetch_optional(pool)
-        .await
+    let mut session = begin(pool).await?;
+    let sequence = query_scalar(sql, false).bind(&names.outbox).bind(&config.legacy.columns.id);
+    let sequence = sequence.fetch_optional(session.connection()).await?;
+    session.rollback().await;
+    Ok(sequence)
+}
+
+/// Even to ask: behind PgBouncer each transaction has a server of its own, and so has each step of a statement outside of one.
+async fn begin(pool: &PgPool) -> sqlx::Result<Session> {
+    Session::begin(pool, "").await.map(|(session, _)| session)
 }

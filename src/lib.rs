@@ -4,6 +4,9 @@
 //!
 //! - [`init`]: makes the outbox and the relay's own tables
 //! - [`relay`]: claims, applies and settles, batch by batch, and heals
+//! - [`retention`]: deletes what is old enough
+//! - [`operator`]: what operators see and do, over HTTP by [`admin`]
+//! - [`run`]: the relay and the admin API in one process
 //! - [`demo`]: all of it on one machine
 //!
 //! They are asked for through [`cli`]. The ground they stand on:
@@ -16,6 +19,7 @@
 //! - [`sql`]: statements and the names in them
 //! - [`metrics`], [`telemetry`]: what is told to those who watch
 
+pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod connect;
@@ -25,6 +29,7 @@ pub mod event;
 pub mod init;
 pub mod mapping;
 pub mod metrics;
+pub mod operator;
 pub mod relay;
 pub mod retention;
 pub mod retry;

@@ -12,7 +12,6 @@ use crate::config::Config;
 use crate::event::Lane;
 use crate::session::Session;
 use crate::source::Source;
-use crate::sql::trusted;
 use crate::target::Target;
 
 /// Log entries a step: a step is one transaction under the lane's lock, and workers wait for it.
@@ -36,7 +35,9 @@ pub async fn run_once(config: &Config, source: &Source, target: &Target) -> sqlx
     let mut counts = Counts::default();
     let age = config.retention.processed.max(config.relay.replica_lag);
     let sql = source.names.render(include_str!("../sql/source/retirable.sql"));
-    let lanes: Vec<Lane> = sqlx::query_scalar(trusted(&sql)).bind(age.as_secs_f64()).fetch_all(&source.pool).await?;
+    let (mut session, _) = Session::begin(&source.pool, &source.limits_sql()).await?;
+    let lanes: Vec<Lane> = source.query_scalar(&sql).bind(age.as_secs_f64()).fetch_all(session.connection()).await?;
+    session.commit().await?;
     for lane in lanes {
         // Busy: its turn comes.
         let Some(mut locked) = source.lock_lane(lane).await? else { continue };
@@ -53,7 +54,7 @@ pub async fn run_once(config: &Config, source: &Source, target: &Target) -> sqlx
 async fn retire_skipped(age: Duration, source: &Source) -> sqlx::Result<u64> {
     let (mut session, _) = Session::begin(&source.pool, &source.limits_sql()).await?;
     let sql = source.names.render(include_str!("../sql/source/retire_skipped.sql"));
-    let done = sqlx::query(trusted(&sql)).bind(age.as_secs_f64()).bind(SKIPPED).execute(session.connection()).await?;
+    let done = source.query(&sql).bind(age.as_secs_f64()).bind(SKIPPED).execute(session.connection()).await?;
     session.commit().await?;
     Ok(done.rows_affected())
 }
@@ -76,12 +77,9 @@ impl crate::source::SourceLane {
     async fn retire(&mut self, age: Duration, entries: i64) -> sqlx::Result<(u64, u64)> {
         let sql = self.names().render(include_str!("../sql/source/retire.sql"));
         let lane = self.lane;
-        let row = sqlx::query(trusted(&sql))
-            .bind(lane)
-            .bind(age.as_secs_f64())
-            .bind(entries)
-            .fetch_one(self.connection())
-            .await?;
+        let source = self.source().clone();
+        let row =
+            source.query(&sql).bind(lane).bind(age.as_secs_f64()).bind(entries).fetch_one(self.transaction()).await?;
         Ok((row.try_get::<i64, _>("events")?.unsigned_abs(), row.try_get::<i64, _>("entries")?.unsigned_abs()))
     }
 }

@@ -4,6 +4,8 @@
 //! identifiers and literals there; nothing else is ever pasted into a statement. Values are always parameters.
 
 use sqlx::AssertSqlSafe;
+use sqlx::postgres::{PgArguments, PgRow, Postgres};
+use sqlx::query::{Query, QueryScalar};
 
 /// `"name"`, quoted so that any name works.
 pub fn ident(name: &str) -> String {
@@ -39,6 +41,20 @@ pub fn render(file: &str, names: &[(&str, String)]) -> String {
     }
     out.push_str(rest);
     out
+}
+
+/// A statement that is sent under a name, to be planned once a connection, or without: behind PgBouncer in transaction mode the
+/// next transaction has another server, where the name means nothing, or something else.
+pub fn query<'q>(sql: &str, prepared: bool) -> Query<'q, Postgres, PgArguments> {
+    sqlx::query(trusted(sql)).persistent(prepared)
+}
+
+/// Likewise, for one column.
+pub fn query_scalar<'q, T>(sql: &str, prepared: bool) -> QueryScalar<'q, Postgres, T, PgArguments>
+where
+    (T,): for<'r> sqlx::FromRow<'r, PgRow>,
+{
+    sqlx::query_scalar(trusted(sql)).persistent(prepared)
 }
 
 /// Text whose only variable parts came through [`ident`], [`literal`] or a number.

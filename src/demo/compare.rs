@@ -111,7 +111,7 @@ async fn through_the_mapping(
     connection: &mut PgConnection,
 ) -> anyhow::Result<()> {
     let events: Events<'_> = chunk.iter().collect();
-    keep.execute(connection, &events).await.context("a row of legacy does not go through the mapping")?;
+    keep.execute(connection, &events, true).await.context("a row of legacy does not go through the mapping")?;
     chunk.clear();
     Ok(())
 }

@@ -161,6 +161,12 @@ async fn prepare(
         .prepare(trusted(&statement.sql).into_sql_str())
         .await
         .map_err(|error| MappingError::refused(entity, statement, error))?;
+    // It has a name, which a pooler would hand to whoever comes next: first out of the connection's own list, then off the server.
+    sqlx::Connection::clear_cached_statements(connection)
+        .await
+        .map_err(|error| MappingError::database(entity, error))?;
+    let forget = connection.execute(sqlx::raw_sql(trusted("DEALLOCATE ALL"))).await;
+    forget.map_err(|error| MappingError::database(entity, error))?;
     let oid = |info: &PgTypeInfo| info.oid().map_or(0, |oid| oid.0);
     Ok(prepared.columns().iter().map(|c| (c.name().to_owned(), oid(c.type_info()))).collect())
 }
@@ -169,6 +175,7 @@ async fn read_table(entity: &Entity, name: &TableName, connection: &mut PgConnec
     let quoted = format!("{}.{}", ident(&name.schema), ident(&name.table));
     let sql = include_str!("../../sql/target/table_columns.sql");
     let rows = sqlx::query(sql)
+        .persistent(false)
         .bind(&name.schema)
         .bind(&name.table)
         .fetch_all(&mut *connection)

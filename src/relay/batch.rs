@@ -335,9 +335,6 @@ fn tally<'a>(
             Some(Verdict::Applied) => {
                 tally.applied.push(event);
                 tally.settlement.processed.push(event.id);
-                if event.was == Status::Retry {
-                    tally.settlement.recovered.push(event.id);
-                }
             }
             Some(Verdict::Unapplied(unapplied)) => {
                 if unapplied.status == Status::Failed {

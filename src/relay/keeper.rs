@@ -18,6 +18,9 @@ const RETAIN_EVERY: Duration = Duration::from_secs(10);
 /// Between two sweeps of all lanes, at the least; and a sweep costs at most a hundredth of the time.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
 
+/// Aggregates that a sweep looks at under one lock.
+const AGGREGATES_A_STEP: u32 = 2000;
+
 /// Deletes what is old enough until the shutdown.
 pub(super) async fn retain(shared: Arc<Shared>, stop: CancellationToken) {
     loop {
@@ -70,10 +73,19 @@ async fn sweep_lane(shared: &Shared, lane: Lane) -> sqlx::Result<usize> {
     if !shared.source.holds_any(lane).await? {
         return Ok(0);
     }
-    let Some(mut locked) = shared.source.lock_lane(lane).await? else { return Ok(0) };
     let router = shared.router();
-    let released = locked.sweep(&router.mapped(), &router.passing()).await?;
-    locked.commit().await?;
+    let (mapped, pass) = (router.mapped(), router.passing());
+    let mut released = 0;
+    let mut from = Some(i64::MIN);
+    // Step by step, so that the lane's workers go on in between.
+    while let Some(hash) = from {
+        // Busy: its turn comes with the next sweep.
+        let Some(mut locked) = shared.source.lock_lane(lane).await? else { break };
+        let swept = locked.sweep(hash, AGGREGATES_A_STEP, &mapped, &pass, shared.config.relay.batch).await?;
+        locked.commit().await?;
+        released += swept.released.len();
+        from = swept.next;
+    }
     Ok(released)
 }
 

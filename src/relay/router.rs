@@ -73,10 +73,7 @@ impl Router {
             // A failed PREPARE leaves the transaction broken; rolling back is all that is ever done with it.
             transaction.rollback().await?;
         }
-        router.deferred_constraints =
-            sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_constraint WHERE condeferrable)")
-                .fetch_one(&target.pool)
-                .await?;
+        router.deferred_constraints = target.has_deferrable_constraints().await?;
         router.types = aggregate_types(&compiled, &mut router.routes);
         Ok(router)
     }

@@ -7,7 +7,6 @@ use sqlx::Row;
 
 use super::{Scan, SettleError, SourceLane};
 use crate::event::{Aggregate, BatchKey, EventId, Identity, Token};
-use crate::sql::trusted;
 
 /// An entry of the target's log that the source forgot.
 #[derive(Debug, Clone)]
@@ -54,13 +53,13 @@ impl SourceLane {
         let sql =
             "SELECT token FROM {relay}.batch_log WHERE lane = $1 ORDER BY lane DESC, token DESC OFFSET $2 LIMIT 1";
         let sql = self.source.names.render(sql);
-        sqlx::query_scalar(trusted(&sql)).bind(self.lane).bind(n).fetch_optional(self.session.connection()).await
+        self.source.query_scalar(&sql).bind(self.lane).bind(n).fetch_optional(self.session.connection()).await
     }
 
     /// The lane's log from a token on, newest first.
     pub async fn log(&mut self, from: Token) -> sqlx::Result<Vec<(BatchKey, DateTime<Utc>)>> {
         let sql = self.source.names.render(include_str!("../../sql/source/log_entries.sql"));
-        let rows = sqlx::query(trusted(&sql)).bind(self.lane).bind(from).fetch_all(self.session.connection()).await?;
+        let rows = self.source.query(&sql).bind(self.lane).bind(from).fetch_all(self.session.connection()).await?;
         rows.iter()
             .map(|row| {
                 let key = BatchKey { token: Token(row.try_get("token")?), nonce: row.try_get("nonce")? };
@@ -72,7 +71,7 @@ impl SourceLane {
     /// Retention's mark: the newest token deleted on purpose, and the time of its entry.
     pub async fn mark(&mut self) -> sqlx::Result<Option<(Token, DateTime<Utc>)>> {
         let sql = self.source.names.render("SELECT token, until FROM {relay}.forgotten WHERE lane = $1");
-        let row = sqlx::query(trusted(&sql)).bind(self.lane).fetch_optional(self.session.connection()).await?;
+        let row = self.source.query(&sql).bind(self.lane).fetch_optional(self.session.connection()).await?;
         row.map(|row| Ok((Token(row.try_get("token")?), row.try_get("until")?))).transpose()
     }
 
@@ -81,18 +80,21 @@ impl SourceLane {
     pub async fn put_back_newest(&mut self) -> sqlx::Result<PutBack> {
         let Some(newest) = self.newest.clone() else { return Ok(PutBack { events: 0, missing: 0 }) };
         let sql = self.source.names.render("SELECT ids FROM {relay}.batch_log WHERE lane = $1 AND token = $2");
-        let ids: Vec<i64> = sqlx::query_scalar(trusted(&sql))
+        let ids: Vec<i64> = self
+            .source
+            .query_scalar(&sql)
             .bind(self.lane)
             .bind(newest.key.token)
             .fetch_one(self.session.connection())
             .await?;
         let sql = self.source.names.render(include_str!("../../sql/source/heal_put_back.sql"));
-        let row = sqlx::query(trusted(&sql)).bind(&ids).fetch_one(self.session.connection()).await?;
+        let row = self.source.query(&sql).bind(&ids).fetch_one(self.session.connection()).await?;
         let present: i64 = row.try_get("present")?;
         let events: i64 = row.try_get("put_back")?;
         let lowest: Option<i64> = row.try_get("lowest")?;
         let sql = self.source.names.render(include_str!("../../sql/source/heal_remove_entry.sql"));
-        sqlx::query(trusted(&sql))
+        self.source
+            .query(&sql)
             .bind(self.lane)
             .bind(newest.key.token)
             .bind(newest.key.nonce)
@@ -136,7 +138,9 @@ impl SourceLane {
 
     async fn settle_known(&mut self, batch: &ForgottenBatch) -> sqlx::Result<HashSet<EventId>> {
         let sql = self.source.names.render(include_str!("../../sql/source/heal_settle.sql"));
-        let ids: Vec<i64> = sqlx::query_scalar(trusted(&sql))
+        let ids: Vec<i64> = self
+            .source
+            .query_scalar(&sql)
             .bind(batch.events.iter().map(|e| e.id).collect::<Vec<_>>())
             .bind(batch.events.iter().map(|e| e.event_id).collect::<Vec<_>>())
             .bind(batch.events.iter().map(|e| e.given_up).collect::<Vec<_>>())
@@ -146,17 +150,18 @@ impl SourceLane {
         let applied: Vec<EventId> =
             batch.events.iter().filter(|e| !e.given_up && settled.contains(&e.id)).map(|e| e.id).collect();
         let sql = self.source.names.render(include_str!("../../sql/source/forget_failures.sql"));
-        sqlx::query(trusted(&sql)).bind(&applied).execute(self.session.connection()).await?;
+        self.source.query(&sql).bind(&applied).execute(self.session.connection()).await?;
         if self.source.delete_on_settle {
             let sql = self.source.names.render(include_str!("../../sql/source/settle_deleted.sql"));
-            sqlx::query(trusted(&sql)).bind(&applied).execute(self.session.connection()).await?;
+            self.source.query(&sql).bind(&applied).execute(self.session.connection()).await?;
         }
         Ok(settled)
     }
 
     async fn note_divergent(&mut self, token: Token, events: &[&ForgottenEvent]) -> sqlx::Result<()> {
         let sql = self.source.names.render(include_str!("../../sql/source/heal_divergent.sql"));
-        sqlx::query(trusted(&sql))
+        self.source
+            .query(&sql)
             .bind(self.lane)
             .bind(token)
             .bind(events.iter().map(|e| e.id).collect::<Vec<_>>())
@@ -175,7 +180,9 @@ impl SourceLane {
             *entry = (*entry).max(event.id.0);
         }
         let sql = self.source.names.render(include_str!("../../sql/source/heal_overtaken.sql"));
-        let rows = sqlx::query(trusted(&sql))
+        let rows = self
+            .source
+            .query(&sql)
             .bind(self.lane)
             .bind(highest.keys().map(|a| a.kind.as_str()).collect::<Vec<_>>())
             .bind(highest.keys().map(|a| a.id.as_str()).collect::<Vec<_>>())
@@ -189,7 +196,8 @@ impl SourceLane {
         if !failures.is_empty() {
             let n = failures.len();
             let message = "a later event of its aggregate was applied before the source went back in time";
-            sqlx::query(trusted(&self.source.statements.record_failures))
+            self.source
+                .query(&self.source.statements.record_failures)
                 .bind(self.lane)
                 .bind(failures.iter().map(|(id, _)| *id).collect::<Vec<_>>())
                 .bind(vec![""; n])

@@ -3,6 +3,7 @@
 //! Callers see functions named for what they do. A [`SourceLane`] is a lane whose row this process has locked: only it can
 //! claim, settle and heal, so nothing can be done to a lane that is not leased.
 
+mod change;
 mod heal;
 mod names;
 
@@ -11,14 +12,16 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use sqlx::Row;
-use sqlx::postgres::{PgPool, PgRow};
+use sqlx::postgres::{PgArguments, PgPool, PgRow, Postgres};
+use sqlx::query::{Query, QueryScalar};
 use uuid::Uuid;
 
+pub use self::change::Swept;
+pub(crate) use self::change::is_lock_timeout;
 pub use self::heal::{ForgottenBatch, ForgottenEvent, PutBack, Settled};
 pub use self::names::Names;
 use crate::event::{Aggregate, BatchKey, Event, EventId, Identity, Lane, Status, Token};
 use crate::session::{Limits, Session, within};
-use crate::sql::trusted;
 
 /// The source, as one process sees it.
 #[derive(Clone)]
@@ -28,6 +31,8 @@ pub struct Source {
     /// What things are called here.
     pub names: Names,
     limits: Limits,
+    /// Whether statements may be sent under a name.
+    prepared: bool,
     delete_on_settle: bool,
     /// The identity sequence, if it may be used to find a start position.
     sequence: Option<String>,
@@ -45,7 +50,6 @@ struct Statements {
     append: String,
     release: String,
     record_failures: String,
-    forget_failures: String,
     look: String,
     heads: String,
     lock_lane: String,
@@ -192,8 +196,6 @@ pub struct FailureRecord {
 pub struct Settlement {
     /// Applied.
     pub processed: Vec<EventId>,
-    /// Among `processed`: those that had failed before.
-    pub recovered: Vec<EventId>,
     /// Retry, held, failed.
     pub unapplied: Vec<Unapplied>,
     /// Aggregates whose held events may be free now.
@@ -210,8 +212,9 @@ impl Source {
         deadline: Duration,
         delete_on_settle: bool,
         sequence: Option<String>,
+        prepared: bool,
     ) -> Source {
-        let limits = Limits { deadline, lock: Duration::from_secs(2) };
+        let limits = Limits { deadline, lock: Duration::from_secs(2).min(deadline / 3) };
         let statements = Statements {
             claim: names.render(include_str!("../../sql/source/claim.sql")),
             claim_due: names.render(include_str!("../../sql/source/claim_due.sql")),
@@ -226,13 +229,31 @@ impl Source {
             append: names.render(include_str!("../../sql/source/append.sql")),
             release: names.render(include_str!("../../sql/source/release.sql")),
             record_failures: names.render(include_str!("../../sql/source/record_failures.sql")),
-            forget_failures: names.render(include_str!("../../sql/source/forget_failures.sql")),
             look: names.render(include_str!("../../sql/source/look.sql")),
             heads: names.render(include_str!("../../sql/source/heads.sql")),
             lock_lane: names.render(include_str!("../../sql/source/lock_lane.sql")),
             read_lane: names.render(include_str!("../../sql/source/read_lane.sql")),
         };
-        Source { pool, names, limits, delete_on_settle, sequence, statements: std::sync::Arc::new(statements) }
+        Source {
+            pool,
+            names,
+            limits,
+            prepared,
+            delete_on_settle,
+            sequence,
+            statements: std::sync::Arc::new(statements),
+        }
+    }
+
+    pub(crate) fn query<'q>(&self, sql: &str) -> Query<'q, Postgres, PgArguments> {
+        crate::sql::query(sql, self.prepared)
+    }
+
+    pub(crate) fn query_scalar<'q, T>(&self, sql: &str) -> QueryScalar<'q, Postgres, T, PgArguments>
+    where
+        (T,): for<'r> sqlx::FromRow<'r, PgRow>,
+    {
+        crate::sql::query_scalar(sql, self.prepared)
     }
 
     /// Lanes with work. `full` scans from the very start, for what lies below the lanes' positions; `due` looks for retries.
@@ -242,7 +263,8 @@ impl Source {
 
     async fn look_now(&self, stopped: &[String], full: bool, due: bool) -> sqlx::Result<Vec<Sighting>> {
         let (mut session, _) = Session::begin(&self.pool, &format!("{} {PLANS}", self.limits.sql())).await?;
-        let rows = sqlx::query(trusted(&self.statements.look))
+        let rows = self
+            .query(&self.statements.look)
             .bind(stopped)
             .bind(full)
             .bind(due)
@@ -263,22 +285,22 @@ impl Source {
 
     async fn heads_now(&self) -> sqlx::Result<HashMap<Lane, Option<BatchKey>>> {
         let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await?;
-        let rows = sqlx::query(trusted(&self.statements.heads)).fetch_all(session.connection()).await?;
+        let rows = self.query(&self.statements.heads).fetch_all(session.connection()).await?;
         session.commit().await?;
         rows.iter().map(|row| Ok((row.try_get("lane")?, optional_key(row)?))).collect()
     }
 
     /// Takes the lease of a lane, or `None` if another worker has it. One round trip.
     pub async fn lock_lane(&self, lane: Lane) -> sqlx::Result<Option<SourceLane>> {
-        self.lock_lane_for(lane, self.limits).await
+        self.lock_lane_for(lane, self.limits, &self.statements.lock_lane).await
     }
 
-    async fn lock_lane_for(&self, lane: Lane, limits: Limits) -> sqlx::Result<Option<SourceLane>> {
+    async fn lock_lane_for(&self, lane: Lane, limits: Limits, lock: &str) -> sqlx::Result<Option<SourceLane>> {
         let number = [("lane_number", lane.to_string())];
         let script = format!(
             "{} {PLANS} {} {}",
             limits.sql(),
-            crate::sql::render(&self.statements.lock_lane, &number),
+            crate::sql::render(lock, &number),
             crate::sql::render(&self.statements.read_lane, &number)
         );
         let (session, rows) = Session::begin(&self.pool, &script).await?;
@@ -309,7 +331,7 @@ impl Source {
     pub async fn holds_any(&self, lane: Lane) -> sqlx::Result<bool> {
         let sql = self.names.render("SELECT EXISTS (SELECT FROM {outbox} WHERE {lane} = $1 AND {status} = {held} AND {status} IN ({retry}, {held}, {failed}))");
         let (mut session, _) = Session::begin(&self.pool, &format!("{} {PLANS}", self.limits.sql())).await?;
-        let found = sqlx::query_scalar(trusted(&sql)).bind(lane).fetch_one(session.connection()).await?;
+        let found = self.query_scalar(&sql).bind(lane).fetch_one(session.connection()).await?;
         session.commit().await?;
         Ok(found)
     }
@@ -318,7 +340,7 @@ impl Source {
     pub async fn remaining(&self, stopped: &[String]) -> sqlx::Result<Remaining> {
         let sql = self.names.render(include_str!("../../sql/source/remaining.sql"));
         let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await?;
-        let row = sqlx::query(trusted(&sql)).bind(stopped).fetch_one(session.connection()).await?;
+        let row = self.query(&sql).bind(stopped).fetch_one(session.connection()).await?;
         session.commit().await?;
         Ok(Remaining {
             pending: row.try_get("pending")?,
@@ -332,15 +354,27 @@ impl Source {
     /// Who has had rows of the outbox locked for a while, for people; `None` if nobody has.
     pub async fn row_lockers(&self) -> sqlx::Result<Option<String>> {
         let sql = self.names.render(include_str!("../../sql/source/row_lockers.sql"));
-        within(self.limits.deadline, sqlx::query_scalar(trusted(&sql)).fetch_one(&self.pool)).await
+        within(self.limits.deadline, async {
+            let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await?;
+            let who = self.query_scalar(&sql).fetch_one(session.connection()).await?;
+            session.commit().await?;
+            Ok(who)
+        })
+        .await
     }
 
     /// Ends whoever has held this lane's lock for longer than `limit`: a client that is frozen, or a host that died without a
     /// word. The same role may. Returns the process ids that were ended.
     pub async fn end_holder(&self, lane: Lane, limit: Duration) -> sqlx::Result<Vec<i32>> {
         let sql = self.names.render(include_str!("../../sql/source/end_holder.sql"));
-        let ended = sqlx::query_scalar(trusted(&sql)).bind(lane).bind(limit.as_secs_f64());
-        within(self.limits.deadline, ended.fetch_all(&self.pool)).await
+        within(self.limits.deadline, async {
+            let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await?;
+            let ended = self.query_scalar(&sql).bind(lane).bind(limit.as_secs_f64());
+            let ended = ended.fetch_all(session.connection()).await?;
+            session.commit().await?;
+            Ok(ended)
+        })
+        .await
     }
 }
 
@@ -376,10 +410,9 @@ impl SourceLane {
         }
         // A sequence that was just set has not given out its value yet.
         let sql = format!("SELECT last_value - CASE WHEN is_called THEN 0 ELSE 1 END FROM {sequence}");
-        let last: i64 = sqlx::query_scalar(trusted(&sql)).fetch_one(self.session.connection()).await?;
+        let last: i64 = self.source.query_scalar(&sql).fetch_one(self.session.connection()).await?;
         let sql = self.source.names.render(include_str!("../../sql/source/holders.sql"));
-        let holders: Option<Vec<String>> =
-            sqlx::query_scalar(trusted(&sql)).fetch_one(self.session.connection()).await?;
+        let holders: Option<Vec<String>> = self.source.query_scalar(&sql).fetch_one(self.session.connection()).await?;
         let holders = holders.unwrap_or_default();
         let fresh = Mark { sequence: last, holders, age: Duration::ZERO };
         let Some(mark) = mark else { return Ok((decided, Some(fresh))) };
@@ -403,7 +436,9 @@ impl SourceLane {
         let (decided, mark) = self.decided().await?;
         let from = self.start(stopped, full);
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        let rows = sqlx::query(trusted(&self.source.statements.claim))
+        let rows = self
+            .source
+            .query(&self.source.statements.claim)
             .bind(self.lane)
             .bind(from)
             .bind(stopped)
@@ -418,7 +453,9 @@ impl SourceLane {
         if due {
             let used: u64 = claimed.iter().map(|e| e.payload.len() as u64).sum();
             let room = bytes.saturating_sub(i64::try_from(used).unwrap_or(i64::MAX)).max(1);
-            let rows = sqlx::query(trusted(&self.source.statements.claim_due))
+            let rows = self
+                .source
+                .query(&self.source.statements.claim_due)
                 .bind(self.lane)
                 .bind(stopped)
                 .bind(i64::from(events))
@@ -449,7 +486,9 @@ impl SourceLane {
         let pending = claim.events.iter().filter(|e| e.was == Status::Pending).count() as i64;
         let due: Vec<EventId> = claim.events.iter().filter(|e| e.was == Status::Retry).map(|e| e.id).collect();
         let highest = claim.events.last().map_or(i64::MIN, |e| e.id.0);
-        let rows = sqlx::query(trusted(&self.source.statements.recheck))
+        let rows = self
+            .source
+            .query(&self.source.statements.recheck)
             .bind(self.lane)
             .bind(claim.from)
             .bind(highest)
@@ -473,7 +512,9 @@ impl SourceLane {
         }
         if counted != pending {
             let claimed: HashSet<EventId> = claim.events.iter().map(|e| e.id).collect();
-            let rows = sqlx::query(trusted(&self.source.statements.pending_ids))
+            let rows = self
+                .source
+                .query(&self.source.statements.pending_ids)
                 .bind(self.lane)
                 .bind(claim.from)
                 .bind(highest)
@@ -508,7 +549,8 @@ impl SourceLane {
         let ids: Vec<EventId> = settlement.processed.clone();
         let at = self.append(key, peer, &ids, &scan).await?;
         if self.put_back.is_some() {
-            sqlx::query(trusted(&self.source.names.render("DELETE FROM {relay}.put_back WHERE lane = $1")))
+            self.source
+                .query(&self.source.names.render("DELETE FROM {relay}.put_back WHERE lane = $1"))
                 .bind(self.lane)
                 .execute(self.session.connection())
                 .await?;
@@ -518,7 +560,9 @@ impl SourceLane {
 
     async fn settle_events(&mut self, settlement: &Settlement) -> Result<(), SettleError> {
         if !settlement.processed.is_empty() {
-            let done = sqlx::query(trusted(&self.source.statements.settle_processed))
+            let done = self
+                .source
+                .query(&self.source.statements.settle_processed)
                 .bind(&settlement.processed)
                 .execute(self.session.connection())
                 .await?;
@@ -529,13 +573,6 @@ impl SourceLane {
                 });
             }
         }
-        let forget: Vec<EventId> = settlement.recovered.clone();
-        if !forget.is_empty() {
-            sqlx::query(trusted(&self.source.statements.forget_failures))
-                .bind(&forget)
-                .execute(self.session.connection())
-                .await?;
-        }
         if !settlement.unapplied.is_empty() {
             self.settle_unapplied(&settlement.unapplied).await?;
         }
@@ -543,7 +580,8 @@ impl SourceLane {
     }
 
     async fn settle_unapplied(&mut self, unapplied: &[Unapplied]) -> sqlx::Result<()> {
-        sqlx::query(trusted(&self.source.statements.settle_other))
+        self.source
+            .query(&self.source.statements.settle_other)
             .bind(unapplied.iter().map(|u| u.id).collect::<Vec<_>>())
             .bind(unapplied.iter().map(|u| u.status.as_str()).collect::<Vec<_>>())
             .bind(unapplied.iter().map(|u| u.attempts).collect::<Vec<_>>())
@@ -556,7 +594,8 @@ impl SourceLane {
         if failing.is_empty() {
             return Ok(());
         }
-        sqlx::query(trusted(&self.source.statements.record_failures))
+        self.source
+            .query(&self.source.statements.record_failures)
             .bind(self.lane)
             .bind(failing.iter().map(|(u, _)| u.id).collect::<Vec<_>>())
             .bind(failing.iter().map(|(_, f)| f.entity.as_str()).collect::<Vec<_>>())
@@ -581,7 +620,8 @@ impl SourceLane {
             return Ok(Vec::new());
         }
         let each = i64::from(at_most) / aggregates.len() as i64;
-        sqlx::query_scalar(trusted(&self.source.statements.release))
+        self.source
+            .query_scalar(&self.source.statements.release)
             .bind(self.lane)
             .bind(aggregates.iter().map(|a| a.kind.as_str()).collect::<Vec<_>>())
             .bind(aggregates.iter().map(|a| a.id.as_str()).collect::<Vec<_>>())
@@ -599,7 +639,8 @@ impl SourceLane {
         scan: &Scan,
     ) -> Result<DateTime<Utc>, SettleError> {
         let parent = self.newest.as_ref().map(|entry| entry.key);
-        sqlx::query_scalar(trusted(&self.source.statements.append))
+        self.source
+            .query_scalar(&self.source.statements.append)
             .bind(self.lane)
             .bind(key.token)
             .bind(key.nonce)
@@ -624,37 +665,14 @@ impl SourceLane {
             let sql = self.source.names.render(
                 "SELECT max(drawn)::bigint FROM (SELECT nextval('{relay}.token'::regclass) AS drawn FROM generate_series(1, $1)) d",
             );
-            self.token = sqlx::query_scalar(trusted(&sql)).bind(gap).fetch_one(self.session.connection()).await?;
+            self.token = self.source.query_scalar(&sql).bind(gap).fetch_one(self.session.connection()).await?;
         }
         Ok(self.token)
     }
 
-    /// Releases held events that nothing blocks, an aggregate's lowest first, and says so for the next scan. `mapped`: pairs of
-    /// aggregate type and event type; what is not among them stays held. How many were released.
-    pub async fn sweep(&mut self, mapped: &[(String, String)], pass: &[String]) -> sqlx::Result<usize> {
-        let sql = self.source.names.render(include_str!("../../sql/source/sweep.sql"));
-        let rows = sqlx::query(trusted(&sql))
-            .bind(self.lane)
-            .bind(mapped.iter().map(|(kind, _)| kind.as_str()).collect::<Vec<_>>())
-            .bind(mapped.iter().map(|(_, event)| event.as_str()).collect::<Vec<_>>())
-            .bind(pass)
-            .fetch_all(self.session.connection())
-            .await?;
-        let mut aggregates = Vec::with_capacity(rows.len());
-        for row in &rows {
-            aggregates.push(Aggregate { kind: row.try_get("kind")?, id: row.try_get("aggregate")? });
-        }
-        let released = self.release(&aggregates, pass, SWEPT).await?;
-        if let Some(lowest) = released.iter().min() {
-            self.announce_put_back(*lowest).await?;
-        }
-        Ok(released.len())
-    }
-
-    /// Tells the lane's next scan to start at this id at the latest.
-    pub async fn announce_put_back(&mut self, lowest: i64) -> sqlx::Result<()> {
-        let sql = self.source.names.render("INSERT INTO {relay}.put_back (lane, id) VALUES ($1, $2)");
-        sqlx::query(trusted(&sql)).bind(self.lane).bind(lowest).execute(self.session.connection()).await.map(drop)
+    /// The database that this is a lane of.
+    pub(crate) fn source(&self) -> &Source {
+        &self.source
     }
 
     /// What things are called here.
@@ -662,15 +680,10 @@ impl SourceLane {
         &self.source.names
     }
 
-    /// For statements of other capabilities under this lane's lock.
-    pub fn connection(&mut self) -> &mut sqlx::PgConnection {
-        self.session.connection()
-    }
-
     /// Gives back the attempts that these events were charged for somebody else's error.
     pub async fn give_back(&mut self, ids: &[EventId]) -> sqlx::Result<()> {
         let sql = self.source.names.render(include_str!("../../sql/source/give_back.sql"));
-        sqlx::query(trusted(&sql)).bind(ids).execute(self.session.connection()).await.map(drop)
+        self.source.query(&sql).bind(ids).execute(self.session.connection()).await.map(drop)
     }
 
     /// `COMMIT`; gives the lease back.
@@ -695,9 +708,6 @@ fn next_scan(claim: &Claim, lowest: Option<i64>) -> Scan {
     let position = claim.decided.min(reached).min(lowest.unwrap_or(i64::MAX));
     Scan { position, passed: claim.stopped.clone(), mark: claim.mark.clone() }
 }
-
-/// Events that one sweep of a lane releases at most (but one an aggregate); what is left follows as these are processed.
-const SWEPT: u32 = 1000;
 
 /// How old a look at the writers' transactions must be before the next one.
 const MARK_EVERY: Duration = Duration::from_millis(500);

@@ -10,14 +10,15 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use sqlx::Row;
-use sqlx::postgres::{PgPool, PgRow};
+use sqlx::postgres::{PgArguments, PgPool, PgRow, Postgres};
+use sqlx::query::{Query, QueryScalar};
 use uuid::Uuid;
 
 pub use self::statements::{EVENTS, Events, Prepared};
 use crate::event::{Aggregate, BatchKey, Event, EventId, Identity, Lane, Token};
 use crate::session::{Limits, Session, within};
 use crate::source::{ForgottenBatch, ForgottenEvent};
-use crate::sql::{ident, literal, render, trusted};
+use crate::sql::{ident, literal, render};
 
 /// The target, as one process sees it, for one source.
 #[derive(Clone)]
@@ -31,6 +32,8 @@ pub struct Target {
     /// The schema that mappings and handlers see besides `pg_catalog`.
     pub search_path: String,
     limits: Limits,
+    /// Whether statements may be sent under a name.
+    prepared: bool,
     lock_lane: String,
     read_lane: String,
     append: String,
@@ -51,19 +54,39 @@ pub struct TargetLane {
 
 impl Target {
     /// Prepares the statements.
-    pub fn new(pool: PgPool, schema: &str, search_path: &str, source_id: Uuid, deadline: Duration) -> Target {
+    pub fn new(
+        pool: PgPool,
+        schema: &str,
+        search_path: &str,
+        source_id: Uuid,
+        deadline: Duration,
+        prepared: bool,
+    ) -> Target {
         let names = names(schema, source_id);
         Target {
             pool,
             source_id,
             schema: schema.to_owned(),
             search_path: search_path.to_owned(),
-            limits: Limits { deadline, lock: Duration::from_secs(1) },
+            prepared,
+            // Below the deadline, or a lane that is locked for ever would look like a server that hangs.
+            limits: Limits { deadline, lock: Duration::from_secs(1).min(deadline / 3) },
             lock_lane: render(include_str!("../../sql/target/lock_lane.sql"), &names),
             read_lane: render(include_str!("../../sql/target/read_lane.sql"), &names),
             append: render(include_str!("../../sql/target/append.sql"), &names),
             heads: render(include_str!("../../sql/target/heads.sql"), &names),
         }
+    }
+
+    fn query<'q>(&self, sql: &str) -> Query<'q, Postgres, PgArguments> {
+        crate::sql::query(sql, self.prepared)
+    }
+
+    fn query_scalar<'q, T>(&self, sql: &str) -> QueryScalar<'q, Postgres, T, PgArguments>
+    where
+        (T,): for<'r> sqlx::FromRow<'r, PgRow>,
+    {
+        crate::sql::query_scalar(sql, self.prepared)
     }
 
     /// `SET LOCAL search_path` to `pg_catalog` and the configured schema: a mapping means the same whoever runs it.
@@ -101,6 +124,15 @@ impl Target {
         }))
     }
 
+    /// Whether there are constraints that may be checked as late as the commit.
+    pub async fn has_deferrable_constraints(&self) -> sqlx::Result<bool> {
+        let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await?;
+        let sql = "SELECT EXISTS (SELECT FROM pg_constraint WHERE condeferrable)";
+        let found = self.query_scalar(sql).fetch_one(session.connection()).await?;
+        session.commit().await?;
+        Ok(found)
+    }
+
     /// The newest entry of every lane.
     pub async fn heads(&self) -> sqlx::Result<HashMap<Lane, Option<BatchKey>>> {
         within(self.limits.deadline, self.heads_now()).await
@@ -108,7 +140,7 @@ impl Target {
 
     async fn heads_now(&self) -> sqlx::Result<HashMap<Lane, Option<BatchKey>>> {
         let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await?;
-        let rows = sqlx::query(trusted(&self.heads)).bind(self.source_id).fetch_all(session.connection()).await?;
+        let rows = self.query(&self.heads).bind(self.source_id).fetch_all(session.connection()).await?;
         session.commit().await?;
         rows.iter().map(|row| Ok((row.try_get("lane")?, optional_key(row)?))).collect()
     }
@@ -116,15 +148,21 @@ impl Target {
     /// Ends whoever has held this lane's lock for longer than `limit`; see the source's function of the same name.
     pub async fn end_holder(&self, lane: Lane, limit: Duration) -> sqlx::Result<Vec<i32>> {
         let sql = render(include_str!("../../sql/target/end_holder.sql"), &names(&self.schema, self.source_id));
-        let ended = sqlx::query_scalar(trusted(&sql)).bind(lane).bind(limit.as_secs_f64());
-        within(self.limits.deadline, ended.fetch_all(&self.pool)).await
+        within(self.limits.deadline, async {
+            let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await?;
+            let ended = self.query_scalar(&sql).bind(lane).bind(limit.as_secs_f64());
+            let ended = ended.fetch_all(session.connection()).await?;
+            session.commit().await?;
+            Ok(ended)
+        })
+        .await
     }
 
     /// Deletes what both sides have had for longer than `age` from a lane's log; never the newest entry.
     pub async fn forget_entries(&self, lane: Lane, both_have: Token, age: Duration) -> sqlx::Result<()> {
         let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await?;
         let sql = render(include_str!("../../sql/target/forget_entries.sql"), &names(&self.schema, self.source_id));
-        sqlx::query(trusted(&sql))
+        self.query(&sql)
             .bind(self.source_id)
             .bind(lane)
             .bind(both_have)
@@ -147,7 +185,8 @@ impl TargetLane {
             "SELECT token FROM {relay}.batch_log WHERE source_id = $1 AND lane = $2 \
              ORDER BY source_id DESC, lane DESC, token DESC OFFSET $3 LIMIT 1",
         );
-        sqlx::query_scalar(trusted(&sql))
+        self.target
+            .query_scalar(&sql)
             .bind(self.target.source_id)
             .bind(self.lane)
             .bind(n)
@@ -158,7 +197,9 @@ impl TargetLane {
     /// The lane's log from a token on, newest first.
     pub async fn log(&mut self, from: Token) -> sqlx::Result<Vec<(BatchKey, DateTime<Utc>)>> {
         let sql = self.render(include_str!("../../sql/target/log_entries.sql"));
-        let rows = sqlx::query(trusted(&sql))
+        let rows = self
+            .target
+            .query(&sql)
             .bind(self.target.source_id)
             .bind(self.lane)
             .bind(from)
@@ -175,7 +216,9 @@ impl TargetLane {
     /// The mark: the newest token forgotten on purpose, and the time of its entry.
     pub async fn mark(&mut self) -> sqlx::Result<Option<(Token, DateTime<Utc>)>> {
         let sql = self.render("SELECT token, until FROM {relay}.forgotten WHERE source_id = $1 AND lane = $2");
-        let row = sqlx::query(trusted(&sql))
+        let row = self
+            .target
+            .query(&sql)
             .bind(self.target.source_id)
             .bind(self.lane)
             .fetch_optional(self.session.connection())
@@ -186,7 +229,9 @@ impl TargetLane {
     /// One entry of the log, whole.
     pub async fn log_entry(&mut self, token: Token) -> sqlx::Result<ForgottenBatch> {
         let sql = self.render(include_str!("../../sql/target/log_entry.sql"));
-        let row = sqlx::query(trusted(&sql))
+        let row = self
+            .target
+            .query(&sql)
             .bind(self.target.source_id)
             .bind(self.lane)
             .bind(token)
@@ -214,7 +259,7 @@ impl TargetLane {
 
     /// Runs one statement that reads `event` over these events.
     pub async fn run(&mut self, statement: &Prepared, events: &Events<'_>) -> sqlx::Result<u64> {
-        statement.execute(self.session.connection(), events).await
+        statement.execute(self.session.connection(), events, self.target.prepared).await
     }
 
     /// Checks deferred constraints now, as the commit would, and defers them again.
@@ -243,7 +288,9 @@ impl TargetLane {
         let parent = self.newest.as_ref().map(|(key, _)| *key);
         let all = || applied.iter().chain(given_up);
         let outcome = std::iter::repeat_n(false, applied.len()).chain(std::iter::repeat_n(true, given_up.len()));
-        let done = sqlx::query(trusted(&self.target.append))
+        let done = self
+            .target
+            .query(&self.target.append)
             .bind(self.target.source_id)
             .bind(self.lane)
             .bind(key.token)

@@ -5,7 +5,7 @@ use sqlx::postgres::PgConnection;
 use uuid::Uuid;
 
 use crate::event::Event;
-use crate::sql::trusted;
+use crate::sql::query;
 
 /// Events as the arrays that a statement takes. Payloads go as text, unparsed: the target's own `jsonb` input reads them.
 #[derive(Default)]
@@ -60,8 +60,13 @@ pub const EVENTS: &str = "MATERIALIZED (SELECT e.id, e.event_id, e.aggregate_typ
 
 impl Prepared {
     /// Runs it; rows affected.
-    pub async fn execute(&self, connection: &mut PgConnection, events: &Events<'_>) -> sqlx::Result<u64> {
-        let done = sqlx::query(trusted(&self.sql))
+    pub async fn execute(
+        &self,
+        connection: &mut PgConnection,
+        events: &Events<'_>,
+        prepared: bool,
+    ) -> sqlx::Result<u64> {
+        let done = query(&self.sql, prepared)
             .bind(&events.ids)
             .bind(&events.event_ids)
             .bind(&events.aggregate_types)

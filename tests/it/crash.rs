@@ -14,8 +14,16 @@ async fn child_that_relays() {
 }
 
 /// Every place between two steps of the loop.
-const STEPS: [&str; 8] =
-    ["source_locked", "target_locked", "claimed", "applied", "appended", "target_committed", "settled", "source_committed"];
+const STEPS: [&str; 8] = [
+    "source_locked",
+    "target_locked",
+    "claimed",
+    "applied",
+    "appended",
+    "target_committed",
+    "settled",
+    "source_committed",
+];
 
 #[tokio::test]
 async fn a_crash_between_any_two_steps_applies_once() {
@@ -83,11 +91,19 @@ async fn twenty_thousand_events_survive_two_processes_that_are_killed_again_and_
         children
     };
     let writers = async {
-        tokio::join!(write(&stage, 0, 560, 2000), write(&stage, 1, 560, 2000), write(&stage, 2, 560, 2000), write(&stage, 3, 560, 2000));
+        tokio::join!(
+            write(&stage, 0, 560, 2000),
+            write(&stage, 1, 560, 2000),
+            write(&stage, 2, 560, 2000),
+            write(&stage, 3, 560, 2000)
+        );
         written.store(true, std::sync::atomic::Ordering::SeqCst);
     };
     let (children, ()) = tokio::join!(kills, writers);
-    eventually(Duration::from_secs(60), "the outbox drains", || async { stage.count("pending").await + stage.count("retry").await == 0 }).await;
+    eventually(Duration::from_secs(60), "the outbox drains", || async {
+        stage.count("pending").await + stage.count("retry").await == 0
+    })
+    .await;
     drop(children);
     // What a killed worker applied and did not settle is settled by whoever comes next.
     let shared = stage.shared().await;
@@ -98,7 +114,11 @@ async fn twenty_thousand_events_survive_two_processes_that_are_killed_again_and_
     assert_eq!(events, legacy.value::<i64>("SELECT count(*) FROM outbox").await);
     stage.oracle_agrees().await;
     let newest = "SELECT coalesce(string_agg(id || ':' || version, ',' ORDER BY id), '') FROM";
-    let there: String = stage.pair.new.value(&format!("{newest} (SELECT aggregate::int AS id, max(version) AS version FROM applied GROUP BY 1) t")).await;
+    let there: String = stage
+        .pair
+        .new
+        .value(&format!("{newest} (SELECT aggregate::int AS id, max(version) AS version FROM applied GROUP BY 1) t"))
+        .await;
     let here: String = legacy.value(&format!("{newest} things WHERE version > 0")).await;
     assert_eq!(there, here);
 }

@@ -193,7 +193,8 @@ async fn a_lane_without_a_common_batch_stops_with_the_time_span_and_the_others_f
         .await;
     let stopped = stage.heal_by_hand(&shared).await;
     assert_eq!(stopped.len(), 1, "{stopped:?}");
-    let year: String = stage.pair.legacy.value("SELECT to_char(now() AT TIME ZONE 'UTC', '\"between \"YYYY-MM-DD')").await;
+    let year: String =
+        stage.pair.legacy.value("SELECT to_char(now() AT TIME ZONE 'UTC', '\"between \"YYYY-MM-DD')").await;
     assert!(stopped[0].starts_with("lane 0: no batch is left") && stopped[0].contains(&year), "{stopped:?}");
     // The other lane was healed and goes on.
     let before = stage.count("processed").await;

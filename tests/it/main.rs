@@ -1,13 +1,17 @@
 //! The integration tests, one binary: a file per capability, on real Postgres servers.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics")]
 
+mod admin;
 mod cli;
 mod clients;
 mod cookbook;
 mod crash;
+mod dispositions;
 mod healing;
+mod pgbouncer;
 mod readme;
 mod relay;
 mod run;
 mod server;
 mod support;
+mod traps;

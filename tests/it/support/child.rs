@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use outbox_relay::config::Config;
+use outbox_relay::connect;
 use outbox_relay::metrics::Metrics;
 use outbox_relay::relay::{self, Shared};
-use outbox_relay::connect;
 use tokio_util::sync::CancellationToken;
 
 use super::stage::{self, Stage};

@@ -3,6 +3,7 @@
 
 pub mod child;
 pub mod past;
+pub mod proxy;
 pub mod stage;
 
 use std::future::Future;
@@ -106,7 +107,8 @@ pub struct Plan {
 }
 
 /// The settings that the relay makes for its own transactions on the source.
-pub const PLANS: &str = "SET LOCAL enable_bitmapscan = off; SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off;
+pub const PLANS: &str =
+    "SET LOCAL enable_bitmapscan = off; SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off;
      SET LOCAL jit = off;";
 
 impl Database {
@@ -118,7 +120,9 @@ impl Database {
         // The first line of the kind is the topmost node's, which counts those below it.
         let line = lines.iter().find(|line| line.contains("Buffers: ")).expect("buffers");
         let number = |word: &str| {
-            line.split_whitespace().find_map(|part| part.strip_prefix(word)).map_or(0, |n| n.parse::<i64>().expect("a number"))
+            line.split_whitespace()
+                .find_map(|part| part.strip_prefix(word))
+                .map_or(0, |n| n.parse::<i64>().expect("a number"))
         };
         Plan { buffers: number("hit=") + number("read="), text: lines.join("\n") }
     }

@@ -8,7 +8,8 @@ pub struct Past {
     schema: String,
 }
 
-const TABLES: &str = "SELECT n.nspname AS s, c.relname AS t FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+const TABLES: &str =
+    "SELECT n.nspname AS s, c.relname AS t FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
      WHERE c.relkind = 'r' AND n.nspname IN ('public', 'outbox_relay')";
 
 impl Past {

@@ -100,9 +100,14 @@ impl Stage {
 
     /// On a pair of the test's own.
     pub async fn on(pair: Pair, change: impl FnOnce(&mut Config)) -> Stage {
+        pair.new.run(NEW_SCHEMA).await;
+        Stage::on_prepared(pair, change).await
+    }
+
+    /// On a pair of the test's own whose tables stand already.
+    pub async fn on_prepared(pair: Pair, change: impl FnOnce(&mut Config)) -> Stage {
         let mut config = config(&pair.legacy.url, &pair.new.url);
         change(&mut config);
-        pair.new.run(NEW_SCHEMA).await;
         let stage = Stage { pair, config };
         stage.init(Choices::default()).await.expect("init");
         stage
@@ -124,6 +129,12 @@ impl Stage {
         let stop = CancellationToken::new();
         let task = tokio::spawn(relay::run(shared.clone(), stop.clone()));
         Running { shared, stop, task }
+    }
+
+    /// One step in lane 0, for stages with one lane.
+    pub async fn step(&self, shared: &Shared) -> Result<Outcome, BatchError> {
+        let errand = Errand { full: false, due: true, isolate: false };
+        batch::run_once(shared, Lane(0), errand).await.map(|(outcome, _)| outcome)
     }
 
     /// One event; its id.
@@ -227,7 +238,9 @@ impl Stage {
         for (event, aggregate) in &applied {
             assert!(once.insert(*event), "{event} of {aggregate} was applied twice");
             match ids.get(event) {
-                None => assert!(noted.contains(event), "{event} of {aggregate} is unknown to the outbox, and not noted"),
+                None => {
+                    assert!(noted.contains(event), "{event} of {aggregate} is unknown to the outbox, and not noted")
+                }
                 Some(id) if !diverged.contains(aggregate.as_str()) => {
                     let before = last.insert(aggregate, *id);
                     assert!(before.is_none_or(|before| before < *id), "{aggregate}: {before:?}, then {id}");

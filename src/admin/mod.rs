@@ -1,0 +1,149 @@
+//! The admin API: what operators see and do, over HTTP.
+//!
+//! Guarantees: every error is a problem document (RFC 9457); nothing changes without a reason and a row in the audit table; a
+//! shutdown ends calls in flight in order. Payloads and Postgres' DETAIL go to whoever may read, and never to the log.
+
+mod auth;
+mod health;
+mod problem;
+mod request;
+mod routes;
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::trace::TraceLayer;
+
+use self::problem::Problem;
+use crate::config::Token;
+use crate::operator::Operator;
+use crate::operator::backlog::Latest;
+
+/// The largest body.
+const BODY: usize = 1 << 20;
+/// For one request, but those that wait for lanes: see [`waits_for_lanes`].
+const REQUEST: Duration = Duration::from_secs(30);
+/// How long a shutdown waits for requests in flight.
+const DRAIN: Duration = Duration::from_secs(7);
+
+/// Gives all metrics as text.
+pub type Encode = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// What the API stands on.
+#[derive(Clone)]
+pub struct AdminState {
+    /// Knows the relay of this process once [`Operator::attach`] was called: until then the API is `starting`.
+    pub operator: Operator,
+    /// What a running [`crate::operator::backlog::Sampler`] counts.
+    pub backlog: Latest,
+    /// Without any, whoever reaches the socket may do all: the caller refuses addresses other than loopback then.
+    pub tokens: Vec<Token>,
+    /// For `/metrics`.
+    pub metrics: Encode,
+}
+
+struct Inner {
+    operator: Operator,
+    backlog: Latest,
+    tokens: Vec<Token>,
+    metrics: Encode,
+    shutdown: CancellationToken,
+}
+
+/// Serves until `shutdown`; then requests in flight end, calls for many events between two of their transactions.
+pub async fn serve(listener: TcpListener, state: AdminState, shutdown: CancellationToken) -> std::io::Result<()> {
+    let app = app(state, shutdown.clone());
+    let drained = {
+        let shutdown = shutdown.clone();
+        async move {
+            shutdown.cancelled().await;
+            tokio::time::sleep(DRAIN).await;
+        }
+    };
+    let server = axum::serve(listener, app).with_graceful_shutdown(shutdown.cancelled_owned());
+    tokio::select! {
+        ended = server.into_future() => ended,
+        () = drained => {
+            tracing::warn!("requests were still in flight {DRAIN:?} after the shutdown: cut off");
+            Ok(())
+        }
+    }
+}
+
+fn app(state: AdminState, shutdown: CancellationToken) -> Router {
+    let AdminState { operator, backlog, mut tokens, metrics } = state;
+    // An empty secret is no secret.
+    tokens.retain(|token| {
+        let usable = !token.secret.is_empty();
+        if !usable {
+            tracing::error!(token = %token.name, "this token is empty, and is not used");
+        }
+        usable
+    });
+    let state = Arc::new(Inner { operator, backlog, tokens, metrics, shutdown });
+    Router::new()
+        .route("/healthz", get(health::healthz))
+        .route("/readyz", get(health::readyz))
+        .route("/metrics", get(routes::metrics))
+        .route("/v1/backlog", get(routes::backlog))
+        .route("/v1/events", get(routes::events))
+        .route("/v1/events/{id}", get(routes::event))
+        .route("/v1/events/{id}/replay", post(routes::replay))
+        .route("/v1/events/{id}/skip", post(routes::skip))
+        .route("/v1/events/replay", post(routes::replay_many))
+        .route("/v1/events/skip", post(routes::skip_many))
+        .route("/v1/failures", get(routes::failures))
+        .route("/v1/pause", get(routes::paused).post(routes::pause))
+        .route("/v1/resume", post(routes::resume))
+        .route("/v1/audit", get(routes::audits))
+        .method_not_allowed_fallback(no_method)
+        .fallback(no_route)
+        .layer(DefaultBodyLimit::max(BODY))
+        .layer(from_fn(in_time))
+        .layer(from_fn_with_state(state.clone(), auth::authenticate))
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(TraceLayer::new_for_http())
+        .with_state(state)
+}
+
+async fn no_route() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this address")
+}
+
+async fn no_method() -> Problem {
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method", "this address does not take that method")
+}
+
+fn panicked(_: Box<dyn Any + Send>) -> Response {
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "bug", "this is a bug in outbox-relay; the log says more")
+        .into_response()
+}
+
+/// Calls for many events, and pauses, take as long as they take: each of their waits has a limit of its own.
+fn waits_for_lanes(path: &str) -> bool {
+    matches!(path, "/v1/events/replay" | "/v1/events/skip" | "/v1/pause")
+}
+
+async fn in_time(request: Request, next: Next) -> Response {
+    let mut response = if waits_for_lanes(request.uri().path()) {
+        next.run(request).await
+    } else {
+        tokio::time::timeout(REQUEST, next.run(request)).await.unwrap_or_else(|_| {
+            let detail =
+                format!("not done within {REQUEST:?}: nothing was changed, or it was and a repeated call will say so");
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "timeout", detail).into_response()
+        })
+    };
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

@@ -1,0 +1,104 @@
+//! Every error of the API, as RFC 9457 problem details: `code` is stable, `detail` is for people.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Map, Value, json};
+
+use crate::disposition;
+use crate::operator::OperatorError;
+
+/// An error on its way to the caller.
+#[derive(Debug, Clone)]
+pub(super) struct Problem {
+    status: StatusCode,
+    code: String,
+    detail: String,
+    more: Map<String, Value>,
+    challenge: Option<&'static str>,
+}
+
+impl Problem {
+    pub(super) fn new(status: StatusCode, code: impl Into<String>, detail: impl Into<String>) -> Problem {
+        Problem { status, code: code.into(), detail: detail.into(), more: Map::new(), challenge: None }
+    }
+
+    pub(super) fn malformed(detail: impl Into<String>) -> Problem {
+        Problem::new(StatusCode::BAD_REQUEST, "malformed", detail)
+    }
+
+    pub(super) fn unprocessable(code: &str, detail: impl Into<String>) -> Problem {
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, code, detail)
+    }
+
+    pub(super) fn stopping() -> Problem {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the relay is shutting down: repeat the call")
+    }
+
+    /// 401 with the challenge that the standard asks for.
+    pub(super) fn unauthorized(presented: bool) -> Problem {
+        let detail = if presented { "this token is not known" } else { "a token is needed: Authorization: Bearer …" };
+        let mut problem = Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", detail);
+        problem.challenge = Some(match presented {
+            true => "Bearer realm=\"outbox-relay\", error=\"invalid_token\"",
+            false => "Bearer realm=\"outbox-relay\"",
+        });
+        problem
+    }
+
+    fn with(mut self, key: &str, value: impl Into<Value>) -> Problem {
+        self.more.insert(key.to_owned(), value.into());
+        self
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut body = self.more;
+        body.insert("type".to_owned(), json!(format!("urn:outbox-relay:problem:{}", self.code)));
+        body.insert("title".to_owned(), json!(self.status.canonical_reason().unwrap_or_default()));
+        body.insert("status".to_owned(), json!(self.status.as_u16()));
+        body.insert("code".to_owned(), json!(self.code));
+        body.insert("detail".to_owned(), json!(self.detail));
+        let mut response = (self.status, Json(Value::Object(body))).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(challenge) = self.challenge {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        }
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+        }
+        response
+    }
+}
+
+impl From<OperatorError> for Problem {
+    fn from(error: OperatorError) -> Problem {
+        let detail = error.to_string();
+        match error {
+            OperatorError::NotFound(_) => Problem::new(StatusCode::NOT_FOUND, "not_found", detail),
+            OperatorError::Refused { code, .. } => Problem::new(StatusCode::CONFLICT, code, detail),
+            OperatorError::NotAsExpected { expected, matched } => {
+                Problem::new(StatusCode::CONFLICT, "not_as_expected", detail)
+                    .with("expected", expected)
+                    .with("matched", matched)
+            }
+            OperatorError::Invalid { code, .. } => Problem::unprocessable(code, detail),
+            OperatorError::Busy(_) => Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail),
+            OperatorError::NotCounted => Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not_counted", detail),
+            OperatorError::Unfinished { matched, changed, .. } => {
+                let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unfinished", detail);
+                problem.with("matched", matched).with("changed", changed)
+            }
+            OperatorError::Database(ref inner) if disposition::is_transient(inner) => {
+                tracing::warn!(error = %detail, "an operator's call could not reach the legacy database");
+                Problem::new(StatusCode::SERVICE_UNAVAILABLE, "database_away", detail)
+            }
+            OperatorError::Database(_) => {
+                tracing::error!(error = %detail, "an operator's call failed");
+                Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "database", detail)
+            }
+        }
+    }
+}

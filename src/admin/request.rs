@@ -1,0 +1,162 @@
+//! What a request says, taken apart strictly: a word that nobody knows is an error, for it may have been meant to narrow a call.
+
+use std::collections::BTreeMap;
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest, Request};
+use axum::http::{StatusCode, header};
+use chrono::{DateTime, Utc};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::problem::Problem;
+use crate::event::{EventId, Status};
+use crate::operator::{Bulk, Filter};
+
+/// A JSON body.
+pub(super) struct Body<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let kind =
+            request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let kind = kind.split(';').next().unwrap_or_default().trim();
+        if !kind.eq_ignore_ascii_case("application/json") {
+            let detail = "a JSON body is needed, with Content-Type: application/json";
+            return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type", detail));
+        }
+        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
+            let code = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE { "too_large" } else { "malformed" };
+            Problem::new(rejection.status(), code, rejection.body_text())
+        })?;
+        serde_json::from_slice(&bytes).map(Body).map_err(|error| Problem::malformed(format!("the body: {error}")))
+    }
+}
+
+/// For one event.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct One {
+    pub(super) reason: Option<String>,
+    pub(super) force: bool,
+}
+
+/// For many.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Many {
+    filter: Option<serde_json::Map<String, serde_json::Value>>,
+    expected: Option<u64>,
+    all: bool,
+    dry_run: bool,
+    force: bool,
+    pub(super) reason: Option<String>,
+}
+
+impl Many {
+    pub(super) fn bulk(&self) -> Result<Bulk, Problem> {
+        let filter = serde_json::Value::Object(self.filter.clone().unwrap_or_default());
+        let filter: Filter = serde_json::from_value(filter)
+            .map_err(|error| Problem::unprocessable("filter.unknown", format!("the filter: {error}")))?;
+        let Many { expected, all, dry_run, force, .. } = *self;
+        Ok(Bulk { filter, expected, all, dry_run, force })
+    }
+}
+
+/// For pause and resume.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Kind {
+    pub(super) aggregate_type: Option<String>,
+    pub(super) all: bool,
+    pub(super) reason: Option<String>,
+}
+
+/// A list's query.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Page {
+    pub(super) filter: Filter,
+    pub(super) limit: u32,
+    pub(super) cursor: Option<i64>,
+}
+
+const LIMIT: u32 = 100;
+const LIMIT_MAX: u32 = 1000;
+
+/// Takes a list's query apart.
+pub(super) fn page(pairs: Vec<(String, String)>, with_filter: bool) -> Result<Page, Problem> {
+    let mut words: BTreeMap<String, String> = BTreeMap::new();
+    for (key, value) in pairs {
+        if let Some(twice) = words.insert(key.clone(), value) {
+            return Err(Problem::malformed(format!("{key} is given twice, once as {twice:?}")));
+        }
+    }
+    let mut page = Page { limit: LIMIT, ..Page::default() };
+    for (key, value) in words {
+        let filter = &mut page.filter;
+        match key.as_str() {
+            "limit" => {
+                let limit = value.parse().ok().filter(|limit| (1..=LIMIT_MAX).contains(limit));
+                page.limit =
+                    limit.ok_or_else(|| Problem::malformed(format!("limit: a number from 1 to {LIMIT_MAX}")))?;
+            }
+            "cursor" => {
+                let cursor =
+                    value.parse().map_err(|_| Problem::malformed("cursor: as an answer's next_cursor gave it"))?;
+                page.cursor = Some(cursor);
+            }
+            "status" if with_filter => filter.status = Some(status(&value)?),
+            "aggregate_type" if with_filter => filter.aggregate_type = Some(value),
+            "aggregate_id" if with_filter => filter.aggregate_id = Some(value),
+            "event_type" if with_filter => filter.event_type = Some(value),
+            "cause" if with_filter => filter.cause = Some(value),
+            "ids" if with_filter => filter.ids = Some(ids(&value)?),
+            "created_after" if with_filter => filter.created_after = Some(time(&key, &value)?),
+            "created_before" if with_filter => filter.created_before = Some(time(&key, &value)?),
+            _ => return Err(Problem::unprocessable("filter.unknown", format!("there is no filter {key:?} here"))),
+        }
+    }
+    Ok(page)
+}
+
+fn status(word: &str) -> Result<Status, Problem> {
+    let known = Status::ALL.map(Status::as_str).join(", ");
+    word.parse().map_err(|()| Problem::unprocessable("filter.unknown", format!("there is no status {word:?}: {known}")))
+}
+
+fn ids(list: &str) -> Result<Vec<EventId>, Problem> {
+    let ids = list.split(',').map(|id| id.trim().parse().map(EventId)).collect::<Result<_, _>>();
+    ids.map_err(|_| Problem::malformed("ids: numbers with commas between them"))
+}
+
+fn time(key: &str, value: &str) -> Result<DateTime<Utc>, Problem> {
+    value.parse().map_err(|_| Problem::malformed(format!("{key}: a time such as 2026-01-31T12:00:00Z")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(query: &[(&str, &str)]) -> Result<Page, Problem> {
+        page(query.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(), true)
+    }
+
+    #[test]
+    fn a_query_is_understood_whole_or_refused() {
+        let page = of(&[("status", "failed"), ("limit", "7"), ("cursor", "41")]).unwrap_or_default();
+        assert_eq!((page.filter.status, page.limit, page.cursor), (Some(Status::Failed), 7, Some(41)));
+        for wrong in [
+            ("limit", "0"),
+            ("limit", "1001"),
+            ("limit", "x"),
+            ("cursor", "x"),
+            ("status", "FAILED"),
+            ("stauts", "failed"),
+        ] {
+            assert!(of(&[wrong]).is_err(), "{wrong:?}");
+        }
+        assert!(of(&[("limit", "1"), ("limit", "2")]).is_err());
+    }
+}

@@ -1,0 +1,205 @@
+//! What operators may see and do: the backlog, events and failures; replay, skip, pause. The admin API and the command line both
+//! stand on this, so that they cannot differ.
+//!
+//! Guarantees: everything happens on the source, under the lock of the lane concerned where events change, in transactions of a
+//! few hundred events; every change is kept in the audit table in the transaction that made it; repeating a call is harmless.
+//! Does not guarantee what retention has taken away: whether an event that was deleted was newer than one that is replayed.
+
+mod audit;
+pub mod backlog;
+mod change;
+mod events;
+mod failures;
+mod pause;
+pub mod render;
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use sqlx::postgres::{PgPool, PgRow};
+
+pub use self::audit::{Audit, Audits, By};
+pub use self::backlog::Backlog;
+pub use self::change::{Bulk, BulkResult, Changed, Verb};
+pub use self::events::{Attempt, Event, EventRef, Events, Failure, Filter, Listed};
+pub use self::failures::Cause;
+pub use self::pause::{Pause, Paused, What};
+use crate::config::{Config, Entity, OnFailure};
+use crate::connect;
+use crate::event::Lane;
+use crate::relay::Shared;
+use crate::session::{Limits, Session};
+use crate::source::{Names, Source};
+
+/// Connections of the pool that operators share.
+const CONNECTIONS: u32 = 6;
+
+/// The source, as operators use it. Clones share one pool, which is not the relay's: a slow list keeps no batch waiting.
+#[derive(Clone)]
+pub struct Operator {
+    source: Source,
+    entities: Arc<Vec<Entity>>,
+    batch: u32,
+    deadline: Duration,
+    relay: Arc<OnceLock<Arc<Shared>>>,
+}
+
+/// Why a call came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum OperatorError {
+    /// No such event.
+    #[error("there is no event {0}")]
+    NotFound(String),
+    /// As things stand, it must not be done.
+    #[error("{message}")]
+    Refused {
+        /// Stable: `newer_applied`, `processed`, `held`, `not_failing`.
+        code: &'static str,
+        /// What stands in the way, and what to do.
+        message: String,
+    },
+    /// Not as many events as the caller expected.
+    #[error("{matched} events match, {expected} were expected: nothing was changed")]
+    NotAsExpected {
+        /// What the caller said.
+        expected: u64,
+        /// What is so.
+        matched: u64,
+    },
+    /// The call itself makes no sense.
+    #[error("{message}")]
+    Invalid {
+        /// Stable: `filter.unknown`, `filter.empty`, `filter.too_broad`, `reason.missing`.
+        code: &'static str,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A lane, or rows in it, are locked by somebody else.
+    #[error("{0}")]
+    Busy(String),
+    /// A call for many events ended early; what it did is kept.
+    #[error("{why}; {changed} of {matched} events were changed: repeat the call for the others")]
+    Unfinished {
+        /// Why.
+        why: String,
+        /// How many matched.
+        matched: u64,
+        /// How many were changed.
+        changed: u64,
+    },
+    /// The backlog has not been counted yet.
+    #[error("the backlog has not been counted yet")]
+    NotCounted,
+    /// The source was away, or said no.
+    #[error("the legacy database: {0}")]
+    Database(#[from] sqlx::Error),
+}
+
+/// What operators' calls answer.
+pub type Result<T, E = OperatorError> = std::result::Result<T, E>;
+
+impl Operator {
+    /// Connects when it is first used. Whether `init` was run there is for [`connect::installation`] to tell.
+    pub fn new(config: &Config) -> sqlx::Result<Operator> {
+        let pool = connect::pool(&config.legacy.url, config.legacy.prepared_statements, CONNECTIONS)?;
+        let names = Names::new(&config.legacy, config.relay.lanes);
+        let deadline = config.relay.deadline;
+        Ok(Operator {
+            source: Source::new(
+                pool,
+                names,
+                deadline,
+                config.retention.processed.is_zero(),
+                None,
+                config.legacy.prepared_statements,
+            ),
+            entities: Arc::new(config.entities.clone()),
+            batch: config.relay.batch,
+            deadline,
+            relay: Arc::default(),
+        })
+    }
+
+    /// From now on, all clones ask this relay what is stopped and what is mapped. Only the first one counts.
+    pub fn attach(&self, relay: Arc<Shared>) {
+        let _ = self.relay.set(relay);
+    }
+
+    /// The relay of this process, once it is there.
+    pub fn relay(&self) -> Option<&Arc<Shared>> {
+        self.relay.get()
+    }
+
+    /// The pool that operators share.
+    pub fn pool(&self) -> &PgPool {
+        &self.source.pool
+    }
+
+    fn names(&self) -> &Names {
+        &self.source.names
+    }
+
+    fn entities(&self) -> Arc<Vec<Entity>> {
+        self.relay().map_or_else(|| self.entities.clone(), |relay| relay.entities())
+    }
+
+    /// Aggregate types whose failed events hold nobody back: every entity lets them pass.
+    fn passing(&self) -> Vec<String> {
+        let entities = self.entities();
+        let of = |failure: OnFailure| {
+            let entities = entities.iter().filter(move |e| e.on_failure == failure);
+            entities.map(|e| e.aggregate_type.clone()).collect::<BTreeSet<_>>()
+        };
+        of(OnFailure::Pass).difference(&of(OnFailure::Hold)).cloned().collect()
+    }
+
+    fn lanes(&self) -> impl Iterator<Item = Lane> + use<> {
+        (0..i32::from(self.names().lanes())).map(Lane)
+    }
+
+    /// A transaction that only reads, planned for the values at hand, and pinned to the order that indexes give.
+    async fn reading(&self, at_most: Duration) -> sqlx::Result<Session> {
+        let limits = Limits { deadline: at_most, lock: Duration::from_secs(2) };
+        let script = format!(
+            "SET TRANSACTION READ ONLY; {} SET LOCAL statement_timeout = {}; SET LOCAL plan_cache_mode = force_custom_plan;",
+            limits.sql(),
+            at_most.as_millis()
+        );
+        Session::begin(self.pool(), &script).await.map(|(session, _)| session)
+    }
+}
+
+/// For lists: the order that is asked for is an index's own.
+const ORDERED: &str = "SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_seqscan = off";
+
+fn is_timeout(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|e| e.code()).as_deref() == Some("57014")
+}
+
+fn count(row: &PgRow, column: &str) -> sqlx::Result<u64> {
+    use sqlx::Row as _;
+    row.try_get::<i64, _>(column).map(i64::unsigned_abs)
+}
+
+/// Every statement of `sql/operator`, as it is sent for this outbox; for a test that prepares them all.
+pub fn statements(names: &Names) -> Vec<(&'static str, String)> {
+    let plain = [
+        ("backlog", include_str!("../../sql/operator/backlog.sql")),
+        ("event_id", include_str!("../../sql/operator/event_id.sql")),
+        ("attempts", include_str!("../../sql/operator/attempts.sql")),
+        ("neighbours", include_str!("../../sql/operator/neighbours.sql")),
+        ("failures", include_str!("../../sql/operator/failures.sql")),
+        ("newer_applied", include_str!("../../sql/operator/newer_applied.sql")),
+        ("audit_insert", include_str!("../../sql/operator/audit_insert.sql")),
+        ("audit_add", include_str!("../../sql/operator/audit_add.sql")),
+        ("audits", include_str!("../../sql/operator/audits.sql")),
+        ("pause", include_str!("../../sql/operator/pause.sql")),
+        ("resume", include_str!("../../sql/operator/resume.sql")),
+        ("paused", include_str!("../../sql/operator/paused.sql")),
+        ("divergent", include_str!("../../sql/operator/divergent.sql")),
+    ];
+    let mut all: Vec<_> = plain.into_iter().map(|(name, file)| (name, names.render(file))).collect();
+    all.extend(events::statements(names));
+    all
+}
