@@ -7,6 +7,7 @@ mod clients;
 mod cookbook;
 mod crash;
 mod dispositions;
+mod documented;
 mod healing;
 mod pgbouncer;
 mod readme;
