@@ -3,11 +3,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::admin::{self, AdminState};
 use crate::config::Config;
 use crate::connect::{self, ConnectError};
 use crate::metrics::Metrics;
+use crate::operator::Operator;
+use crate::operator::backlog::{Latest, Sampler};
 use crate::relay::{self, Shared};
 use crate::retry::Pause;
 use crate::source::Remaining;
@@ -37,11 +43,33 @@ pub async fn run(config: Config, options: Options, shutdown: CancellationToken) 
     if let Some(refusal) = config.admin.refusal() {
         anyhow::bail!(refusal);
     }
-    let give_up = options.timeout.map(|timeout| Instant::now() + timeout);
     let metrics = Metrics::default();
-    let Some(shared) = wait_for(&config, &metrics, &shutdown, give_up).await? else {
+    // The admin API is there before the databases are, and says what is waited for.
+    let stop = shutdown.child_token();
+    let operator = Operator::new(&config)?;
+    let admin = if options.until_empty { None } else { Some(bind(&config).await?) };
+    let beside = beside(&config, admin, &operator, &metrics, &stop);
+    let ended = relay_until_told(config, options, &operator, metrics, &shutdown).await;
+    stop.cancel();
+    for task in beside {
+        task.await?;
+    }
+    ended
+}
+
+/// The relay alone.
+async fn relay_until_told(
+    config: Config,
+    options: Options,
+    operator: &Operator,
+    metrics: Metrics,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Ended> {
+    let give_up = options.timeout.map(|timeout| Instant::now() + timeout);
+    let Some(shared) = wait_for(&config, &metrics, shutdown, give_up).await? else {
         return Ok(if shutdown.is_cancelled() { Ended::Shutdown } else { Ended::TimedOut });
     };
+    operator.attach(shared.clone());
     tracing::info!(
         legacy = %shared.config.legacy.url,
         new = %shared.config.new.url,
@@ -51,20 +79,85 @@ pub async fn run(config: Config, options: Options, shutdown: CancellationToken) 
         "the relay runs"
     );
     let stop = shutdown.child_token();
-    let relay = tokio::spawn(relay::run(shared.clone(), stop.clone()));
+    let mut relay = tokio::spawn(relay::run(shared.clone(), stop.clone()));
     let ended = if options.until_empty {
         tokio::select! {
             ended = until_empty(&shared, give_up) => ended,
             () = shutdown.cancelled() => Ended::Shutdown,
         }
     } else {
-        shutdown.cancelled().await;
-        Ended::Shutdown
+        tokio::select! {
+            () = shutdown.cancelled() => Ended::Shutdown,
+            // It ends by itself only when a task of it has failed.
+            broken = &mut relay => {
+                broken??;
+                anyhow::bail!("the relay ended by itself");
+            }
+        }
     };
     stop.cancel();
     relay.await??;
     tracing::info!("the relay has ended");
     Ok(ended)
+}
+
+async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
+    let address = config.admin.listen;
+    TcpListener::bind(address).await.with_context(|| {
+        format!("the admin API cannot listen on {address}: set admin.listen, or --listen, to another address")
+    })
+}
+
+/// What runs beside the relay: the admin API, and the count of the backlog for it and for the metrics.
+fn beside(
+    config: &Config,
+    listener: Option<TcpListener>,
+    operator: &Operator,
+    metrics: &Metrics,
+    stop: &CancellationToken,
+) -> Vec<JoinHandle<()>> {
+    let Some(listener) = listener else { return Vec::new() };
+    let (sampler, backlog) = Sampler::new(operator.clone());
+    let encode = metrics.clone();
+    let state = AdminState {
+        operator: operator.clone(),
+        backlog: backlog.clone(),
+        tokens: config.admin.tokens.clone(),
+        metrics: Arc::new(move || encode.encode()),
+    };
+    if let Ok(address) = listener.local_addr() {
+        tracing::info!(%address, "the admin API listens");
+    }
+    let (told, ended) = (metrics.clone(), stop.clone());
+    let served = stop.clone();
+    vec![
+        tokio::spawn(sampler.run(stop.clone())),
+        tokio::spawn(async move { tell_backlog(&told, backlog, ended).await }),
+        tokio::spawn(async move {
+            if let Err(error) = admin::serve(listener, state, served).await {
+                tracing::error!(%error, "the admin API ended");
+            }
+        }),
+    ]
+}
+
+/// Passes every new count of the backlog on to the metrics.
+async fn tell_backlog(metrics: &Metrics, mut backlog: Latest, stop: CancellationToken) {
+    loop {
+        let sample = tokio::select! {
+            () = stop.cancelled() => return,
+            sample = backlog.next() => match sample {
+                Some(sample) => sample,
+                None => return,
+            },
+        };
+        let counts = sample
+            .by_aggregate_type
+            .iter()
+            .flat_map(|(kind, by_status)| by_status.iter().map(move |(status, n)| (kind.as_str(), *status, *n)));
+        let oldest = sample.oldest_pending_seconds.and_then(|age| Duration::try_from_secs_f64(age).ok());
+        metrics.backlog(counts, oldest);
+    }
 }
 
 /// Both databases, as soon as they answer and have what `init` makes. `None`: told to end, or out of time.

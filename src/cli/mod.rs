@@ -4,6 +4,7 @@ pub mod args;
 mod config;
 pub mod confirm;
 mod demo;
+mod operator;
 pub mod output;
 mod run;
 
@@ -47,13 +48,13 @@ pub async fn dispatch(cli: &Cli) -> anyhow::Result<Exit> {
         Command::Config(args) => config::command(args, cli),
         Command::Map(args) => not_yet("map", (args, config()?)),
         Command::Run(args) => run::command(args, config()?).await,
-        Command::Status(args) => not_yet("status", (args, config()?)),
-        Command::Events(args) => not_yet("events", (args, config()?)),
-        Command::Failures(args) => not_yet("failures", (args, config()?)),
-        Command::Replay(args) => not_yet("replay", (args, config()?)),
-        Command::Skip(args) => not_yet("skip", (args, config()?)),
-        Command::Pause(args) => not_yet("pause", (args, config()?)),
-        Command::Resume(args) => not_yet("resume", (args, config()?)),
+        Command::Status(args) => operator::status(args.json, config()?).await,
+        Command::Events(args) => operator::events(args, config()?).await,
+        Command::Failures(args) => operator::failures(args.json, config()?).await,
+        Command::Replay(args) => operator::replay(args, config()?).await,
+        Command::Skip(args) => operator::skip(&args.change, config()?).await,
+        Command::Pause(args) => operator::pause(args, config()?).await,
+        Command::Resume(args) => operator::resume(args, config()?).await,
     }
 }
 

@@ -165,6 +165,12 @@ impl Latest {
         }
     }
 
+    /// The next sample that was not seen yet; `None`: there will be no more.
+    pub async fn next(&mut self) -> Option<Arc<Backlog>> {
+        self.0.changed().await.ok()?;
+        self.0.borrow_and_update().clone()
+    }
+
     /// The latest sample, if there is one.
     pub fn peek(&self) -> Option<Arc<Backlog>> {
         self.0.borrow().clone()
