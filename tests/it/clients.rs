@@ -48,7 +48,8 @@ async fn wrote(stage: &Stage, user: i64, name: &str) {
         ))
         .await;
     assert_eq!(event, format!("UserUpdated {user} {name} object"));
-    let row: String = stage.pair.legacy.value(&format!("SELECT first || ' ' || last FROM users WHERE id = {user}")).await;
+    let row: String =
+        stage.pair.legacy.value(&format!("SELECT first || ' ' || last FROM users WHERE id = {user}")).await;
     assert_eq!(row, name);
 }
 
@@ -84,7 +85,9 @@ fn python(packages: &[&str]) -> Result<PathBuf, String> {
     let modules = packages.iter().map(|package| package.split(['[', '=', '<']).next().unwrap_or(package));
     let imports: Vec<String> = modules.map(|module| format!("import {module}")).collect();
     if run(Command::new(&python).args(["-c", &imports.join("\n")])).is_err() {
-        run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(packages))?;
+        run(Command::new(&python)
+            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+            .args(packages))?;
     }
     Ok(python)
 }

@@ -66,8 +66,10 @@ fn recipes() -> (BTreeMap<String, Recipe>, String) {
             Some("json") => recipe.payloads = text,
             _ => {
                 recipe.sql = text;
-                recipe.settings =
-                    words.map(|word| word.split_once('=').unwrap()).map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+                recipe.settings = words
+                    .map(|word| word.split_once('=').unwrap())
+                    .map(|(k, v)| (k.to_owned(), v.to_owned()))
+                    .collect();
             }
         }
     }

@@ -173,7 +173,8 @@ fn every_command_and_flag_in_the_documentation_exists() {
         }
         for (at, _) in text.match_indices("outbox-relay ") {
             let follows = text[at + 13..].split(|c: char| !(c.is_alphanumeric() || c == '-')).next().unwrap();
-            let in_code = text[..at].ends_with(['`', '\n', '|', ' ']) && text[..at].rsplit('\n').next().unwrap().matches('`').count() % 2 == 1;
+            let in_code = text[..at].ends_with(['`', '\n', '|', ' '])
+                && text[..at].rsplit('\n').next().unwrap().matches('`').count() % 2 == 1;
             if in_code && !follows.is_empty() && !follows.starts_with('-') {
                 assert!(known.iter().any(|command| command == follows), "{path}: `outbox-relay {follows}`");
             }
