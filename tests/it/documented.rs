@@ -35,7 +35,7 @@ fn sources() -> Vec<(PathBuf, String)> {
 fn is_code(text: &str) -> bool {
     let parts: Vec<&str> = text.split('.').collect();
     let word = |part: &&str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
-    parts.len() == 2 && parts.iter().all(|part| word(&part))
+    parts.len() == 2 && parts.iter().all(word)
 }
 
 /// Keys of the configuration are written likewise, and so are names of files, and columns in SQL.
