@@ -57,7 +57,7 @@ pub fn pool(url: &DatabaseUrl, prepared_statements: bool, connections: u32) -> R
 pub async fn installation(pool: &PgPool, config: &Config) -> Result<Installation, ConnectError> {
     let away = |error: sqlx::Error| ConnectError::Away { side: "legacy", error };
     let names = Names::new(&config.legacy, config.relay.lanes);
-    let sql = names.render("SELECT source_id, target_id, lanes, outbox, test_lanes FROM {relay}.installation");
+    let sql = names.render("SELECT version, source_id, target_id, lanes, outbox, test_lanes FROM {relay}.installation");
     let mut session = begin(pool).await.map_err(away)?;
     let row = match query(&sql, false).fetch_optional(session.connection()).await {
         Ok(Some(row)) => row,
@@ -65,6 +65,14 @@ pub async fn installation(pool: &PgPool, config: &Config) -> Result<Installation
         Err(error) if is_undefined(&error) => return Err(not_initialised()),
         Err(error) => return Err(away(error)),
     };
+    let version: i32 = row.try_get("version").map_err(away)?;
+    if version > crate::init::SCHEMA_VERSION {
+        return Err(ConnectError::NotReady(format!(
+            "the relay's tables are of version {version}, made by a newer outbox-relay; this one knows version {}: use the newer \
+             program",
+            crate::init::SCHEMA_VERSION
+        )));
+    }
     let lanes: i32 = row.try_get("lanes").map_err(away)?;
     let outbox: String = row.try_get("outbox").map_err(away)?;
     if lanes != i32::from(config.relay.lanes) {
@@ -142,7 +150,11 @@ pub async fn open(config: &Config) -> Result<(Source, Target), ConnectError> {
     Ok((source, target))
 }
 
-async fn check_target(pool: &PgPool, config: &Config, installation: &Installation) -> Result<(), ConnectError> {
+pub(crate) async fn check_target(
+    pool: &PgPool,
+    config: &Config,
+    installation: &Installation,
+) -> Result<(), ConnectError> {
     let sql = format!("SELECT target_id FROM {}.installation", crate::sql::ident(&config.new.schema));
     let mut session = begin(pool).await.map_err(|error| ConnectError::Away { side: "new", error })?;
     let found = query_scalar(&sql, false).fetch_optional(session.connection()).await;

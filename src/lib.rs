@@ -3,6 +3,8 @@
 //! A map. What an operator asks for:
 //!
 //! - [`init`]: makes the outbox and the relay's own tables
+//! - [`check`]: reads everything, changes nothing, and says what is wrong
+//! - [`map`]: shows what one event would write
 //! - [`relay`]: claims, applies and settles, batch by batch, and heals
 //! - [`retention`]: deletes what is old enough
 //! - [`operator`]: what operators see and do, over HTTP by [`admin`]
@@ -20,6 +22,7 @@
 //! - [`metrics`], [`telemetry`]: what is told to those who watch
 
 pub mod admin;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod connect;
@@ -27,6 +30,7 @@ pub mod demo;
 pub mod disposition;
 pub mod event;
 pub mod init;
+pub mod map;
 pub mod mapping;
 pub mod metrics;
 pub mod operator;

@@ -48,7 +48,10 @@ pub async fn run(config: Config, options: Options, shutdown: CancellationToken) 
     let stop = shutdown.child_token();
     let operator = Operator::new(&config)?;
     let admin = if options.until_empty { None } else { Some(bind(&config).await?) };
-    let beside = beside(&config, admin, &operator, &metrics, &stop);
+    let beside = match admin {
+        Some(listener) => serve_admin_api(&config, listener, &operator, &metrics, &stop),
+        None => Vec::new(),
+    };
     let ended = relay_until_told(config, options, &operator, metrics, &shutdown).await;
     stop.cancel();
     for task in beside {
@@ -108,15 +111,15 @@ async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
     })
 }
 
-/// What runs beside the relay: the admin API, and the count of the backlog for it and for the metrics.
-fn beside(
+/// Starts what runs beside the relay until `stop`: the admin API, and the count of the backlog for it and for the metrics. The
+/// caller joins the tasks.
+pub fn serve_admin_api(
     config: &Config,
-    listener: Option<TcpListener>,
+    listener: TcpListener,
     operator: &Operator,
     metrics: &Metrics,
     stop: &CancellationToken,
 ) -> Vec<JoinHandle<()>> {
-    let Some(listener) = listener else { return Vec::new() };
     let (sampler, backlog) = Sampler::new(operator.clone());
     let encode = metrics.clone();
     let state = AdminState {

@@ -70,6 +70,18 @@ impl Folder {
         self.write("pgpass", &passwords, 0o600)
     }
 
+    /// Where the relay logs.
+    pub(super) fn log(&self) -> PathBuf {
+        self.file("relay.log")
+    }
+
+    /// The end of that log, for when there is no other way to see it.
+    pub(super) fn log_tail(&self) -> String {
+        let log = fs::read_to_string(self.log()).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        format!("The relay's log ends with\n{}\n", lines[lines.len().saturating_sub(10)..].join("\n"))
+    }
+
     /// A file in it.
     pub(super) fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)

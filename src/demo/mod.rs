@@ -11,7 +11,6 @@ mod http;
 mod monolith;
 mod screen;
 pub mod server;
-mod stand_in;
 mod story;
 mod wiring;
 
@@ -22,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use sqlx::Row as _;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -34,9 +34,10 @@ use self::server::{Options, Server};
 use self::story::failure::Failures;
 use self::story::migration::Migration;
 use self::story::{Scene, Timetable};
+use crate::config::DatabaseUrl;
 use crate::init::Choices;
 use crate::relay::Shared;
-use crate::{connect, init, relay};
+use crate::{connect, disposition, init, relay};
 
 /// Where the admin server listens unless told otherwise.
 const USUAL_PORT: u16 = 8080;
@@ -98,7 +99,16 @@ pub async fn run(options: DemoOptions, shutdown: CancellationToken, out: impl Wr
     };
     let result = match result {
         Some(Ok(mut demo)) => {
-            let result = demo.play(&mut screen, &shutdown).await;
+            let mut result = demo.play(&mut screen, &shutdown).await;
+            if matches!(result, Ok(DemoOutcome::Interrupted)) {
+                // Whoever pressed Ctrl-C may have closed the terminal, too.
+                let _ = screen.paragraph("Ending: what is in flight is finished, then servers and folder go.");
+            }
+            // The log goes with the folder.
+            if let Err(error) = result {
+                let log = demo.folder.log_tail();
+                result = Err(if is_broken_pipe(&error) { error } else { anyhow::anyhow!("{error:#}\n{log}") });
+            }
             demo.end().await;
             result
         }
@@ -109,7 +119,7 @@ pub async fn run(options: DemoOptions, shutdown: CancellationToken, out: impl Wr
         // Nobody listens any more, as in `outbox-relay demo | head`.
         Err(error) if is_broken_pipe(&error) => Ok(DemoOutcome::Interrupted),
         Ok(DemoOutcome::Interrupted) => {
-            let _ = screen.paragraph("Ended. Servers and folder are gone.");
+            let _ = screen.say("Ended. Nothing is left.");
             Ok(DemoOutcome::Interrupted)
         }
         result => result,
@@ -126,12 +136,43 @@ struct Demo {
     ends: Option<Duration>,
     monolith: Monolith,
     shared: Arc<Shared>,
+    /// The demo's own connections: what it shows does not queue behind the relay's.
+    legacy: PgPool,
+    new: PgPool,
     admin: SocketAddr,
     /// The relay, its watch over the files, and the admin server.
     tasks: JoinSet<anyhow::Result<()>>,
     stop: CancellationToken,
     folder: Folder,
     _servers: (Server, Server),
+}
+
+/// How far the demo has come.
+struct Plot {
+    timetable: Timetable,
+    failures: Failures,
+    migration: Migration,
+    beats: u32,
+    /// When the monolith stopped to write.
+    stopped_at: Option<Duration>,
+}
+
+enum Next {
+    GoOn,
+    Compare,
+    GiveUp,
+}
+
+impl Plot {
+    fn new(timetable: Timetable) -> Plot {
+        Plot {
+            timetable,
+            failures: Failures::new(timetable.first_failure, timetable.failure_every),
+            migration: Migration::new(timetable.migration),
+            beats: 0,
+            stopped_at: None,
+        }
+    }
 }
 
 /// What stands in the outbox.
@@ -151,7 +192,7 @@ async fn start<W: Write>(options: DemoOptions, screen: &mut Screen<W>) -> anyhow
     server::Binaries::find()?;
     let (listener, admin) = listen(options.listen).await?;
     let folder = Folder::create()?;
-    wiring::log_to(&folder.file("relay.log"))?;
+    wiring::log_to(&folder.log())?;
     let servers = screen
         .patiently("Starting two throwaway Postgres servers", async {
             tokio::try_join!(Server::start(Options::new("demo-legacy")), Server::start(Options::new("demo-new")))
@@ -159,7 +200,7 @@ async fn start<W: Write>(options: DemoOptions, screen: &mut Screen<W>) -> anyhow
         .await??;
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
-    let shared = screen
+    let (shared, legacy, new) = screen
         .patiently("Making a monolith's database, a better one, the outbox between them (outbox-relay init)", async {
             tokio::try_join!(servers.0.create_database("legacy"), servers.1.create_database("new"))?;
             folder.introduce(&servers.0, &servers.1, admin)?;
@@ -167,15 +208,10 @@ async fn start<W: Write>(options: DemoOptions, screen: &mut Screen<W>) -> anyhow
         })
         .await??;
     tasks.spawn(relay::run(shared.clone(), stop.clone()));
-    let watch = wiring::watch_files(shared.clone(), stop.clone());
-    tasks.spawn(async {
-        watch.await;
-        Ok(())
-    });
     tasks.spawn(wiring::serve_admin(listener, shared.clone(), stop.clone()));
     let ends = options.for_.or_else(|| (!options.terminal).then_some(UNWATCHED));
     let monolith = Monolith::start(shared.config.legacy.url.expose(), options.rate).await?;
-    let demo = Demo { options, ends, monolith, shared, admin, tasks, stop, folder, _servers: servers };
+    let demo = Demo { options, ends, monolith, shared, legacy, new, admin, tasks, stop, folder, _servers: servers };
     demo.introduce(screen)?;
     Ok(demo)
 }
@@ -193,17 +229,22 @@ async fn listen(wanted: Option<SocketAddr>) -> anyhow::Result<(TcpListener, Sock
     Ok((listener, address))
 }
 
-/// Both schemas, `init`, and what the relay's tasks share.
-async fn prepare(folder: &Folder) -> anyhow::Result<Arc<Shared>> {
+/// Both schemas, `init`, and what the relay's tasks share; and connections of the demo's own.
+async fn prepare(folder: &Folder) -> anyhow::Result<(Arc<Shared>, PgPool, PgPool)> {
     let config = wiring::configuration(&folder.file("outbox-relay.toml"))?;
-    let legacy = connect::pool(&config.legacy.url, true, 2)?;
-    let new = connect::pool(&config.new.url, true, 2)?;
+    let (legacy, new) = (own_pool(&config.legacy.url)?, own_pool(&config.new.url)?);
     sqlx::raw_sql(include_str!("../../sql/demo/legacy.sql")).execute(&legacy).await?;
     sqlx::raw_sql(include_str!("../../sql/demo/new.sql")).execute(&new).await?;
     init::init(&config, &legacy, &new, Choices::default()).await?;
     let (source, target) = connect::open(&config).await?;
-    let shared = Shared::new(config, source, target, crate::metrics::Metrics::default()).await?;
-    Ok(Arc::new(shared))
+    let shared = Shared::new(config, source, target, Default::default()).await?;
+    Ok((Arc::new(shared), legacy, new))
+}
+
+/// For the demo itself. Connections are tried before they are used: people may end sessions to see what happens.
+fn own_pool(url: &DatabaseUrl) -> sqlx::Result<PgPool> {
+    let options: PgConnectOptions = url.expose().parse()?;
+    Ok(PgPoolOptions::new().max_connections(2).connect_lazy_with(options.application_name("demo")))
 }
 
 impl Demo {
@@ -233,7 +274,7 @@ impl Demo {
             file("outbox-relay.toml"),
             file("mappings/customer.sql"),
             "order.sql",
-            file("relay.log"),
+            self.folder.log().display(),
             thousands(self.options.rate.into()),
         ))
     }
@@ -244,62 +285,77 @@ impl Demo {
         screen: &mut Screen<W>,
         shutdown: &CancellationToken,
     ) -> anyhow::Result<DemoOutcome> {
-        let timetable = Timetable::new(self.ends);
-        let mut failures = Failures::new(timetable.first_failure, timetable.failure_every);
-        let mut migration = Migration::new(timetable.migration);
         let started = Instant::now();
+        let mut plot = Plot::new(Timetable::new(self.ends));
         let mut beat = tokio::time::interval(BEAT);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut writing = true;
-        let mut quiet_since = None;
-        for beats in 1.. {
+        loop {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(DemoOutcome::Interrupted),
                 _ = beat.tick() => {}
             }
             self.check_tasks().await?;
-            let now = started.elapsed();
-            let numbers = self.numbers().await?;
-            if beats % BEATS_A_LINE == 0 {
-                let line = line(now, &numbers);
-                screen.status(&line)?;
-            }
-            if writing && self.ends.is_some_and(|ends| now >= ends) {
-                screen.paragraph(
-                    "The monolith stops writing. What is on its way arrives; what still fails is mended and replayed.",
-                )?;
-                self.monolith.stop_writing().await?;
-                writing = false;
-            }
-            let patience = if writing { timetable.patience } else { Some(Duration::ZERO) };
-            let mut scene = Scene {
-                shared: &self.shared,
-                folder: &self.folder,
-                admin: self.admin,
-                screen: &mut *screen,
-                now,
-                patience,
-            };
-            if writing {
-                failures.make(now, &self.monolith).await?;
-                migration.make(&mut scene).await?;
-            }
-            failures.go_on(&mut scene).await?;
-            migration.go_on(&mut scene, numbers.pending_users).await?;
-            if writing {
-                continue;
-            }
-            let since = *quiet_since.get_or_insert(now);
-            let unapplied = numbers.pending + numbers.retry + numbers.held + numbers.failed;
-            if unapplied == 0 && failures.are_mended() && migration.is_mended() {
-                return self.compare(screen).await;
-            }
-            if now > since + DRAINED_WITHIN {
-                screen.say(&format!("{}\n{}", line(now, &numbers), self.what_holds_up(screen)))?;
-                return Ok(DemoOutcome::NotDrained);
+            plot.beats += 1;
+            match self.go_on(&mut plot, started.elapsed(), screen).await {
+                Ok(Next::GoOn) => {}
+                Ok(Next::Compare) => return self.compare(screen).await,
+                Ok(Next::GiveUp) => return Ok(DemoOutcome::NotDrained),
+                // Whoever tries what happens when a server or a session ends shall see it go on.
+                Err(error) if error.downcast_ref().is_some_and(disposition::is_transient) => {
+                    screen.status(&format!(
+                        "{:4} s   a database does not answer: {error}",
+                        started.elapsed().as_secs()
+                    ))?;
+                }
+                Err(error) => return Err(error),
             }
         }
-        Ok(DemoOutcome::Interrupted)
+    }
+
+    /// One beat.
+    async fn go_on<W: Write>(
+        &mut self,
+        plot: &mut Plot,
+        now: Duration,
+        screen: &mut Screen<W>,
+    ) -> anyhow::Result<Next> {
+        if plot.stopped_at.is_none() && self.ends.is_some_and(|ends| now >= ends) {
+            screen.paragraph(
+                "The monolith stops writing. What is on its way arrives; what still fails is mended and replayed.",
+            )?;
+            self.monolith.stop_writing().await?;
+            plot.stopped_at = Some(now);
+        }
+        let numbers = self.numbers().await?;
+        if plot.beats.is_multiple_of(BEATS_A_LINE) {
+            screen.status(&line(now, &numbers))?;
+        }
+        let writing = plot.stopped_at.is_none();
+        let mut scene = Scene {
+            shared: &self.shared,
+            legacy: &self.legacy,
+            new: &self.new,
+            folder: &self.folder,
+            admin: self.admin,
+            screen: &mut *screen,
+            now,
+            patience: if writing { plot.timetable.patience } else { Some(Duration::ZERO) },
+        };
+        if writing {
+            plot.failures.make(now, &self.monolith).await?;
+            plot.migration.make(&mut scene).await?;
+        }
+        plot.failures.go_on(&mut scene).await?;
+        plot.migration.go_on(&mut scene, numbers.pending_users).await?;
+        let Some(stopped_at) = plot.stopped_at else { return Ok(Next::GoOn) };
+        if numbers.unapplied() == 0 && plot.failures.are_mended() && plot.migration.is_mended() {
+            return Ok(Next::Compare);
+        }
+        if now > stopped_at + DRAINED_WITHIN {
+            screen.say(&format!("{}\n{}", line(now, &numbers), self.what_holds_up(screen)))?;
+            return Ok(Next::GiveUp);
+        }
+        Ok(Next::GoOn)
     }
 
     fn what_holds_up<W: Write>(&self, screen: &Screen<W>) -> String {
@@ -312,7 +368,7 @@ impl Demo {
 
     /// An error if one of the tasks has ended, as none should.
     async fn check_tasks(&mut self) -> anyhow::Result<()> {
-        self.monolith.check().await?;
+        self.monolith.check()?;
         match self.tasks.try_join_next() {
             Some(ended) => {
                 ended??;
@@ -325,7 +381,7 @@ impl Demo {
     async fn numbers(&self) -> anyhow::Result<Numbers> {
         // Read first: what is written meanwhile must not count as applied.
         let written = self.monolith.written();
-        let row = sqlx::query(include_str!("../../sql/demo/progress.sql")).fetch_one(&self.shared.source.pool).await?;
+        let row = sqlx::query(include_str!("../../sql/demo/progress.sql")).fetch_one(&self.legacy).await?;
         Ok(Numbers {
             written,
             pending: row.try_get("pending")?,
@@ -361,11 +417,13 @@ impl Demo {
         let different: usize = compared.iter().map(|it| it.different).sum();
         if different == 0 {
             let agree = format!("✓ Both databases agree: {rows}, each row as the mapping says.");
-            screen.paragraph(&format!("{}", screen.tone(Tone::Good, &agree)))?;
+            let agree = screen.tone(Tone::Good, &agree);
+            screen.paragraph(&agree)?;
             return Ok(DemoOutcome::Agree(compared));
         }
         let differ = format!("✗ The databases differ: {} of {rows}.", thousands(different as i64));
-        screen.paragraph(&format!("{}", screen.tone(Tone::Bad, &differ)))?;
+        let differ = screen.tone(Tone::Bad, &differ);
+        screen.paragraph(&differ)?;
         for difference in compared.iter().flat_map(|it| &it.examples) {
             screen.say(&format!("  {}", difference.to_string().replace('\n', "\n  ")))?;
         }
@@ -383,10 +441,15 @@ impl Demo {
     }
 }
 
+impl Numbers {
+    fn unapplied(&self) -> i64 {
+        self.pending + self.retry + self.held + self.failed
+    }
+}
+
 /// `   12 s   written 2,412   applied 2,409   lag 8 ms   failed 0`
 fn line(now: Duration, numbers: &Numbers) -> String {
-    let unapplied = numbers.pending + numbers.retry + numbers.held + numbers.failed;
-    let applied = (numbers.written - unapplied).max(0);
+    let applied = (numbers.written - numbers.unapplied()).max(0);
     let mut line = format!(
         "{:4} s   written {:>7}   applied {:>7}   lag {:>6}   failed {}",
         now.as_secs(),

@@ -14,6 +14,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::disposition;
+
 /// A kind of change: how often it is made, and the statement that makes it and yields its events.
 struct Change {
     weight: u32,
@@ -41,12 +43,15 @@ const CHANGES_ITS_MIND: u32 = 50;
 /// A writer that is further behind its rate than this gives that part up, rather than flood the database later.
 const BEHIND_AT_MOST: Duration = Duration::from_secs(1);
 
+/// A pause before the next try, when the database is away.
+const AWAY: Duration = Duration::from_millis(500);
+
 /// A running monolith.
 pub(super) struct Monolith {
     pool: PgPool,
     written: Arc<AtomicI64>,
     stop: CancellationToken,
-    writers: JoinSet<anyhow::Result<()>>,
+    writers: JoinSet<()>,
 }
 
 /// An event that the new database is going to refuse.
@@ -82,10 +87,10 @@ impl Monolith {
         self.written.load(Ordering::Relaxed)
     }
 
-    /// Whether all writers are still at it; else why not.
-    pub(super) async fn check(&mut self) -> anyhow::Result<()> {
+    /// An error if a writer has ended, as none should.
+    pub(super) fn check(&mut self) -> anyhow::Result<()> {
         match self.writers.try_join_next() {
-            Some(ended) => ended?.context("the monolith cannot write"),
+            Some(ended) => ended.context("a writer of the monolith broke"),
             None => Ok(()),
         }
     }
@@ -94,7 +99,7 @@ impl Monolith {
     pub(super) async fn stop_writing(&mut self) -> anyhow::Result<()> {
         self.stop.cancel();
         while let Some(ended) = self.writers.join_next().await {
-            ended?.context("the monolith cannot write")?;
+            ended.context("a writer of the monolith broke")?;
         }
         Ok(())
     }
@@ -112,13 +117,20 @@ impl Monolith {
             return Ok(None);
         };
         transaction.commit().await?;
+        self.written.fetch_add(1, Ordering::Relaxed);
         let order: String = row.try_get("aggregate_id")?;
+        // Should only this go wrong, the first event is on its way all the same.
+        let _ = self.update(order.parse()?).await;
+        Ok(Some(Unfit { event, order }))
+    }
+
+    async fn update(&self, order: i64) -> sqlx::Result<()> {
         let mut transaction = self.pool.begin().await?;
-        let change = sqlx::query(UPDATE_ORDER).bind(order.parse::<i64>()?).fetch_all(&mut *transaction).await?;
+        let change = sqlx::query(UPDATE_ORDER).bind(order).fetch_all(&mut *transaction).await?;
         write_events(&mut transaction, &change).await?;
         transaction.commit().await?;
-        self.written.fetch_add(1 + change.len() as i64, Ordering::Relaxed);
-        Ok(Some(Unfit { event, order }))
+        self.written.fetch_add(change.len() as i64, Ordering::Relaxed);
+        Ok(())
     }
 }
 
@@ -128,21 +140,24 @@ struct Writer {
 }
 
 impl Writer {
-    async fn write(self, pause: Duration, stop: CancellationToken) -> anyhow::Result<()> {
+    async fn write(self, pause: Duration, stop: CancellationToken) {
         let mut due = Instant::now() + pause.mul_f64(f64::from(random() % 1000) / 1000.0);
         loop {
             tokio::select! {
-                () = stop.cancelled() => return Ok(()),
+                () = stop.cancelled() => return,
                 () = tokio::time::sleep_until(due.into()) => {}
             }
             let events = match self.transaction(random()).await {
                 Ok(events) => events,
                 // Two writers met: an order for a user who is just being deleted. Applications live with that, too.
-                Err(error) if error.as_database_error().is_some() => 0,
-                Err(error) => return Err(error.into()),
+                Err(error) if !disposition::is_transient(&error) => 0,
+                Err(_) => {
+                    tokio::time::sleep(AWAY).await;
+                    0
+                }
             };
             self.written.fetch_add(i64::from(events), Ordering::Relaxed);
-            due = due.max(Instant::now().checked_sub(BEHIND_AT_MOST).unwrap_or(due)) + pause * events;
+            due = due.max(Instant::now().checked_sub(BEHIND_AT_MOST).unwrap_or(due)) + pause * events.max(1);
         }
     }
 

@@ -7,6 +7,8 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use sqlx::postgres::PgPool;
+
 use super::folder::Folder;
 use super::screen::{Screen, Tone};
 use crate::relay::Shared;
@@ -39,9 +41,14 @@ impl Timetable {
     }
 }
 
+/// How long a beat waits for the new database, which may be down or frozen; the next one asks again.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
+
 /// What every part of the story needs.
 pub(super) struct Scene<'a, W> {
     pub(super) shared: &'a Shared,
+    pub(super) legacy: &'a PgPool,
+    pub(super) new: &'a PgPool,
     pub(super) folder: &'a Folder,
     pub(super) admin: SocketAddr,
     pub(super) screen: &'a mut Screen<W>,

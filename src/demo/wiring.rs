@@ -8,18 +8,14 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::stand_in;
-use crate::config::Config;
+use crate::config::{Config, Overrides};
+use crate::operator::Operator;
 use crate::relay::Shared;
+use crate::run::serve_admin_api;
 
 /// What the file in the demo's folder says. Nothing of the environment is asked: the demo is the same for everybody.
 pub(super) fn configuration(file: &Path) -> anyhow::Result<Config> {
-    stand_in::configuration(file)
-}
-
-/// Takes edits of the folder's files over into the running relay, until `shutdown`.
-pub(super) async fn watch_files(shared: Arc<Shared>, shutdown: CancellationToken) {
-    stand_in::watch_files(shared, shutdown).await;
+    Ok(Config::load(Some(file), &Overrides::default(), std::iter::empty())?)
 }
 
 /// Serves the admin API until `shutdown`.
@@ -28,7 +24,12 @@ pub(super) async fn serve_admin(
     shared: Arc<Shared>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    stand_in::serve_admin(listener, shared, shutdown).await
+    let operator = Operator::new(&shared.config)?;
+    operator.attach(shared.clone());
+    for task in serve_admin_api(&shared.config, listener, &operator, &shared.metrics, &shutdown) {
+        task.await?;
+    }
+    Ok(())
 }
 
 /// The relay's log goes to a file: the terminal belongs to the story. In a process that logs already, it stays where it is.

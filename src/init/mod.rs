@@ -1,18 +1,35 @@
-//! `init`: makes the outbox and the relay's own tables, or says how. Every step is data, so that what is printed for a DBA is
-//! what is run.
+//! `init`: makes the outbox and the relay's own tables, or says how. Every step is data, computed from the catalogs, so that what
+//! is printed for a DBA is what is run.
+//!
+//! Guarantees: it may be run again, after an interruption too, and then does only what is missing. A statement that needs a
+//! strong lock gives up after a moment and is tried again, rather than queue the application behind itself. It never guesses
+//! what became of a database: where the two logs do not agree, it refuses until told. It does not drop anything of the
+//! outbox's.
+
+mod adopt;
+mod catalog;
+pub mod grants;
+mod introduce;
+mod print;
+mod remove;
+mod run;
 
 use sqlx::postgres::PgPool;
-use sqlx::{Executor, Row};
-use uuid::Uuid;
 
+pub use self::adopt::{Existing, UnknownExisting};
+pub(crate) use self::catalog::columns as outbox_columns;
+pub use self::catalog::{Index, relay_indexes};
+pub use self::grants::{Grants, Roles, grants};
+pub use self::introduce::Choices;
+pub use self::print::{print, script};
+pub use self::remove::{Removal, removal, remove};
 use crate::config::Config;
-use crate::connect::{TEST_LANES, is_undefined};
+use crate::connect::TEST_LANES;
 use crate::source::Names;
-use crate::sql::{ident, literal, render, trusted};
-use crate::target;
+use crate::sql::{ident, literal, render};
 
 /// The version of the relay's own tables.
-const SCHEMA_VERSION: i32 = 1;
+pub const SCHEMA_VERSION: i32 = 1;
 
 /// One statement, with what a DBA wants to know of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,333 +37,261 @@ pub struct Step {
     /// What it is for.
     pub why: String,
     /// What it locks, and for how long.
-    pub locks: &'static str,
+    pub locks: String,
     /// The statement, or several that belong together.
     pub sql: String,
     /// Whether it must run outside a transaction (`CREATE INDEX CONCURRENTLY`).
     pub alone: bool,
 }
 
-/// What is known to be right when the two logs do not agree.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Choices {
-    /// The target has lost everything: all retained events are put back.
-    pub target_is_empty: bool,
-    /// The target is right as it is: the log starts anew.
-    pub target_is_current: bool,
-    /// A database was moved on purpose.
-    pub moved: bool,
+impl Step {
+    /// Runs in a transaction, with a `lock_timeout`.
+    fn together(why: impl Into<String>, locks: impl Into<String>, sql: impl Into<String>) -> Step {
+        Step { why: why.into(), locks: locks.into(), sql: sql.into(), alone: false }
+    }
+
+    /// Runs outside a transaction.
+    fn alone(why: impl Into<String>, locks: impl Into<String>, sql: impl Into<String>) -> Step {
+        Step { why: why.into(), locks: locks.into(), sql: sql.into(), alone: true }
+    }
+}
+
+/// What is to be done on both sides.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// On the legacy database, in order.
+    pub source: Vec<Step>,
+    /// On the new database, in order.
+    pub target: Vec<Step>,
+    /// What a DBA should know besides: which database could not be asked, which choices were made.
+    pub notes: Vec<String>,
+}
+
+impl Plan {
+    /// Whether nothing is missing.
+    pub fn is_empty(&self) -> bool {
+        self.source.is_empty() && self.target.is_empty()
+    }
+}
+
+/// A side of the relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The database that holds the outbox.
+    Legacy,
+    /// The database that events are applied to.
+    New,
+}
+
+impl std::fmt::Display for Side {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Side::Legacy => "legacy",
+            Side::New => "new",
+        })
+    }
 }
 
 /// What stands in the way.
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
     /// A database said no.
-    #[error("{side}: {error}")]
+    #[error("{side}: {error}{}", doing.as_deref().map(|d| format!(" (while making {d})")).unwrap_or_default())]
     Database {
-        /// `legacy` or `new`.
-        side: &'static str,
+        /// Which.
+        side: Side,
         /// What it said.
         error: sqlx::Error,
+        /// The step's purpose, if it was one.
+        doing: Option<String>,
     },
     /// Refused, with what to do.
     #[error("{0}")]
     Refused(String),
 }
 
-/// The relay's tables and indexes on the source. `outbox_exists` leaves the table itself alone.
-pub fn source_steps(config: &Config, outbox_exists: bool) -> Vec<Step> {
+impl InitError {
+    fn legacy(error: sqlx::Error) -> InitError {
+        InitError::Database { side: Side::Legacy, error, doing: None }
+    }
+
+    fn new(error: sqlx::Error) -> InitError {
+        InitError::Database { side: Side::New, error, doing: None }
+    }
+}
+
+/// What is missing on these databases, and how to make it.
+pub async fn plan(config: &Config, source: &PgPool, target: &PgPool, choices: Choices) -> Result<Plan, InitError> {
     let names = Names::new(&config.legacy, config.relay.lanes);
+    let on_source = catalog::source(config, &names, source).await.map_err(InitError::legacy)?;
+    let on_target = catalog::target(config, target).await.map_err(InitError::new)?;
+    refuse_another_installation(config, &names, &on_source, &on_target)?;
+    if on_source.knows_a_target && !on_target.has_installation && !choices.restarts() {
+        return Err(InitError::Refused(introduce::lost_target()));
+    }
+    Ok(Plan {
+        source: source_steps(config, &names, &on_source, choices.existing)?,
+        target: target_steps(config, &on_target),
+        notes: adopt::notes(config, &on_source, choices.existing),
+    })
+}
+
+/// What `init` would do on two databases that have nothing yet: for `--print` where they cannot be reached.
+pub fn plan_for_empty(config: &Config) -> Plan {
+    let names = Names::new(&config.legacy, config.relay.lanes);
+    let source = source_steps(config, &names, &catalog::SourceCatalog::default(), None).unwrap_or_default();
+    let target = target_steps(config, &catalog::TargetCatalog::default());
+    let note = "The databases were not asked: this is what an empty pair needs. With a connection, init --print shows what these need.";
+    Plan { source, target, notes: vec![note.to_owned()] }
+}
+
+/// Makes everything that is missing, and introduces the two databases to each other. May be run again.
+pub async fn init(config: &Config, source: &PgPool, target: &PgPool, choices: Choices) -> Result<(), InitError> {
+    let plan = plan(config, source, target, choices).await?;
+    run::run(Side::Legacy, source, &plan.source).await?;
+    run::run(Side::New, target, &plan.target).await?;
+    introduce::introduce(config, source, target, choices).await
+}
+
+/// The relay's tables and indexes on the source, and what the outbox lacks.
+fn source_steps(
+    config: &Config,
+    names: &Names,
+    catalog: &catalog::SourceCatalog,
+    existing: Option<Existing>,
+) -> Result<Vec<Step>, InitError> {
     let mut steps = Vec::new();
-    if !outbox_exists {
-        steps.push(Step {
-            why: "the outbox that the application writes to".to_owned(),
-            locks: "nothing: the table is new",
-            sql: names.render(include_str!("../../sql/source/outbox.sql")),
-            alone: false,
-        });
+    if !catalog.missing_objects(SOURCE_SCHEMA).is_empty() {
+        steps.push(Step::together(
+            "the relay's own tables beside the outbox",
+            "nothing of the application's: the tables are new",
+            names.render(SOURCE_SCHEMA),
+        ));
     }
-    steps.push(Step {
-        why: "the relay's own tables beside it".to_owned(),
-        locks: "nothing: the tables are new",
-        sql: names.render(include_str!("../../sql/source/schema.sql")),
-        alone: false,
-    });
-    let indexes = [
-        ("pending", "ON {outbox} ({lane}, {id}) WHERE {status} = {pending}", "what is to be claimed, in order"),
-        ("due", "ON {outbox} ({lane}, {next_attempt_at}) WHERE {status} = {retry}", "retries, by when they are due"),
-        (
-            "blocked",
-            "ON {outbox} ({lane}, {hash}, {id}) WHERE {status} IN ({retry}, {held}, {failed})",
-            "what an aggregate waits behind (a hash: an aggregate_id may be long)",
-        ),
-        (
-            "unprocessed",
-            "ON {outbox} ({status}, {id}) WHERE {status} IN ({retry}, {held}, {failed}, {skipped})",
-            "lists for operators",
-        ),
-    ];
-    for (suffix, definition, why) in indexes {
-        let concurrently = if outbox_exists { "CONCURRENTLY " } else { "" };
-        let name = ident(&format!("{}_relay_{suffix}", config.legacy.outbox.table));
-        steps.push(Step {
-            why: format!("a small partial index: {why}"),
-            locks: if outbox_exists {
-                "SHARE UPDATE EXCLUSIVE while it reads the table: readers and writers go on"
-            } else {
-                "nothing: the table is new"
-            },
-            sql: format!("CREATE INDEX {concurrently}IF NOT EXISTS {name} {};", names.render(definition)),
-            alone: outbox_exists,
-        });
+    let installation = names.render(&installation_row(config, names));
+    match &catalog.outbox {
+        None => steps.push(Step::together(
+            "the outbox that the application writes to, and what this installation is",
+            "nothing: the table is new",
+            format!("{}{installation}", names.render(include_str!("../../sql/source/outbox.sql"))),
+        )),
+        Some(outbox) => {
+            let adopting = adopt::Adopting { config, names, outbox, installed: catalog.has_installation, existing };
+            steps.extend(adopting.steps(&installation).map_err(InitError::Refused)?);
+        }
     }
-    let lanes = format!(
-        "INSERT INTO {{relay}}.lane SELECT generate_series(0, {}) ON CONFLICT DO NOTHING;\n\
-         INSERT INTO {{relay}}.installation (version, outbox, lanes, test_lanes) VALUES ({SCHEMA_VERSION}, {}, {}, ({TEST_LANES})) \
-         ON CONFLICT DO NOTHING;",
-        config.relay.lanes - 1,
+    steps.extend(index_steps(config, names, catalog));
+    if catalog.lanes != i64::from(config.relay.lanes) {
+        steps.push(Step::together(
+            "the lanes",
+            "nothing",
+            names.render(&format!(
+                "INSERT INTO {{relay}}.lane SELECT generate_series(0, {}) ON CONFLICT DO NOTHING;",
+                config.relay.lanes - 1
+            )),
+        ));
+    }
+    Ok(steps)
+}
+
+const SOURCE_SCHEMA: &str = include_str!("../../sql/source/schema.sql");
+const TARGET_SCHEMA: &str = include_str!("../../sql/target/schema.sql");
+
+fn installation_row(config: &Config, names: &Names) -> String {
+    format!(
+        "\nINSERT INTO {{relay}}.installation (version, outbox, lanes, test_lanes)\n\
+         VALUES ({SCHEMA_VERSION}, {}, {}, ({TEST_LANES}))\nON CONFLICT DO NOTHING;",
         literal(&names.outbox),
         config.relay.lanes,
-    );
-    steps.push(Step {
-        why: "the lanes, and what this installation is".to_owned(),
-        locks: "nothing",
-        sql: names.render(&lanes),
-        alone: false,
-    });
+    )
+}
+
+fn index_steps(config: &Config, names: &Names, catalog: &catalog::SourceCatalog) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let schema = ident(&config.legacy.outbox.schema);
+    for index in relay_indexes(config) {
+        let name = ident(&index.name);
+        let definition = names.render(index.definition);
+        let Some(outbox) = &catalog.outbox else {
+            let sql = format!("CREATE INDEX IF NOT EXISTS {name} {definition};");
+            steps.push(Step::together(
+                format!("a small partial index: {}", index.why),
+                "nothing: the table is new",
+                sql,
+            ));
+            continue;
+        };
+        if outbox.valid_indexes.contains(&index.name) {
+            continue;
+        }
+        if outbox.invalid_indexes.contains(&index.name) {
+            steps.push(drop_invalid(&format!("{schema}.{name}")));
+        }
+        steps.push(Step::alone(
+            format!("a small partial index: {}", index.why),
+            BUILD_LOCKS,
+            format!("CREATE INDEX CONCURRENTLY {name} {definition};"),
+        ));
+    }
     steps
 }
 
+const BUILD_LOCKS: &str = "SHARE UPDATE EXCLUSIVE while it reads the table twice and waits for transactions that are open now: readers \
+                           and writers go on";
+
+fn drop_invalid(index: &str) -> Step {
+    Step::alone(
+        "an interrupted run left this index half made: it is made anew",
+        "SHARE UPDATE EXCLUSIVE for a moment, once transactions that are open now have ended: readers and writers go on",
+        format!("DROP INDEX CONCURRENTLY {index};"),
+    )
+}
+
 /// The relay's tables on the target.
-pub fn target_steps(config: &Config) -> Vec<Step> {
+fn target_steps(config: &Config, catalog: &catalog::TargetCatalog) -> Vec<Step> {
     let names = [("relay", ident(&config.new.schema))];
-    vec![
-        Step {
-            why: "the relay's own tables in the new database".to_owned(),
-            locks: "nothing: the tables are new",
-            sql: render(include_str!("../../sql/target/schema.sql"), &names),
-            alone: false,
-        },
-        Step {
-            why: "what this installation is".to_owned(),
-            locks: "nothing",
-            sql: render(
-                &format!(
-                    "INSERT INTO {{relay}}.installation (version) VALUES ({SCHEMA_VERSION}) ON CONFLICT DO NOTHING;"
-                ),
-                &names,
-            ),
-            alone: false,
-        },
-    ]
-}
-
-/// Makes everything that is missing. May be run again.
-pub async fn init(config: &Config, source: &PgPool, target: &PgPool, choices: Choices) -> Result<(), InitError> {
-    let legacy = |error| InitError::Database { side: "legacy", error };
-    let new = |error| InitError::Database { side: "new", error };
-    let names = Names::new(&config.legacy, config.relay.lanes);
-    refuse_other_lanes(config, &names, source).await?;
-    let exists: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
-        .bind(&names.outbox)
-        .fetch_one(source)
-        .await
-        .map_err(legacy)?;
-    run_steps(source, &source_steps(config, exists)).await.map_err(legacy)?;
-    run_steps(target, &target_steps(config)).await.map_err(new)?;
-    introduce(config, &names, source, target, choices).await
-}
-
-async fn run_steps(pool: &PgPool, steps: &[Step]) -> sqlx::Result<()> {
-    for step in steps {
-        tracing::debug!("{}", step.why);
-        pool.execute(sqlx::raw_sql(trusted(&step.sql))).await?;
+    let mut steps = Vec::new();
+    if !catalog.missing_objects(TARGET_SCHEMA).is_empty() {
+        steps.push(Step::together(
+            "the relay's own tables in the new database",
+            "nothing of the application's: the tables are new",
+            render(TARGET_SCHEMA, &names),
+        ));
     }
-    Ok(())
+    if !catalog.has_installation {
+        let row =
+            format!("INSERT INTO {{relay}}.installation (version) VALUES ({SCHEMA_VERSION}) ON CONFLICT DO NOTHING;");
+        steps.push(Step::together("what this installation is", "nothing", render(&row, &names)));
+    }
+    steps
 }
 
-async fn refuse_other_lanes(config: &Config, names: &Names, source: &PgPool) -> Result<(), InitError> {
-    let sql = names.render("SELECT lanes, outbox FROM {relay}.installation");
-    let row = match sqlx::query(trusted(&sql)).fetch_optional(source).await {
-        Ok(row) => row,
-        Err(error) if is_undefined(&error) => None,
-        Err(error) => return Err(InitError::Database { side: "legacy", error }),
-    };
-    let Some(row) = row else { return Ok(()) };
-    let lanes: i32 = row.get("lanes");
-    let outbox: String = row.get("outbox");
-    if lanes != i32::from(config.relay.lanes) {
+fn refuse_another_installation(
+    config: &Config,
+    names: &Names,
+    source: &catalog::SourceCatalog,
+    target: &catalog::TargetCatalog,
+) -> Result<(), InitError> {
+    for (side, version) in [(Side::Legacy, source.version), (Side::New, target.version)] {
+        if let Some(version) = version.filter(|v| *v > SCHEMA_VERSION) {
+            return Err(InitError::Refused(format!(
+                "the relay's tables in the {side} database are of version {version}, made by a newer outbox-relay; this one knows \
+                 version {SCHEMA_VERSION}: use the newer program"
+            )));
+        }
+    }
+    let Some((lanes, outbox)) = &source.made_for else { return Ok(()) };
+    if *lanes != i32::from(config.relay.lanes) {
         return Err(InitError::Refused(format!(
             "relay.lanes is {}, but the relay's tables were made for {lanes}, and that is fixed: set lanes = {lanes}",
             config.relay.lanes
         )));
     }
-    if outbox != names.outbox {
+    if *outbox != names.outbox {
         return Err(InitError::Refused(format!(
             "the schema {} belongs to the outbox {outbox}; give {} its own with [legacy] schema",
             names.relay, names.outbox
         )));
     }
-    Ok(())
-}
-
-/// Tells each side of the other, and writes the first entry that both logs have. The target first: an interrupted `init`
-/// finds its half there.
-async fn introduce(
-    config: &Config,
-    names: &Names,
-    source: &PgPool,
-    target: &PgPool,
-    choices: Choices,
-) -> Result<(), InitError> {
-    let legacy = |error| InitError::Database { side: "legacy", error };
-    let new = |error| InitError::Database { side: "new", error };
-    let target_schema = ident(&config.new.schema);
-    let sql = format!("SELECT target_id FROM {target_schema}.installation");
-    let target_id: Uuid = sqlx::query_scalar(trusted(&sql)).fetch_one(target).await.map_err(new)?;
-    let row = sqlx::query(trusted(&names.render("SELECT source_id, target_id FROM {relay}.installation")))
-        .fetch_one(source)
-        .await
-        .map_err(legacy)?;
-    let source_id: Uuid = row.get("source_id");
-    let known: Option<Uuid> = row.get("target_id");
-    if known.is_some_and(|known| known != target_id)
-        && !(choices.moved || choices.target_is_empty || choices.target_is_current)
-    {
-        return Err(InitError::Refused(
-            "this outbox feeds another new database already. A second service gets its own outbox and its own [legacy] schema. If \
-             the new database was lost, say --target-is-empty (all retained events are applied again) or --target-is-current \
-             (the log starts anew; verification is due); if it was moved, --moved"
-                .to_owned(),
-        ));
-    }
-    let source_identity = identity(source).await.map_err(legacy)?;
-    let target_identity = identity(target).await.map_err(new)?;
-    let target_names = target::names(&config.new.schema, source_id);
-    for lane in 0..i32::from(config.relay.lanes) {
-        let both =
-            first_entry(lane, names, &target_names, source, target, (&source_identity, &target_identity), choices)
-                .await;
-        both?;
-    }
-    if choices.moved {
-        rename_peers(names, &target_names, source, target, (&source_identity, &target_identity)).await?;
-    }
-    let sql = names.render("UPDATE {relay}.installation SET target_id = $1 WHERE target_id IS DISTINCT FROM $1");
-    sqlx::query(trusted(&sql)).bind(target_id).execute(source).await.map_err(legacy)?;
-    Ok(())
-}
-
-async fn identity(pool: &PgPool) -> sqlx::Result<String> {
-    sqlx::query_scalar("SELECT (SELECT system_identifier FROM pg_control_system())::text || '/' || current_database()")
-        .fetch_one(pool)
-        .await
-}
-
-async fn first_entry(
-    lane: i32,
-    names: &Names,
-    target_names: &[(&str, String)],
-    source: &PgPool,
-    target: &PgPool,
-    (source_identity, target_identity): (&str, &str),
-    choices: Choices,
-) -> Result<(), InitError> {
-    let legacy = |error| InitError::Database { side: "legacy", error };
-    let new = |error| InitError::Database { side: "new", error };
-    let mut transaction = target.begin().await.map_err(new)?;
-    let sql = render(include_str!("../../sql/target/add_lane.sql"), target_names);
-    sqlx::query(trusted(&sql))
-        .bind(lane)
-        .bind(i32::from(names.lanes()))
-        .execute(&mut *transaction)
-        .await
-        .map_err(new)?;
-    let sql = render(
-        "SELECT token, nonce FROM {relay}.batch_log WHERE source_id = {source} AND lane = $1 ORDER BY token DESC LIMIT 1",
-        target_names,
-    );
-    let on_target: Option<(i64, Uuid)> =
-        sqlx::query_as(trusted(&sql)).bind(lane).fetch_optional(&mut *transaction).await.map_err(new)?;
-    let sql = names.render("SELECT count(*) FROM {relay}.batch_log WHERE lane = $1");
-    let on_source: i64 = sqlx::query_scalar(trusted(&sql)).bind(lane).fetch_one(source).await.map_err(legacy)?;
-    let restart = choices.target_is_empty || choices.target_is_current;
-    if on_source > 0 && !restart {
-        if on_target.is_none() {
-            return Err(InitError::Refused(format!(
-                "the new database has no log of lane {lane}, but the legacy one has: was it lost or exchanged? Say \
-                 --target-is-empty (all retained events are applied again) or --target-is-current (the log starts anew; \
-                 verification is due)"
-            )));
-        }
-        return Ok(());
-    }
-    let key = match on_target {
-        Some(key) if !restart => key,
-        _ => {
-            let sql = names.render("SELECT nextval('{relay}.token'::regclass)::bigint");
-            let mut token: i64 = sqlx::query_scalar(trusted(&sql)).fetch_one(source).await.map_err(legacy)?;
-            while on_target.is_some_and(|(newest, _)| token <= newest) {
-                token = sqlx::query_scalar(trusted(&sql)).fetch_one(source).await.map_err(legacy)?;
-            }
-            let nonce = Uuid::new_v4();
-            let sql = render(include_str!("../../sql/target/first_entry.sql"), target_names);
-            sqlx::query(trusted(&sql))
-                .bind(lane)
-                .bind(token)
-                .bind(nonce)
-                .bind(source_identity)
-                .execute(&mut *transaction)
-                .await
-                .map_err(new)?;
-            (token, nonce)
-        }
-    };
-    transaction.commit().await.map_err(new)?;
-    let mut transaction = source.begin().await.map_err(legacy)?;
-    let sql = names.render("SELECT lane FROM {relay}.lane WHERE lane = $1 FOR UPDATE");
-    sqlx::query(trusted(&sql)).bind(lane).execute(&mut *transaction).await.map_err(legacy)?;
-    if choices.target_is_empty {
-        let sql = names.render(
-            "UPDATE {outbox} SET {status} = {pending}, {processed_at} = NULL WHERE {lane} = $1 AND {status} = {processed}",
-        );
-        sqlx::query(trusted(&sql)).bind(lane).execute(&mut *transaction).await.map_err(legacy)?;
-    }
-    if restart {
-        let sql = names.render("DELETE FROM {relay}.batch_log WHERE lane = $1");
-        sqlx::query(trusted(&sql)).bind(lane).execute(&mut *transaction).await.map_err(legacy)?;
-    }
-    let sql = names.render(include_str!("../../sql/source/first_entry.sql"));
-    sqlx::query(trusted(&sql))
-        .bind(lane)
-        .bind(key.0)
-        .bind(key.1)
-        .bind(target_identity)
-        .execute(&mut *transaction)
-        .await
-        .map_err(legacy)?;
-    transaction.commit().await.map_err(legacy)
-}
-
-/// The databases were moved on purpose: the newest entries name the new places from now on.
-async fn rename_peers(
-    names: &Names,
-    target_names: &[(&str, String)],
-    source: &PgPool,
-    target: &PgPool,
-    (source_identity, target_identity): (&str, &str),
-) -> Result<(), InitError> {
-    let sql = names.render("UPDATE {relay}.batch_log SET peer = $1 WHERE peer <> $1");
-    sqlx::query(trusted(&sql))
-        .bind(target_identity)
-        .execute(source)
-        .await
-        .map_err(|error| InitError::Database { side: "legacy", error })?;
-    let sql = render("UPDATE {relay}.batch_log SET peer = $1 WHERE peer <> $1 AND source_id = {source}", target_names);
-    sqlx::query(trusted(&sql))
-        .bind(source_identity)
-        .execute(target)
-        .await
-        .map_err(|error| InitError::Database { side: "new", error })?;
     Ok(())
 }

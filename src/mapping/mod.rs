@@ -16,7 +16,7 @@ use self::build::{Output, TableColumn};
 pub use self::error::MappingError;
 use crate::config::{Action, Entity, TableName};
 use crate::sql::{ident, literal, trusted};
-use crate::target::Prepared;
+use crate::target::{Events, Prepared};
 
 /// One entity, ready to be applied.
 #[derive(Debug, Clone)]
@@ -29,6 +29,8 @@ pub struct Mapping {
     pub delete: Option<Prepared>,
     /// One column, `row jsonb`: the rows that would be written, converted.
     pub preview: Option<Prepared>,
+    /// One column, `row jsonb`: the keys whose rows would be deleted.
+    pub preview_delete: Option<Prepared>,
     /// Own SQL, by event type.
     pub handlers: BTreeMap<String, Prepared>,
 }
@@ -48,8 +50,14 @@ pub async fn compile(
     relay: &str,
 ) -> Result<Mapping, MappingError> {
     connection.execute(sqlx::raw_sql(trusted(search_path))).await.map_err(|e| MappingError::database(entity, e))?;
-    let mut mapping =
-        Mapping { entity: entity.clone(), upsert: None, delete: None, preview: None, handlers: BTreeMap::new() };
+    let mut mapping = Mapping {
+        entity: entity.clone(),
+        upsert: None,
+        delete: None,
+        preview: None,
+        preview_delete: None,
+        handlers: BTreeMap::new(),
+    };
     let uses = |action: &Action| entity.events.values().any(|a| a == action);
     if let Some(name) = &entity.table
         && (uses(&Action::Upsert) || uses(&Action::Delete))
@@ -63,9 +71,12 @@ pub async fn compile(
                 Some(statements.prepared(build::upsert(&statements.context(), &user, &output), connection).await?);
         }
         if uses(&Action::Delete) {
-            let keys: Vec<TableColumn> =
-                table.columns.iter().filter(|c| entity.key.contains(&c.name)).cloned().collect();
-            let (user, output) = statements.output(&keys, connection).await?;
+            // Whose rows go: the key's, or, with replace_by, the owner's.
+            let by = if entity.replace_by.is_empty() { &entity.key } else { &entity.replace_by };
+            let required: Vec<TableColumn> = table.columns.iter().filter(|c| by.contains(&c.name)).cloned().collect();
+            let (user, output) = statements.output(&required, connection).await?;
+            let shown: Vec<Output> = output.iter().filter(|o| by.contains(&o.column.name)).cloned().collect();
+            mapping.preview_delete = Some(build::preview(&user, &shown));
             mapping.delete =
                 Some(statements.prepared(build::delete(&statements.context(), &user, &output), connection).await?);
         }
@@ -79,6 +90,7 @@ pub async fn compile(
             }
             let statement = build::handler(&parsed, &file.text, &name);
             prepare(entity, &statement, connection).await?;
+            plan(entity, &statement, connection).await?;
             mapping.handlers.insert(event_type.clone(), statement);
         }
     }
@@ -144,6 +156,7 @@ impl Tabular<'_> {
 
     async fn prepared(&self, statement: Prepared, connection: &mut PgConnection) -> Result<Prepared, MappingError> {
         prepare(self.entity, &statement, connection).await?;
+        plan(self.entity, &statement, connection).await?;
         Ok(statement)
     }
 }
@@ -151,7 +164,7 @@ impl Tabular<'_> {
 /// text, varchar, bpchar, name, unknown: what is converted as input would be.
 const TEXT_LIKE: [u32; 5] = [25, 1043, 1042, 19, 705];
 
-/// Has the server parse and plan it; the names and types of the columns that it yields.
+/// Has the server parse it; the names and types of the columns that it yields.
 async fn prepare(
     entity: &Entity,
     statement: &Prepared,
@@ -169,6 +182,18 @@ async fn prepare(
     forget.map_err(|error| MappingError::database(entity, error))?;
     let oid = |info: &PgTypeInfo| info.oid().map_or(0, |oid| oid.0);
     Ok(prepared.columns().iter().map(|c| (c.name().to_owned(), oid(c.type_info()))).collect())
+}
+
+/// Has the server plan it, too: only that finds a key without a unique constraint, and a missing grant. Nothing is run.
+async fn plan(entity: &Entity, statement: &Prepared, connection: &mut PgConnection) -> Result<(), MappingError> {
+    const EXPLAIN: &str = "EXPLAIN ";
+    let explained = Prepared {
+        sql: format!("{EXPLAIN}{}", statement.sql),
+        user_text_at: statement.user_text_at + EXPLAIN.len(),
+        ..statement.clone()
+    };
+    let planned = explained.texts(connection, &Events::default()).await;
+    planned.map(drop).map_err(|error| MappingError::refused(entity, &explained, error))
 }
 
 async fn read_table(entity: &Entity, name: &TableName, connection: &mut PgConnection) -> Result<Table, MappingError> {

@@ -41,6 +41,15 @@ pub fn parse(text: &str) -> Statement<'_> {
     Statement { with, body: &text[start..end], body_at: text[..start].chars().count(), several }
 }
 
+/// The names that stand before an opening parenthesis, as the server folds them: functions, and what merely looks like one.
+pub fn called(text: &str) -> Vec<String> {
+    let tokens = tokens(text);
+    let before = tokens.windows(2).filter(|pair| pair[1].text == "(").map(|pair| pair[0].text);
+    before
+        .map(|name| if name.starts_with('"') { name.trim_matches('"').to_owned() } else { name.to_lowercase() })
+        .collect()
+}
+
 struct Token<'a> {
     start: usize,
     text: &'a str,

@@ -239,8 +239,10 @@ impl Operator {
     /// Written before the first change; each transaction adds what it changed.
     async fn intend(&self, verb: Verb, bulk: &Bulk, by: &By, matched: u64) -> Result<i64> {
         let subject = json!({"filter": bulk.filter, "force": bulk.force});
-        let mut connection = self.pool().acquire().await?;
-        Ok(audit::insert(self.names(), &mut connection, by, verb.as_str(), &subject, (matched, 0)).await?)
+        let mut transaction = self.pool().begin().await?;
+        let id = audit::insert(self.names(), &mut transaction, by, verb.as_str(), &subject, (matched, 0)).await?;
+        transaction.commit().await?;
+        Ok(id)
     }
 
     async fn change_chunk(&self, job: &Job<'_>, lane: Lane, ids: &[EventId], audit: i64) -> Result<(u64, u64)> {

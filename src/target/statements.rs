@@ -1,7 +1,9 @@
 //! A statement over `event`, and how a batch's events become that relation.
 
 use chrono::{DateTime, Utc};
-use sqlx::postgres::PgConnection;
+use sqlx::Row;
+use sqlx::postgres::{PgArguments, PgConnection, Postgres};
+use sqlx::query::Query;
 use uuid::Uuid;
 
 use crate::event::Event;
@@ -66,7 +68,17 @@ impl Prepared {
         events: &Events<'_>,
         prepared: bool,
     ) -> sqlx::Result<u64> {
-        let done = query(&self.sql, prepared)
+        Ok(self.bound(events, prepared).execute(connection).await?.rows_affected())
+    }
+
+    /// Runs it; the text in the first column of each row.
+    pub async fn texts(&self, connection: &mut PgConnection, events: &Events<'_>) -> sqlx::Result<Vec<String>> {
+        let rows = self.bound(events, false).fetch_all(connection).await?;
+        rows.iter().map(|row| row.try_get(0)).collect()
+    }
+
+    fn bound<'q>(&self, events: &'q Events<'_>, prepared: bool) -> Query<'q, Postgres, PgArguments> {
+        query(&self.sql, prepared)
             .bind(&events.ids)
             .bind(&events.event_ids)
             .bind(&events.aggregate_types)
@@ -75,9 +87,6 @@ impl Prepared {
             .bind(&events.payloads)
             .bind(&events.headers)
             .bind(&events.created_at)
-            .execute(connection)
-            .await?;
-        Ok(done.rows_affected())
     }
 
     /// Line and column, from 1, in the operator's file, of a position (in characters, from 1) in the whole statement.

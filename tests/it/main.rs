@@ -2,14 +2,21 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics")]
 
 mod admin;
+mod adoption;
+mod check;
 mod cli;
 mod clients;
 mod cookbook;
 mod crash;
+mod demo;
 mod dispositions;
 mod documented;
 mod healing;
+mod init;
+mod map;
+mod mapping;
 mod pgbouncer;
+mod privileges;
 mod readme;
 mod relay;
 mod run;

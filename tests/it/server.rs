@@ -20,7 +20,7 @@ async fn server_with_a_table() -> (Server, Database) {
 }
 
 /// All processes that run from, or guard, this folder: by their command lines, as `ps` would show them.
-fn processes_of(folder: &Path) -> usize {
+pub(crate) fn processes_of(folder: &Path) -> usize {
     let folder = folder.to_str().unwrap();
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let lines = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use sqlx::Row as _;
 
-use super::Scene;
+use super::{ANSWERS_WITHIN, Scene};
 use crate::demo::http;
 use crate::demo::monolith::Monolith;
 use crate::demo::screen::{Tone, thousands};
+use crate::disposition;
 use crate::sql::trusted;
 
 /// Why an event is refused.
@@ -44,7 +45,7 @@ impl Cause {
         match self {
             Cause::Comment => format!("ALTER TABLE orders ALTER comment TYPE varchar({wider})"),
             Cause::Total => format!(
-                "ALTER TABLE orders DROP CONSTRAINT total_within_limit, ADD CONSTRAINT total_within_limit CHECK (total <= {wider})"
+                "ALTER TABLE orders DROP CONSTRAINT IF EXISTS total_within_limit, ADD CONSTRAINT total_within_limit CHECK (total <= {wider})"
             ),
         }
     }
@@ -168,7 +169,7 @@ impl Failing {
     /// One step further; true when it is over.
     async fn go_on<W: Write>(&mut self, scene: &mut Scene<'_, W>, same_cause: usize) -> anyhow::Result<bool> {
         let sql = "SELECT status, coalesce(last_error, '') AS error FROM outbox WHERE id = $1";
-        let row = sqlx::query(sql).bind(self.event).fetch_one(&scene.shared.source.pool).await?;
+        let Some(row) = sqlx::query(sql).bind(self.event).fetch_optional(scene.legacy).await? else { return Ok(true) };
         let status: String = row.try_get("status")?;
         match (status.as_str(), self.progress) {
             ("processed", Progress::Written) => {
@@ -201,19 +202,27 @@ impl Failing {
                 ))?;
             }
             ("failed", Progress::Failed { since }) if scene.is_up_to_the_demo(since) => {
-                self.repair(scene).await?;
-                self.progress = Progress::Mended { since: scene.now };
+                let mended = Progress::Mended { since: scene.now };
+                self.progress = if self.repair(scene).await? { mended } else { self.progress };
             }
             // A moment between the two, so that they can be told apart.
             ("failed", Progress::Mended { since })
                 if scene.is_up_to_the_demo(since) || scene.now > since + Duration::from_secs(1) =>
             {
-                http::post(scene.admin, &self.path(), &self.reason()).await?;
-                scene.screen.paragraph(&format!(
-                    "  The demo has replayed event {} over HTTP, with that curl's request.",
-                    self.event
-                ))?;
-                self.progress = Progress::Replayed;
+                let event = self.event;
+                let (text, progress) = match http::post(scene.admin, &self.path(), &self.reason()).await {
+                    Ok(_) => {
+                        let text =
+                            format!("  The demo has replayed event {event} over HTTP, with that curl's request.");
+                        (text, Progress::Replayed)
+                    }
+                    Err(error) => (
+                        format!("  Event {event} could not be replayed: {error:#}"),
+                        Progress::Failed { since: scene.now },
+                    ),
+                };
+                scene.screen.paragraph(&text)?;
+                self.progress = progress;
             }
             // The repair came, but was not enough: somebody else changed the schema meanwhile.
             ("failed", Progress::Replayed) => self.progress = Progress::Failed { since: scene.now },
@@ -257,11 +266,18 @@ impl Failing {
         Ok(())
     }
 
-    async fn repair<W: Write>(&self, scene: &mut Scene<'_, W>) -> anyhow::Result<()> {
+    /// False: the new database does not answer just now.
+    async fn repair<W: Write>(&self, scene: &mut Scene<'_, W>) -> anyhow::Result<bool> {
         let repair = self.cause.repair(self.limit);
-        sqlx::raw_sql(trusted(&repair)).execute(&scene.shared.target.pool).await?;
-        scene.screen.paragraph(&format!("  The demo has mended it, in the new database: {repair}"))?;
-        Ok(())
+        let statement = sqlx::raw_sql(trusted(&repair)).execute(scene.new);
+        let text = match tokio::time::timeout(ANSWERS_WITHIN, statement).await {
+            Ok(Ok(_)) => format!("  The demo has mended it, in the new database: {repair}"),
+            // Somebody else has changed the schema meanwhile.
+            Ok(Err(error)) if !disposition::is_transient(&error) => format!("  The demo could not mend it: {error}"),
+            Ok(Err(_)) | Err(_) => return Ok(false),
+        };
+        scene.screen.paragraph(&text)?;
+        Ok(true)
     }
 }
 
