@@ -148,7 +148,7 @@ impl MappingError {
     /// Finds a word in the file, where the server gave no place.
     fn point_at(&mut self, text: &str, word: &str) {
         for (at, line) in text.lines().enumerate() {
-            let position = line.rfind(word);
+            let position = line.match_indices(word).map(|(at, _)| at).filter(|at| stands_alone(line, *at, word)).last();
             if let Some(position) = position {
                 self.place = Some((at + 1, line[..position].chars().count() + 1));
                 self.excerpt = Some((line.to_owned(), word.chars().count()));
@@ -171,6 +171,13 @@ impl MappingError {
         }
         line
     }
+}
+
+/// Whether the word is not a part of a longer one, nor in a comment.
+fn stands_alone(line: &str, at: usize, word: &str) -> bool {
+    let part = |c: char| c.is_alphanumeric() || c == '_';
+    let before = &line[..at];
+    !before.ends_with(part) && !line[at + word.len()..].starts_with(part) && !before.contains("--")
 }
 
 const EVENT_COLUMNS: [&str; 8] =

@@ -27,6 +27,8 @@ pub struct Errand {
     pub due: bool,
     /// The last batch met a lock or a timeout: isolate the events that do.
     pub isolate: bool,
+    /// If there is nothing to do, move the lane's start past what is stopped there.
+    pub advance: bool,
 }
 
 /// What came of it.
@@ -195,11 +197,14 @@ async fn batch(
 ) -> Result<(Outcome, Charged), BatchError> {
     let relay = &shared.config.relay;
     // Only now: that the source still answers in this transaction is the proof that this worker is no ghost.
-    let claim = source
+    let mut claim = source
         .claim(excluded, errand.full, errand.due, relay.batch, relay.batch_bytes)
         .await
         .map_err(BatchError::Source)?;
     reach("claimed");
+    if errand.advance && source.nothing_left(&mut claim).await.map_err(BatchError::Source)? {
+        return advance(source, target, &claim, started).await;
+    }
     if claim.events.is_empty() {
         target.abandon().await;
         source.release_lease().await;
@@ -246,6 +251,24 @@ async fn batch(
     reach("source_committed");
     let counts = count(&claim, &tally, settled_at, started);
     Ok((Outcome::Settled(counts), charged))
+}
+
+/// A batch without events, for the sake of its entry: the next scan starts past the stopped ones.
+async fn advance(
+    mut source: SourceLane,
+    mut target: TargetLane,
+    claim: &Claim,
+    started: Instant,
+) -> Result<(Outcome, Charged), BatchError> {
+    let key = BatchKey { token: source.token, nonce: Uuid::new_v4() };
+    let peers = (source.identity.clone(), target.identity.clone());
+    if !target.append(key, &peers.0, &[], &[]).await.map_err(BatchError::Target)? {
+        return Err(BatchError::Overtaken);
+    }
+    target.commit().await.map_err(BatchError::Target)?;
+    source.settle(key, &peers.1, claim, &Settlement::default(), &[], 0).await.map_err(of_settling)?;
+    source.commit().await.map_err(BatchError::Source)?;
+    Ok((Outcome::Settled(Counts { took: started.elapsed(), ..Counts::default() }), Charged::new()))
 }
 
 fn of_settling(error: SettleError) -> BatchError {

@@ -16,6 +16,10 @@ const POLL_MIN: Duration = Duration::from_millis(2);
 /// How often both logs' newest entries are compared, for a target that went back while nothing was pending.
 const COMPARE_EVERY: Duration = Duration::from_secs(1);
 
+/// A look that takes longer walks over something at each turn: a crowd of stopped events, in lanes where nothing else moves the
+/// start past it.
+const SLOW_LOOK: Duration = Duration::from_millis(25);
+
 /// Something that is done every so often, but costs about a hundredth of the time: it may become ten times rarer. Not more, or
 /// one slow look (the first, which connects, or one during a hiccup) would delay retries that are due by many seconds.
 struct Rarely {
@@ -43,6 +47,7 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
     let mut away = Pause::new(Duration::from_millis(100), Duration::from_secs(2));
     let mut full = Rarely::new(Duration::from_secs(3));
     let mut due = Rarely::new(Duration::from_millis(100));
+    let mut advance = Rarely::new(Duration::from_secs(2));
     while !stop.is_cancelled() {
         let stopped = shared.stops.excluded();
         let (look_full, look_due) = (full.is_due(), due.is_due());
@@ -57,8 +62,13 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
                     due.took(started.elapsed());
                 }
                 for sighting in &sightings {
-                    let errand = Errand { full: look_full && sighting.pending, due: sighting.due, isolate: false };
+                    let errand = Errand { full: sighting.below, due: sighting.due, ..Errand::default() };
                     board.offer(sighting.lane, errand);
+                }
+                if !look_full && started.elapsed() > SLOW_LOOK && advance.is_due() {
+                    advance.took(Duration::ZERO);
+                    let lanes = 0..i32::from(shared.config.relay.lanes);
+                    lanes.for_each(|lane| board.offer(Lane(lane), Errand { advance: true, ..Errand::default() }));
                 }
                 pause = if sightings.is_empty() { (pause * 3 / 2).min(shared.config.relay.poll_max) } else { POLL_MIN };
             }

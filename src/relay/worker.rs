@@ -11,6 +11,7 @@ use super::batch::{self, BatchError, Counts, Errand, Healed, Outcome};
 use super::{Board, Place, Shared};
 use crate::event::{EventId, Lane};
 use crate::retry::Pause;
+use crate::session::within;
 
 /// Works until the shutdown; a batch that has begun is ended.
 pub(super) async fn work(
@@ -286,7 +287,7 @@ async fn give_back(shared: &Shared, charged: Vec<(Lane, EventId)>) {
             }
             Ok(())
         };
-        if let Err(error) = result.await {
+        if let Err(error) = within(shared.config.relay.deadline, result).await {
             tracing::warn!(lane = lane.0, %error, "could not give attempts back");
         }
     }

@@ -63,6 +63,8 @@ pub struct Sighting {
     pub lane: Lane,
     /// A pending event.
     pub pending: bool,
+    /// It lies below the lane's position: only a scan from the start finds it.
+    pub below: bool,
     /// A retry whose time has come.
     pub due: bool,
 }
@@ -131,6 +133,8 @@ pub struct Claim {
     pub more: bool,
     /// Where the scan began.
     from: i64,
+    /// Nothing was found, and nobody has locked what could have been: all below `decided` is settled or stopped.
+    nothing_left: bool,
     /// Where the previous entry would have had it begin.
     position_before: i64,
     /// Aggregate types left out.
@@ -273,7 +277,8 @@ impl Source {
         session.commit().await?;
         rows.iter()
             .map(|row| {
-                Ok(Sighting { lane: row.try_get("lane")?, pending: row.try_get("pending")?, due: row.try_get("due")? })
+                Ok(Sighting { lane: row.try_get("lane")?, pending: row.try_get("pending")?,
+                    below: row.try_get::<Option<bool>, _>("below")?.unwrap_or(false), due: row.try_get("due")? })
             })
             .collect()
     }
@@ -469,7 +474,26 @@ impl SourceLane {
             claimed.sort_by_key(|e| e.id);
         }
         let position_before = self.newest.as_ref().map_or(i64::MIN, |entry| entry.scan.position);
-        Ok(Claim { events: claimed, more: !all, from, position_before, stopped: stopped.to_vec(), decided, mark })
+        Ok(Claim { events: claimed, more: !all, from, nothing_left: false, position_before, stopped: stopped.to_vec(), decided, mark })
+    }
+
+    /// Whether a claim that found nothing can move the lane's start past what it walked over: a crowd of stopped events, which
+    /// every look would walk over again while nothing else in the lane is settled. Only if nobody has locked a row there.
+    pub async fn nothing_left(&mut self, claim: &mut Claim) -> sqlx::Result<bool> {
+        if !claim.events.is_empty() || claim.decided <= claim.from.saturating_add(CROWD) {
+            return Ok(false);
+        }
+        let rows = self
+            .source
+            .query(&self.source.statements.pending_ids)
+            .bind(self.lane)
+            .bind(claim.from)
+            .bind(claim.decided.saturating_sub(1))
+            .bind(&claim.stopped)
+            .fetch_all(self.session.connection())
+            .await?;
+        claim.nothing_left = rows.is_empty();
+        Ok(claim.nothing_left)
     }
 
     /// Reads again what the claim may have missed. `pass`: aggregate types whose failed events hold nobody back.
@@ -700,14 +724,15 @@ impl SourceLane {
 /// Where the next scan may start: below the lowest event that stays pending, below every id that an open transaction could
 /// still commit, and not above what this scan reached.
 fn next_scan(claim: &Claim, lowest: Option<i64>) -> Scan {
-    let reached = claim
-        .events
-        .iter()
-        .rfind(|event| event.was == Status::Pending)
-        .map_or(claim.from.max(claim.position_before), |event| event.id.0.saturating_add(1));
+    let nowhere = if claim.nothing_left { claim.decided } else { claim.from.max(claim.position_before) };
+    let last = claim.events.iter().rfind(|event| event.was == Status::Pending);
+    let reached = last.map_or(nowhere, |event| event.id.0.saturating_add(1));
     let position = claim.decided.min(reached).min(lowest.unwrap_or(i64::MAX));
     Scan { position, passed: claim.stopped.clone(), mark: claim.mark.clone() }
 }
+
+/// Fewer ids than this are walked over in no time.
+const CROWD: i64 = 1000;
 
 /// How old a look at the writers' transactions must be before the next one.
 const MARK_EVERY: Duration = Duration::from_millis(500);

@@ -47,7 +47,7 @@ impl Adoption {
         for _ in 0..200 {
             let mut nothing = true;
             for lane in 0..i32::from(self.config.relay.lanes) {
-                let errand = Errand { full: true, due: true, isolate: false };
+                let errand = Errand { full: true, due: true, ..Errand::default() };
                 let (outcome, _) = batch::run_once(&shared, outbox_relay::event::Lane(lane), errand).await.unwrap();
                 nothing &= matches!(outcome, Outcome::Nothing);
             }

@@ -260,7 +260,7 @@ async fn a_mixture(seed: u64) {
             4..=7 => {
                 let lane = Lane(i32::try_from(dice.roll(2)).unwrap());
                 // Nothing, a batch, or one step of healing that is then left alone.
-                let errand = Errand { full: dice.roll(4) == 0, due: true, isolate: false };
+                let errand = Errand { full: dice.roll(4) == 0, due: true, ..Errand::default() };
                 batch::run_once(&shared, lane, errand).await.unwrap();
             }
             8 => past.0.push(Past::of(&stage.pair.legacy).await),

@@ -133,7 +133,7 @@ impl Stage {
 
     /// One step in lane 0, for stages with one lane.
     pub async fn step(&self, shared: &Shared) -> Result<Outcome, BatchError> {
-        let errand = Errand { full: false, due: true, isolate: false };
+        let errand = Errand { full: false, due: true, ..Errand::default() };
         batch::run_once(shared, Lane(0), errand).await.map(|(outcome, _)| outcome)
     }
 
@@ -261,7 +261,7 @@ impl Stage {
             let mut quiet = true;
             let mut stopped = Vec::new();
             for lane in 0..i32::from(self.config.relay.lanes) {
-                let errand = Errand { full: false, due: true, isolate: false };
+                let errand = Errand { full: false, due: true, ..Errand::default() };
                 match batch::run_once(shared, Lane(lane), errand).await {
                     Ok((Outcome::Nothing | Outcome::Paused, _)) => {}
                     Err(BatchError::Stopped(why)) => stopped.push(why),
@@ -284,7 +284,7 @@ impl Stage {
         for _ in 0..1000 {
             let mut nothing = true;
             for lane in 0..i32::from(self.config.relay.lanes) {
-                let errand = Errand { full: true, due: true, isolate: false };
+                let errand = Errand { full: true, due: true, ..Errand::default() };
                 let (outcome, _) = batch::run_once(shared, Lane(lane), errand).await.expect("a batch");
                 nothing &= matches!(outcome, Outcome::Nothing | Outcome::Paused);
             }
