@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, ConfigErrors, Overrides, Resolved, environment};
 use crate::event::Status;
+use crate::init::{Existing, UnknownExisting};
 
 const WHICH: &str = "Which events";
 
@@ -180,17 +180,6 @@ pub struct InitArgs {
     /// The role under which the relay runs: gets what it needs, and no DDL
     #[arg(long, value_name = "ROLE", help_heading = "Grants")]
     pub relay_role: Option<String>,
-}
-
-/// What the rows of an adopted outbox are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Existing {
-    /// All are to be applied.
-    Pending,
-    /// All were applied, by whatever was there before.
-    Processed,
-    /// Older ones were applied, the others are to be.
-    Before(DateTime<Utc>),
 }
 
 /// See [`Command::Check`].
@@ -439,18 +428,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 fn existing(text: &str) -> Result<Existing, String> {
-    match text {
-        "pending" => Ok(Existing::Pending),
-        "processed" => Ok(Existing::Processed),
-        _ => {
-            let time = text.strip_prefix("before=").and_then(|time| DateTime::parse_from_rfc3339(time).ok());
-            let time = time.ok_or(
-                "expected pending, processed, or before=TIMESTAMP with its zone, such as \
-                                   before=2026-01-31T00:00:00Z",
-            )?;
-            Ok(Existing::Before(time.to_utc()))
-        }
-    }
+    text.parse().map_err(|error: UnknownExisting| error.to_string())
 }
 
 fn status(word: String) -> Result<Status, String> {
@@ -501,9 +479,9 @@ mod tests {
             other => Err(other.map(|_| String::new()).unwrap_err()),
         };
         assert_eq!(existing("pending"), Ok(Existing::Pending));
-        let time = DateTime::parse_from_rfc3339("2026-01-31T00:00:00Z").unwrap().to_utc();
+        let time = chrono::DateTime::parse_from_rfc3339("2026-01-31T00:00:00Z").unwrap().to_utc();
         assert_eq!(existing("before=2026-01-31T01:00:00+01:00"), Ok(Existing::Before(time)));
-        assert!(existing("before=yesterday").unwrap_err().contains("before=2026-01-31T00:00:00Z"));
+        assert!(existing("before=yesterday").unwrap_err().contains("before=2026-01-31T12:00:00Z"));
         assert!(parse("outbox-relay init --remove --existing pending").is_err());
     }
 

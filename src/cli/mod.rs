@@ -1,9 +1,12 @@
 //! The command line: what may be written ([`args`]), who does it (one file for each command), and how it ends.
 
 pub mod args;
+mod check;
 mod config;
 pub mod confirm;
 mod demo;
+mod init;
+mod map;
 mod operator;
 pub mod output;
 mod run;
@@ -43,10 +46,10 @@ pub async fn dispatch(cli: &Cli) -> anyhow::Result<Exit> {
     };
     match &cli.command {
         Command::Demo(args) => demo::command(args).await,
-        Command::Init(args) => not_yet("init", (args, config()?)),
-        Command::Check(args) => not_yet("check", (args, config()?)),
+        Command::Init(args) => init::command(args, config()?).await,
+        Command::Check(args) => check::command(args, config()?).await,
         Command::Config(args) => config::command(args, cli),
-        Command::Map(args) => not_yet("map", (args, config()?)),
+        Command::Map(args) => map::command(args, config()?).await,
         Command::Run(args) => run::command(args, config()?).await,
         Command::Status(args) => operator::status(args.json, config()?).await,
         Command::Events(args) => operator::events(args, config()?).await,
@@ -56,11 +59,6 @@ pub async fn dispatch(cli: &Cli) -> anyhow::Result<Exit> {
         Command::Pause(args) => operator::pause(args, config()?).await,
         Command::Resume(args) => operator::resume(args, config()?).await,
     }
-}
-
-/// The one place that stands for every command that is still to come.
-fn not_yet<T>(command: &str, _what_it_takes: T) -> anyhow::Result<Exit> {
-    anyhow::bail!("`{command}` is not implemented yet")
 }
 
 /// Tells on stderr why a command could not run.

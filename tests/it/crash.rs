@@ -55,7 +55,7 @@ async fn write(stage: &Stage, writer: u32, transactions: u32, aggregates: u32) {
     for n in 0..transactions {
         let lot = (n * 7919 + writer * 104_729) % 1000;
         let first = lot % (aggregates - 5);
-        let end = if lot % 10 == 0 { "ROLLBACK" } else { "COMMIT" };
+        let end = if lot.is_multiple_of(10) { "ROLLBACK" } else { "COMMIT" };
         let sleep = if lot % 50 == 7 { "SELECT pg_sleep(0.05);" } else { "" };
         // Five aggregates, two events each, their rows locked in order.
         let sql = format!(

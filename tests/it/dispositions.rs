@@ -123,7 +123,13 @@ async fn a_poison_event_holds_back_its_aggregate_in_order_and_nobody_else() {
 
 #[tokio::test]
 async fn with_pass_those_behind_a_failed_event_go_on() {
-    let stage = stage("", |config| config.entities[0].on_failure = OnFailure::Pass).await;
+    let stage = stage("", |config| {
+        config.entities[0].on_failure = OnFailure::Pass;
+        // Long enough to be seen waiting on a slow machine.
+        (config.retry.initial, config.retry.max, config.retry.attempts) =
+            (Duration::from_secs(2), Duration::from_secs(2), 2);
+    })
+    .await;
     let shared = stage.shared().await;
     let bad = poison(&stage, 1).await;
     let behind = stage.user(1, "UserUpdated", "second", 2).await;

@@ -4,6 +4,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 
 use outbox_relay::config::DatabaseUrl;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection, Executor, PgConnection};
 
 use crate::support::stage::Stage;
 use crate::support::{DEADLINE, eventually};
@@ -80,6 +82,15 @@ async fn the_relay_works_through_pgbouncer_in_transaction_mode() {
     }
     stage.drained().await;
     running.stop().await;
+    // Nothing with a name is left to the next client of the same servers.
+    for url in [&stage.config.legacy.url, &stage.config.new.url] {
+        let mut next =
+            PgConnection::connect_with(&url.expose().parse::<PgConnectOptions>().unwrap().extra_float_digits(None))
+                .await
+                .unwrap();
+        let rows = next.fetch_all(sqlx::raw_sql("SELECT name FROM pg_prepared_statements")).await.unwrap();
+        assert_eq!(rows.len(), 0);
+    }
     assert_eq!(stage.count("processed").await, 3005);
     stage.oracle_agrees().await;
 }
