@@ -68,7 +68,6 @@ fn told(output: &Output) -> String {
 }
 
 #[tokio::test]
-#[ignore = "until init, check and map have their commands"]
 async fn the_five_minute_path_of_the_readme_works() {
     let pair = pair().await;
     let folder = tempfile::tempdir().unwrap();
