@@ -5,6 +5,7 @@ use std::process::{Command, Output};
 
 use clap::CommandFactory as _;
 use outbox_relay::cli::Cli;
+use outbox_relay::config::{Code, Config, Overrides};
 
 use crate::support::pair;
 
@@ -67,7 +68,6 @@ fn told(output: &Output) -> String {
 }
 
 #[tokio::test]
-#[ignore = "until init, check and map have their commands"]
 async fn the_five_minute_path_of_the_readme_works() {
     let pair = pair().await;
     let folder = tempfile::tempdir().unwrap();
@@ -141,6 +141,31 @@ fn every_test_that_the_documentation_names_exists() {
         }
     }
     assert!(named > 0);
+}
+
+#[test]
+fn every_configuration_in_the_documentation_is_understood() {
+    let urls = [("OUTBOX_RELAY_LEGACY__URL", "postgres://l/m"), ("OUTBOX_RELAY_NEW__URL", "postgres://n/u")];
+    let mut tried = 0;
+    for (path, text) in pages() {
+        for block in text.split("\n```toml\n").skip(1).map(|rest| rest.split("\n```").next().unwrap()) {
+            let folder = tempfile::tempdir().unwrap();
+            let file = folder.path().join("outbox-relay.toml");
+            std::fs::write(&file, block).unwrap();
+            let env = urls.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            let problems: Vec<String> = Config::load(Some(&file), &Overrides::default(), env)
+                .err()
+                .map_or(vec![], |errors| errors.problems().to_vec())
+                .into_iter()
+                // The SQL files that it names are not here.
+                .filter(|problem| problem.code != Code::File)
+                .map(|problem| problem.to_string())
+                .collect();
+            assert!(problems.is_empty(), "{path}: {}\n{block}", problems.join("\n"));
+            tried += 1;
+        }
+    }
+    assert!(tried > 3);
 }
 
 #[test]
