@@ -312,8 +312,8 @@ impl Server {
         for (setting, value) in settings {
             writeln!(file, "{setting} = {value}")?;
         }
-        // For snapshots: there is nothing to fetch, which ends the recovery.
-        writeln!(file, "restore_command = 'false'\nrecovery_target_timeline = 'current'")?;
+        // For snapshots: there is nothing to fetch, which ends the recovery, and nobody is let in before, only to read.
+        writeln!(file, "restore_command = 'false'\nrecovery_target_timeline = 'current'\nhot_standby = off")?;
         Ok(())
     }
 
