@@ -15,7 +15,7 @@ use crate::mapping::text::{self, With};
 use crate::mapping::{self, Mapping, MappingError};
 use crate::session::{Limits, Session};
 use crate::source::Names;
-use crate::sql::{ident, literal, trusted};
+use crate::sql::{ident, literal, query_scalar, trusted};
 use crate::target::Events;
 
 /// What an event would do to the new database.
@@ -68,6 +68,9 @@ pub enum MapError {
     /// Not in the outbox.
     #[error("the outbox has no event {0}")]
     NoEvent(EventId),
+    /// None of this entity's aggregate type.
+    #[error("the outbox has no event of the aggregate type {0}: write one, or give a payload with --payload FILE")]
+    NoEventOf(String),
     /// The mapping is wrong.
     #[error("{0}")]
     Mapping(Box<MappingError>),
@@ -88,6 +91,18 @@ pub fn entity<'a>(config: &'a Config, name: &str) -> Result<&'a Entity, MapError
         name: name.to_owned(),
         known: config.entities.iter().map(|entity| entity.name.as_str()).collect::<Vec<_>>().join(", "),
     })
+}
+
+/// The newest event of the entity's aggregate type, whatever its status. Gives up after some seconds where that means to walk
+/// over millions of others.
+pub async fn newest_event(config: &Config, source: &PgPool, entity: &Entity) -> Result<Event, MapError> {
+    let names = Names::new(&config.legacy, config.relay.lanes);
+    let sql = names.render(include_str!("../sql/source/newest_event.sql"));
+    let (mut session, _) = Session::begin(source, &format!("SET TRANSACTION READ ONLY; {}", LIMITS.sql())).await?;
+    let id = query_scalar(&sql, false).bind(&entity.aggregate_type).fetch_optional(session.connection()).await;
+    session.rollback().await;
+    let id: EventId = id?.ok_or_else(|| MapError::NoEventOf(entity.aggregate_type.clone()))?;
+    event_by_id(config, source, id).await
 }
 
 /// An event of the outbox, whatever its status.
