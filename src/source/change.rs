@@ -3,17 +3,11 @@
 //! Guarantees: every function works in the transaction that locked the lane, and every event that it makes pending is announced
 //! there, so that no scan that starts further on passes it by.
 
-use std::time::{Duration, Instant};
-
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
 
-use super::{Source, SourceLane};
-use crate::event::{Aggregate, BatchKey, EventId, Lane};
-use crate::session::Limits;
-
-/// The longest that one transaction waits for a lane: a server that shuts down should not find it waiting.
-const WAIT_AT_ONCE: Duration = Duration::from_secs(5);
+use super::SourceLane;
+use crate::event::{Aggregate, BatchKey, EventId};
 
 /// What a sweep did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -22,29 +16,6 @@ pub struct Swept {
     pub released: Vec<EventId>,
     /// Where the next sweep begins; `None`: this one came to the lane's end.
     pub next: Option<i64>,
-}
-
-impl Source {
-    /// Takes the lease of a lane as soon as its holder gives it back, for an operator's change. `None`: not within `patience`.
-    pub async fn wait_for_lane(&self, lane: Lane, patience: Duration) -> sqlx::Result<Option<SourceLane>> {
-        let sql = self.names.render(include_str!("../../sql/source/wait_for_lane.sql"));
-        let until = Instant::now() + patience;
-        loop {
-            let left = until.saturating_duration_since(Instant::now());
-            let lock = left.min(WAIT_AT_ONCE).min(self.limits.deadline);
-            match self.lock_lane_for(lane, Limits { lock, ..self.limits }, &sql).await {
-                Ok(locked) => return Ok(locked),
-                Err(error) if is_lock_timeout(&error) && !left.is_zero() => {}
-                Err(error) if is_lock_timeout(&error) => return Ok(None),
-                Err(error) => return Err(error),
-            }
-        }
-    }
-}
-
-/// Whether somebody else held a lock for longer than `lock_timeout`.
-pub(crate) fn is_lock_timeout(error: &sqlx::Error) -> bool {
-    error.as_database_error().and_then(|e| e.code()).as_deref() == Some("55P03")
 }
 
 impl SourceLane {
