@@ -41,41 +41,50 @@ impl Mark {
     }
 }
 
-impl SourceLane {
-    /// Where a scan that leaves these types out may start.
-    pub(super) fn start(&self, stopped: &[String], full: bool) -> i64 {
-        match &self.newest {
-            Some(entry) if !full && entry.scan.passed.iter().all(|kind| stopped.contains(kind)) => {
-                entry.scan.position.min(self.put_back.unwrap_or(i64::MAX))
-            }
-            _ => i64::MIN,
+impl Scan {
+    /// Where a scan that leaves these types out may start: from the very start, if it is to take a type that was passed by.
+    fn start(&self, stopped: &[String], put_back: Option<i64>) -> i64 {
+        let takes_more = self.passed.iter().any(|kind| !stopped.contains(kind));
+        if takes_more { i64::MIN } else { self.position.min(put_back.unwrap_or(i64::MAX)) }
+    }
+
+    /// Up to where every id is committed or rolled back, by a new look at the writers; and the mark to wait for next.
+    fn decide(&self, seen: Mark) -> (i64, Mark) {
+        let Some(mark) = &self.mark else { return (self.position, seen) };
+        let holders = mark.still_open(&seen.holders);
+        if holders.is_empty() {
+            (self.position.max(mark.sequence.saturating_add(1)), seen)
+        } else {
+            (self.position, Mark { holders, ..mark.clone() })
         }
+    }
+}
+
+impl SourceLane {
+    /// Where a scan that leaves these types out may start. `full`: at the very start.
+    pub(super) fn start(&self, stopped: &[String], full: bool) -> i64 {
+        let scan = self.newest.as_ref().filter(|_| !full).map(|entry| &entry.scan);
+        scan.map_or(i64::MIN, |scan| scan.start(stopped, self.put_back))
     }
 
     /// Up to where every id is committed or rolled back. Asked before the scan: what an open transaction commits between the
     /// scan and the question would be passed by.
     pub(super) async fn decided(&mut self) -> sqlx::Result<(i64, Option<Mark>)> {
-        let before = self.newest.as_ref().map(|entry| entry.scan.clone());
         let Some(sequence) = self.source.sequence.clone() else { return Ok((i64::MIN, None)) };
-        let decided = before.as_ref().map_or(i64::MIN, |scan| scan.position);
-        let mark = before.and_then(|scan| scan.mark);
-        if mark.as_ref().is_some_and(|mark| mark.age < MARK_EVERY) {
-            return Ok((decided, mark));
+        let newest = self.newest.as_ref().map(|entry| entry.scan.clone());
+        let before = newest.unwrap_or(Scan { position: i64::MIN, passed: Vec::new(), mark: None });
+        if before.mark.as_ref().is_some_and(|mark| mark.age < MARK_EVERY) {
+            return Ok((before.position, before.mark));
         }
-        // A sequence that was just set has not given out its value yet.
+        // A sequence that was just set has not given out its value yet. The holders after it: whoever drew an id up to there
+        // holds the lock by then, or has ended.
         let sql = format!("SELECT last_value - CASE WHEN is_called THEN 0 ELSE 1 END FROM {sequence}");
-        let last: i64 = self.source.query_scalar(&sql).fetch_one(self.session.connection()).await?;
+        let sequence: i64 = self.source.query_scalar(&sql).fetch_one(self.session.connection()).await?;
         let sql = self.source.names.render(include_str!("../../sql/source/holders.sql"));
         let holders: Option<Vec<String>> = self.source.query_scalar(&sql).fetch_one(self.session.connection()).await?;
-        let holders = holders.unwrap_or_default();
-        let fresh = Mark { sequence: last, holders, age: Duration::ZERO };
-        let Some(mark) = mark else { return Ok((decided, Some(fresh))) };
-        let holders = mark.still_open(&fresh.holders);
-        Ok(if holders.is_empty() {
-            (decided.max(mark.sequence.saturating_add(1)), Some(fresh))
-        } else {
-            (decided, Some(Mark { holders, ..mark }))
-        })
+        let seen = Mark { sequence, holders: holders.unwrap_or_default(), age: Duration::ZERO };
+        let (decided, mark) = before.decide(seen);
+        Ok((decided, Some(mark)))
     }
 }
 
@@ -92,19 +101,104 @@ pub(super) fn next_scan(claim: &Claim, lowest: Option<i64>) -> Scan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::{Aggregate, Event, EventId};
+
+    fn mark(sequence: i64, holders: &[&str]) -> Mark {
+        Mark { sequence, holders: holders.iter().map(|h| (*h).to_owned()).collect(), age: Duration::ZERO }
+    }
+
+    fn words(words: &[&str]) -> Vec<String> {
+        words.iter().map(|word| (*word).to_owned()).collect()
+    }
 
     #[test]
     fn a_writer_that_was_prepared_meanwhile_is_still_open() {
-        let open = |marked: &[&str], now: &[&str]| {
-            let holders = marked.iter().map(|h| (*h).to_owned()).collect();
-            let now: Vec<String> = now.iter().map(|h| (*h).to_owned()).collect();
-            Mark { sequence: 1, holders, age: Duration::ZERO }.still_open(&now).join(" ")
+        for (marked, now, still_open) in [
+            (&["7:3/1", "8:4/1"][..], &["8:4/1", "9:5/1"][..], &["8:4/1"][..]),
+            (&["7:3/1"], &["7:3/2", "9:5/1"], &[]),
+            (&["7:3/1"], &[":-1/700"], &[":-1/700"]),
+            // Those that were open at the mark have all ended or been prepared: what is prepared later is somebody else.
+            (&[":-1/700"], &[":-1/701"], &[]),
+            (&[], &[":-1/701"], &[]),
+        ] {
+            assert_eq!(mark(1, marked).still_open(&words(now)), words(still_open), "{marked:?}, then {now:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_decided_above_a_mark_whose_writers_are_open() {
+        let (one, both) = (&["7:3/1"][..], &["7:3/1", "8:4/1"][..]);
+        for (before, seen, decided, next) in [
+            // The first look only leaves a mark.
+            (None, mark(50, one), 10, mark(50, one)),
+            // All of the mark's writers are gone: every id up to it is decided, whoever writes now.
+            (Some(mark(50, one)), mark(60, &["9:5/1"]), 51, mark(60, &["9:5/1"])),
+            (Some(mark(50, &[])), mark(60, one), 51, mark(60, one)),
+            // One is still open: the mark stays, and waits for that one alone.
+            (Some(mark(50, both)), mark(60, one), 10, mark(50, one)),
+            // A sequence that was set back does not set the position back.
+            (Some(mark(5, &[])), mark(60, &[]), 10, mark(60, &[])),
+        ] {
+            let scan = Scan { position: 10, passed: Vec::new(), mark: before.clone() };
+            assert_eq!(scan.decide(seen.clone()), (decided, next), "{before:?}, then {seen:?}");
+        }
+    }
+
+    #[test]
+    fn a_scan_that_takes_a_type_that_was_passed_by_starts_at_the_very_start() {
+        for (passed, stopped, put_back, start) in [
+            (&[][..], &[][..], None, 10),
+            (&["User"], &["User", "Order"], None, 10),
+            (&["User", "Order"], &["User"], None, i64::MIN),
+            (&[], &[], Some(3), 3),
+            (&[], &[], Some(30), 10),
+        ] {
+            let scan = Scan { position: 10, passed: words(passed), mark: None };
+            assert_eq!(scan.start(&words(stopped), put_back), start, "{passed:?} {stopped:?} {put_back:?}");
+        }
+    }
+
+    #[test]
+    fn the_next_scan_passes_nothing_that_is_pending_or_may_yet_be_committed() {
+        let event = |(id, was)| Event {
+            id: EventId(id),
+            event_id: uuid::Uuid::nil(),
+            aggregate: Aggregate { kind: "User".into(), id: "1".into() },
+            event_type: "UserCreated".into(),
+            payload: "{}".into(),
+            headers: None,
+            created_at: chrono::DateTime::UNIX_EPOCH,
+            attempts: 0,
+            failing_since: None,
+            was,
         };
-        assert_eq!(open(&["7:3/1", "8:4/1"], &["8:4/1", "9:5/1"]), "8:4/1");
-        assert_eq!(open(&["7:3/1"], &["7:3/2", "9:5/1"]), "");
-        assert_eq!(open(&["7:3/1"], &[":-1/700"]), ":-1/700");
-        // Those that were open at the mark have all ended or been prepared: what is prepared later is somebody else.
-        assert_eq!(open(&[":-1/700"], &[":-1/701"]), "");
-        assert_eq!(open(&[], &[":-1/701"]), "");
+        let (pending, retry) = (Status::Pending, Status::Retry);
+        // (from, position before, decided), claimed, the lowest that stays pending, nothing left: the position.
+        for (scanned, claimed, lowest, nothing_left, position) in [
+            // As far as the claim reached …
+            ((10, 10, 100), &[(12, pending), (15, pending)][..], None, false, 16),
+            // … but not past an id that an open transaction may commit,
+            ((10, 10, 13), &[(12, pending), (15, pending)], None, false, 13),
+            // an event that stays pending,
+            ((10, 10, 100), &[(12, pending), (15, pending)], Some(12), false, 12),
+            // or one that was released behind the scan.
+            ((10, 10, 100), &[(12, pending)], Some(4), false, 4),
+            // A retry tells nothing about how far the scan came.
+            ((10, 10, 100), &[(40, retry)], None, false, 10),
+            ((10, 10, 100), &[(12, pending), (40, retry)], None, false, 13),
+            // A full scan that found only a retry takes nothing back.
+            ((i64::MIN, 10, 100), &[(40, retry)], None, false, 10),
+            // A full scan that found something below the position may have left more between.
+            ((i64::MIN, 10, 100), &[(4, pending)], None, false, 5),
+            // Nothing but stopped events, none of them locked: past all that is decided.
+            ((10, 10, 100), &[], None, true, 100),
+            // Without a sequence that can be trusted, never anywhere but at the very start.
+            ((i64::MIN, i64::MIN, i64::MIN), &[(12, pending)], None, false, i64::MIN),
+        ] {
+            let (from, position_before, decided) = scanned;
+            let events = claimed.iter().copied().map(event).collect();
+            let claim = Claim { events, from, position_before, decided, nothing_left, ..Claim::default() };
+            assert_eq!(next_scan(&claim, lowest).position, position, "{scanned:?} {claimed:?} {lowest:?}");
+        }
     }
 }
