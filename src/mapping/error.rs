@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::build::TableColumn;
 use crate::config::Entity;
+use crate::session;
 use crate::target::Prepared;
 
 /// A mistake in a mapping or handler, found before or while events are applied. The operator's, never an event's.
@@ -49,7 +50,7 @@ impl MappingError {
 
     /// The server could not be asked.
     pub fn database(entity: &Entity, error: sqlx::Error) -> MappingError {
-        let sqlstate = error.as_database_error().and_then(|e| e.code()).map(|c| c.into_owned());
+        let sqlstate = session::sqlstate(&error).map(|code| code.into_owned());
         let unreachable = crate::disposition::is_transient(&error);
         MappingError { sqlstate, unreachable, ..MappingError::new(entity, "mapping.database", error.to_string()) }
     }

@@ -15,6 +15,7 @@ use super::router::{Destination, Router};
 use super::stops::Stop;
 use super::tally::{count, tally};
 use crate::event::{Aggregate, BatchKey, Event, Lane, Status};
+use crate::session::is_lock_timeout;
 use crate::source::{Claim, SettleError, Settled, Settlement, SourceLane};
 use crate::target::TargetLane;
 
@@ -102,7 +103,7 @@ impl BatchError {
     /// A row of the outbox that is to be settled or healed is locked by somebody else.
     fn is_row_locked(&self) -> bool {
         let BatchError::Source(error) = self else { return false };
-        error.as_database_error().and_then(|e| e.code()).as_deref() == Some("55P03")
+        is_lock_timeout(error)
     }
 }
 
@@ -161,8 +162,7 @@ async fn attempt(shared: &Shared, lane: Lane, errand: Errand) -> Result<(Outcome
 }
 
 fn of_target_lock(error: sqlx::Error) -> BatchError {
-    let code = error.as_database_error().and_then(|e| e.code());
-    if code.as_deref() == Some("55P03") { BatchError::TargetBusy } else { BatchError::Target(error) }
+    if is_lock_timeout(&error) { BatchError::TargetBusy } else { BatchError::Target(error) }
 }
 
 /// A clone or a restored dump has another identity than the one that the logs were written against.

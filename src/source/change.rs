@@ -27,16 +27,9 @@ impl SourceLane {
     /// Which of these events have a newer one of their aggregate among the batches that were settled after `since`. `None`: the
     /// log does not have that batch any more (it was healed), so nobody can tell by it.
     pub async fn newer_since(&mut self, ids: &[EventId], since: BatchKey) -> sqlx::Result<Option<Vec<EventId>>> {
-        let sql = "SELECT EXISTS (SELECT FROM {relay}.batch_log WHERE lane = $1 AND token = $2 AND nonce = $3)";
-        let known: bool = self
-            .source
-            .query_scalar(&self.source.names.render(sql))
-            .bind(self.lane)
-            .bind(since.token)
-            .bind(since.nonce)
-            .fetch_one(self.session.connection())
-            .await?;
-        if !known {
+        let sql = self.source.names.render(include_str!("../../sql/source/has_entry.sql"));
+        let known = self.source.query(&sql).bind(self.lane).bind(since.token).bind(since.nonce);
+        if known.fetch_optional(self.session.connection()).await?.is_none() {
             return Ok(None);
         }
         let sql = self.source.names.render(include_str!("../../sql/source/newer_since.sql"));

@@ -10,9 +10,9 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 
 use super::scan::{Mark, Scan};
-use super::{Names, PLANS, Source, json_list, optional_key};
+use super::{PLANS, Source, json_list};
 use crate::event::{BatchKey, Identity, Lane, Token};
-use crate::session::{Limits, Session};
+use crate::session::{Limits, Session, is_lock_timeout};
 
 /// The longest that one transaction waits for a lane: a server that shuts down should not find it waiting.
 const WAIT_AT_ONCE: Duration = Duration::from_secs(5);
@@ -64,7 +64,7 @@ impl Source {
             return Ok(None);
         };
         let _: i32 = locked.try_get("locked")?;
-        let newest = optional_key(read)?.map(|key| entry(read, key)).transpose()?;
+        let newest = BatchKey::of_row(read)?.map(|key| entry(read, key)).transpose()?;
         Ok(Some(SourceLane {
             lane,
             token: Token(read.try_get("drawn")?),
@@ -104,22 +104,10 @@ impl SourceLane {
     pub async fn draw_above(&mut self, above: Token) -> sqlx::Result<Token> {
         while self.token <= above {
             let gap = above.0 - self.token.0 + 1;
-            let sql = self.source.names.render(
-                "SELECT max(drawn)::bigint FROM (SELECT nextval('{relay}.token'::regclass) AS drawn FROM generate_series(1, $1)) d",
-            );
+            let sql = self.source.names.render(include_str!("../../sql/source/draw.sql"));
             self.token = self.source.query_scalar(&sql).bind(gap).fetch_one(self.session.connection()).await?;
         }
         Ok(self.token)
-    }
-
-    /// The database that this is a lane of.
-    pub(crate) fn source(&self) -> &Source {
-        &self.source
-    }
-
-    /// What things are called here.
-    pub fn names(&self) -> &Names {
-        &self.source.names
     }
 
     /// `COMMIT`; gives the lease back.
@@ -131,11 +119,6 @@ impl SourceLane {
     pub async fn release_lease(self) {
         self.session.rollback().await;
     }
-}
-
-/// Whether somebody else held a lock for longer than `lock_timeout`.
-pub(crate) fn is_lock_timeout(error: &sqlx::Error) -> bool {
-    error.as_database_error().and_then(|e| e.code()).as_deref() == Some("55P03")
 }
 
 fn entry(row: &PgRow, key: BatchKey) -> sqlx::Result<Entry> {

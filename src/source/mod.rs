@@ -8,12 +8,14 @@
 //! - `settle`: what became of a batch
 //! - `heal`: the same after an accident
 //! - `change`: what operators and the sweep do
+//! - `retain`: what retention deletes
 
 mod change;
 mod claim;
 mod heal;
 mod lane;
 mod names;
+mod retain;
 mod scan;
 mod settle;
 
@@ -23,18 +25,17 @@ use std::time::Duration;
 use sqlx::Row;
 use sqlx::postgres::{PgArguments, PgPool, PgRow, Postgres};
 use sqlx::query::{Query, QueryScalar};
-use uuid::Uuid;
 
 pub use self::change::Swept;
 pub use self::claim::{Claim, Recheck};
 pub use self::heal::{ForgottenBatch, ForgottenEvent, PutBack, Settled};
-pub(crate) use self::lane::is_lock_timeout;
 pub use self::lane::{Entry, SourceLane};
 pub use self::names::Names;
+pub use self::retain::Retired;
 pub use self::scan::Scan;
 pub use self::settle::{FailureRecord, SettleError, Settlement, Unapplied};
-use crate::event::{Aggregate, BatchKey, Lane, Token};
-use crate::session::{Limits, Session, within};
+use crate::event::{Aggregate, BatchKey, Lane};
+use crate::session::{self, Limits};
 
 /// The source, as one process sees it.
 #[derive(Clone)]
@@ -134,21 +135,15 @@ impl Source {
         crate::sql::query_scalar(sql, self.prepared)
     }
 
-    /// Lanes with work. `full` scans from the very start, for what lies below the lanes' positions; `due` looks for retries.
-    pub async fn look(&self, stopped: &[String], full: bool, due: bool) -> sqlx::Result<Vec<Sighting>> {
-        within(self.limits.deadline, self.look_now(stopped, full, due)).await
+    /// Asks one question without a lock.
+    async fn ask(&self, settings: &str, question: Query<'_, Postgres, PgArguments>) -> sqlx::Result<Vec<PgRow>> {
+        session::ask(&self.pool, self.limits, settings, question).await
     }
 
-    async fn look_now(&self, stopped: &[String], full: bool, due: bool) -> sqlx::Result<Vec<Sighting>> {
-        let (mut session, _) = Session::begin(&self.pool, &format!("{} {PLANS}", self.limits.sql())).await?;
-        let rows = self
-            .query(&self.statements.look)
-            .bind(stopped)
-            .bind(full)
-            .bind(due)
-            .fetch_all(session.connection())
-            .await?;
-        session.commit().await?;
+    /// Lanes with work. `full` scans from the very start, for what lies below the lanes' positions; `due` looks for retries.
+    pub async fn look(&self, stopped: &[String], full: bool, due: bool) -> sqlx::Result<Vec<Sighting>> {
+        let look = self.query(&self.statements.look).bind(stopped).bind(full).bind(due);
+        let rows = self.ask(PLANS, look).await?;
         rows.iter()
             .map(|row| {
                 Ok(Sighting {
@@ -163,36 +158,22 @@ impl Source {
 
     /// The newest entry of every lane.
     pub async fn heads(&self) -> sqlx::Result<HashMap<Lane, Option<BatchKey>>> {
-        within(self.limits.deadline, self.heads_now()).await
+        let rows = self.ask("", self.query(&self.statements.heads)).await?;
+        rows.iter().map(|row| Ok((row.try_get("lane")?, BatchKey::of_row(row)?))).collect()
     }
 
-    async fn heads_now(&self) -> sqlx::Result<HashMap<Lane, Option<BatchKey>>> {
-        let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await?;
-        let rows = self.query(&self.statements.heads).fetch_all(session.connection()).await?;
-        session.commit().await?;
-        rows.iter().map(|row| Ok((row.try_get("lane")?, optional_key(row)?))).collect()
-    }
-
-    /// The time limits of a short transaction, as `SET LOCAL …;`.
-    pub fn limits_sql(&self) -> String {
-        self.limits.sql()
-    }
-
-    /// Whether the lane has a held event. Without a lock.
+    /// Whether the lane has a held event.
     pub async fn holds_any(&self, lane: Lane) -> sqlx::Result<bool> {
-        let sql = self.names.render("SELECT EXISTS (SELECT FROM {outbox} WHERE {lane} = $1 AND {status} = {held} AND {status} IN ({retry}, {held}, {failed}))");
-        let (mut session, _) = Session::begin(&self.pool, &format!("{} {PLANS}", self.limits.sql())).await?;
-        let found = self.query_scalar(&sql).bind(lane).fetch_one(session.connection()).await?;
-        session.commit().await?;
-        Ok(found)
+        let sql = self.names.render(include_str!("../../sql/source/holds_any.sql"));
+        let rows = self.ask(PLANS, self.query(&sql).bind(lane)).await?;
+        Ok(!rows.is_empty())
     }
 
     /// What keeps a drain from being over.
     pub async fn remaining(&self, stopped: &[String]) -> sqlx::Result<Remaining> {
         let sql = self.names.render(include_str!("../../sql/source/remaining.sql"));
-        let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await?;
-        let row = self.query(&sql).bind(stopped).fetch_one(session.connection()).await?;
-        session.commit().await?;
+        let rows = self.ask("", self.query(&sql).bind(stopped)).await?;
+        let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
         Ok(Remaining {
             pending: row.try_get("pending")?,
             retry: row.try_get("retry")?,
@@ -205,27 +186,16 @@ impl Source {
     /// Who has had rows of the outbox locked for a while, for people; `None` if nobody has.
     pub async fn row_lockers(&self) -> sqlx::Result<Option<String>> {
         let sql = self.names.render(include_str!("../../sql/source/row_lockers.sql"));
-        within(self.limits.deadline, async {
-            let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await?;
-            let who = self.query_scalar(&sql).fetch_one(session.connection()).await?;
-            session.commit().await?;
-            Ok(who)
-        })
-        .await
+        let rows = self.ask("", self.query(&sql)).await?;
+        rows.first().map_or(Ok(None), |row| row.try_get(0))
     }
 
     /// Ends whoever has held this lane's lock for longer than `limit`: a client that is frozen, or a host that died without a
     /// word. The same role may. Returns the process ids that were ended.
     pub async fn end_holder(&self, lane: Lane, limit: Duration) -> sqlx::Result<Vec<i32>> {
         let sql = self.names.render(include_str!("../../sql/source/end_holder.sql"));
-        within(self.limits.deadline, async {
-            let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await?;
-            let ended = self.query_scalar(&sql).bind(lane).bind(limit.as_secs_f64());
-            let ended = ended.fetch_all(session.connection()).await?;
-            session.commit().await?;
-            Ok(ended)
-        })
-        .await
+        let rows = self.ask("", self.query(&sql).bind(lane).bind(limit.as_secs_f64())).await?;
+        rows.iter().map(|row| row.try_get(0)).collect()
     }
 }
 
@@ -242,20 +212,6 @@ pub struct Remaining {
     pub stopped: bool,
     pub failed: bool,
     pub held: bool,
-}
-
-fn optional_key(row: &PgRow) -> sqlx::Result<Option<BatchKey>> {
-    let token: Option<i64> = row.try_get("token")?;
-    let Some(token) = token else { return Ok(None) };
-    let nonce = match row.try_get::<Uuid, _>("nonce") {
-        Ok(nonce) => nonce,
-        Err(_) => parse_uuid(row.try_get("nonce")?)?,
-    };
-    Ok(Some(BatchKey { token: Token(token), nonce }))
-}
-
-fn parse_uuid(text: String) -> sqlx::Result<Uuid> {
-    text.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))
 }
 
 fn json_list(row: &PgRow, column: &str) -> sqlx::Result<Vec<String>> {

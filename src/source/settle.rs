@@ -102,14 +102,10 @@ impl SourceLane {
         let released = self.release(&settlement.freed, pass, release_at_most).await?;
         let lowest = settlement.left_lowest.map(|id| id.0).into_iter().chain(released).min();
         let scan = next_scan(claim, lowest);
-        let ids: Vec<EventId> = settlement.processed.clone();
-        let at = self.append(key, peer, &ids, &scan).await?;
+        let at = self.append(key, peer, &settlement.processed, &scan).await?;
         if self.put_back.is_some() {
-            self.source
-                .query(&self.source.names.render("DELETE FROM {relay}.put_back WHERE lane = $1"))
-                .bind(self.lane)
-                .execute(self.session.connection())
-                .await?;
+            let sql = self.source.names.render(include_str!("../../sql/source/forget_put_back.sql"));
+            self.source.query(&sql).bind(self.lane).execute(self.session.connection()).await?;
         }
         Ok(at)
     }
