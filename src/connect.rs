@@ -7,7 +7,7 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use uuid::Uuid;
 
 use crate::config::{Config, DatabaseUrl};
-use crate::session::Session;
+use crate::session::{Session, sqlstate};
 use crate::source::{Names, Source};
 use crate::sql::{query, query_scalar};
 use crate::target::Target;
@@ -115,8 +115,7 @@ fn not_initialised() -> ConnectError {
 
 /// Undefined table or schema.
 pub fn is_undefined(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|e| e.code());
-    matches!(code.as_deref(), Some("42P01" | "3F000"))
+    matches!(sqlstate(error).as_deref(), Some("42P01" | "3F000"))
 }
 
 /// Both sides, ready for batches: as many connections as workers need, and a few for looking.

@@ -4,6 +4,8 @@ use std::fmt;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use sqlx::Row;
+use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 macro_rules! number {
@@ -134,6 +136,19 @@ pub struct BatchKey {
     pub token: Token,
     /// Random.
     pub nonce: Uuid,
+}
+
+impl BatchKey {
+    /// The columns `token` and `nonce` of a row, the nonce as it comes or as text (a script's rows are text); `None` where they
+    /// are NULL: the log is empty.
+    pub(crate) fn of_row(row: &PgRow) -> sqlx::Result<Option<BatchKey>> {
+        let Some(token) = row.try_get("token")? else { return Ok(None) };
+        let nonce = row.try_get("nonce").or_else(|_| {
+            let text: String = row.try_get("nonce")?;
+            text.parse().map_err(|error: uuid::Error| sqlx::Error::Decode(Box::new(error)))
+        })?;
+        Ok(Some(BatchKey { token: Token(token), nonce }))
+    }
 }
 
 /// A database, as the other side's log names it: `system_identifier/database`.

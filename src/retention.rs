@@ -4,13 +4,7 @@
 //! `[relay] replica_lag` (healing may still need it before), and none that failed. The target's log forgets only what the
 //! source's log is known to have.
 
-use std::time::Duration;
-
-use sqlx::Row;
-
 use crate::config::Config;
-use crate::event::Lane;
-use crate::session::Session;
 use crate::source::Source;
 use crate::target::Target;
 
@@ -34,29 +28,18 @@ pub struct Counts {
 pub async fn run_once(config: &Config, source: &Source, target: &Target) -> sqlx::Result<Counts> {
     let mut counts = Counts::default();
     let age = config.retention.processed.max(config.relay.replica_lag);
-    let sql = source.names.render(include_str!("../sql/source/retirable.sql"));
-    let (mut session, _) = Session::begin(&source.pool, &source.limits_sql()).await?;
-    let lanes: Vec<Lane> = source.query_scalar(&sql).bind(age.as_secs_f64()).fetch_all(session.connection()).await?;
-    session.commit().await?;
+    let lanes = source.retirable(age).await?;
     for lane in lanes {
         // Busy: its turn comes.
         let Some(mut locked) = source.lock_lane(lane).await? else { continue };
-        let (events, entries) = locked.retire(age, ENTRIES).await?;
+        let retired = locked.retire(age, ENTRIES).await?;
         locked.commit().await?;
-        counts.processed += events;
-        counts.entries += entries;
+        counts.processed += retired.events;
+        counts.entries += retired.entries;
     }
-    counts.skipped = retire_skipped(config.retention.skipped, source).await?;
+    counts.skipped = source.retire_skipped(config.retention.skipped, SKIPPED).await?;
     forget_on_target(config, source, target).await?;
     Ok(counts)
-}
-
-async fn retire_skipped(age: Duration, source: &Source) -> sqlx::Result<u64> {
-    let (mut session, _) = Session::begin(&source.pool, &source.limits_sql()).await?;
-    let sql = source.names.render(include_str!("../sql/source/retire_skipped.sql"));
-    let done = source.query(&sql).bind(age.as_secs_f64()).bind(SKIPPED).execute(session.connection()).await?;
-    session.commit().await?;
-    Ok(done.rows_affected())
 }
 
 /// The target keeps for `replica_lag` what the source has too: the source may yet go back to before it.
@@ -70,16 +53,4 @@ async fn forget_on_target(config: &Config, source: &Source, target: &Target) -> 
         }
     }
     Ok(())
-}
-
-impl crate::source::SourceLane {
-    /// Deletes this lane's oldest entries with their events; how many events and entries.
-    async fn retire(&mut self, age: Duration, entries: i64) -> sqlx::Result<(u64, u64)> {
-        let sql = self.names().render(include_str!("../sql/source/retire.sql"));
-        let lane = self.lane;
-        let source = self.source().clone();
-        let row =
-            source.query(&sql).bind(lane).bind(age.as_secs_f64()).bind(entries).fetch_one(self.transaction()).await?;
-        Ok((row.try_get::<i64, _>("events")?.unsigned_abs(), row.try_get::<i64, _>("entries")?.unsigned_abs()))
-    }
 }

@@ -1,12 +1,14 @@
-//! One transaction on one pooled connection.
+//! One transaction on one pooled connection, and what may come of it.
 //!
 //! Guarantees: a session that is dropped before it was committed or rolled back closes its connection, so that no half-done
 //! transaction and no half-read answer ever goes back to the pool; the server rolls it back.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnection, PgRow, Postgres};
+use sqlx::postgres::{PgArguments, PgConnection, PgRow, Postgres};
+use sqlx::query::Query;
 use sqlx::{Executor, PgPool};
 
 use crate::sql::trusted;
@@ -81,9 +83,41 @@ impl Drop for Session {
     }
 }
 
+/// Asks one question in a transaction of its own, which sets `limits` and then `settings` for itself. Gives up after the
+/// deadline, as [`within`].
+pub async fn ask(
+    pool: &PgPool,
+    limits: Limits,
+    settings: &str,
+    question: Query<'_, Postgres, PgArguments>,
+) -> sqlx::Result<Vec<PgRow>> {
+    within(limits.deadline, async {
+        let (mut session, _) = Session::begin(pool, &format!("{} {settings}", limits.sql())).await?;
+        let rows = question.fetch_all(session.connection()).await?;
+        session.commit().await?;
+        Ok(rows)
+    })
+    .await
+}
+
 /// Gives up after `deadline`, as a batch does: a server whose host died without a word never answers, and whoever waits for it
 /// without a limit waits for TCP's, a quarter of an hour.
 pub async fn within<T>(deadline: Duration, work: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
     let late = || std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no answer within {deadline:?}"));
     tokio::time::timeout(deadline, work).await.unwrap_or_else(|_| Err(sqlx::Error::Io(late())))
+}
+
+/// Whether somebody else held a lock for longer than `lock_timeout`.
+pub fn is_lock_timeout(error: &sqlx::Error) -> bool {
+    sqlstate(error).as_deref() == Some("55P03")
+}
+
+/// Whether a statement took longer than `statement_timeout`.
+pub fn is_statement_timeout(error: &sqlx::Error) -> bool {
+    sqlstate(error).as_deref() == Some("57014")
+}
+
+/// What the server called its error; `None` if it is not the server's.
+pub fn sqlstate(error: &sqlx::Error) -> Option<Cow<'_, str>> {
+    error.as_database_error().and_then(|error| error.code())
 }

@@ -1,5 +1,5 @@
 -- What a worker must know of a lane that it holds: a new token, the newest entry of the log, who this server is.
-SELECT nextval('{relay}.token'::regclass)::bigint AS drawn, l.token, l.nonce::text AS nonce, l.peer, l.position,
+SELECT nextval({tokens})::bigint AS drawn, l.token, l.nonce::text AS nonce, l.peer, l.position,
        array_to_json(l.passed)::text AS passed, l.mark, array_to_json(l.mark_holders)::text AS mark_holders,
        extract(epoch FROM clock_timestamp() - l.marked_at)::float8 AS mark_age,
        (SELECT min(id) FROM {relay}.put_back WHERE lane = {lane_number})::bigint AS put_back,

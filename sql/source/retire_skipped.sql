@@ -6,3 +6,4 @@ WHERE {id} = ANY (ARRAY(
     ORDER BY {status}, {id} LIMIT $2
     FOR UPDATE SKIP LOCKED))
   AND {status} = {skipped}
+RETURNING {id}

@@ -9,6 +9,7 @@ use super::{Finding, reading};
 use crate::config::Config;
 use crate::event::Status;
 use crate::init;
+use crate::session;
 use crate::source::Names;
 use crate::sql::{ident, literal, trusted};
 
@@ -70,14 +71,14 @@ pub(super) async fn check(config: &Config, pool: &PgPool) -> sqlx::Result<Vec<Fi
     {
         match found {
             Ok(found) => findings.extend(found),
-            Err(error) if error.as_database_error().and_then(|e| e.code()).as_deref() == Some("57014") => {
+            Err(error) if session::is_statement_timeout(&error) => {
                 findings.push(Finding::note(
                     "outbox.large",
                     "a count of the outbox's rows took more than ten seconds",
                     "and was given up",
                 ));
             }
-            Err(error) if error.as_database_error().and_then(|e| e.code()).as_deref() == Some("42501") => {}
+            Err(error) if session::sqlstate(&error).as_deref() == Some("42501") => {}
             Err(error) => return Err(error),
         }
     }

@@ -246,15 +246,13 @@ impl Pair<'_> {
 
     /// Above every token that either side knows: one of them may have gone back in time.
     async fn draw_above(&self, source: &mut Session, newest: Option<i64>) -> sqlx::Result<i64> {
-        let sql = self.names.render("SELECT nextval('{relay}.token'::regclass)::bigint");
+        let sql = self.names.render("SELECT nextval({tokens})::bigint");
         let drawn: i64 = sqlx::query_scalar(trusted(&sql)).persistent(false).fetch_one(source.connection()).await?;
         let gap = newest.map_or(0, |newest| newest - drawn + 1);
         if gap <= 0 {
             return Ok(drawn);
         }
-        let sql = self.names.render(
-            "SELECT max(drawn)::bigint FROM (SELECT nextval('{relay}.token'::regclass) AS drawn FROM generate_series(1, $1)) d",
-        );
+        let sql = self.names.render(include_str!("../../sql/source/draw.sql"));
         sqlx::query_scalar(trusted(&sql)).persistent(false).bind(gap).fetch_one(source.connection()).await
     }
 

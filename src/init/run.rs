@@ -8,6 +8,7 @@ use sqlx::postgres::PgPool;
 
 use super::{InitError, Side, Step};
 use crate::retry::Pause;
+use crate::session::sqlstate;
 use crate::sql::trusted;
 
 /// How long a statement may wait for a lock, and so hold the application up.
@@ -34,8 +35,7 @@ async fn together(pool: &PgPool, step: &Step) -> sqlx::Result<()> {
         match transaction.execute(sqlx::raw_sql(trusted(&script))).await {
             Ok(_) => return transaction.commit().await,
             Err(error) => {
-                let code = error.as_database_error().and_then(|e| e.code());
-                let locked = matches!(code.as_deref(), Some("55P03" | "40P01"));
+                let locked = matches!(sqlstate(&error).as_deref(), Some("55P03" | "40P01"));
                 transaction.rollback().await?;
                 if !locked || started.elapsed() > PATIENCE {
                     return Err(error);

@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::build::TableColumn;
 use crate::config::Entity;
+use crate::session;
 use crate::target::Prepared;
 
 /// A mistake in a mapping or handler, found before or while events are applied. The operator's, never an event's.
@@ -49,7 +50,7 @@ impl MappingError {
 
     /// The server could not be asked.
     pub fn database(entity: &Entity, error: sqlx::Error) -> MappingError {
-        let sqlstate = error.as_database_error().and_then(|e| e.code()).map(|c| c.into_owned());
+        let sqlstate = session::sqlstate(&error).map(|code| code.into_owned());
         let unreachable = is_away(&error);
         MappingError { sqlstate, unreachable, ..MappingError::new(entity, "mapping.database", error.to_string()) }
     }
@@ -176,8 +177,7 @@ impl MappingError {
 /// Whether the server could not be asked. While a batch is applied, 0A000 is a stale plan and passes by itself; of a statement
 /// that is being prepared it says that Postgres cannot do this at all (a data-modifying WITH in a mapping, say).
 fn is_away(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|e| e.code());
-    code.as_deref() != Some("0A000") && crate::disposition::is_transient(error)
+    session::sqlstate(error).as_deref() != Some("0A000") && crate::disposition::is_transient(error)
 }
 
 /// Whether the word is not a part of a longer one, nor in a comment.

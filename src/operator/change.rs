@@ -14,8 +14,9 @@ use sqlx::Row;
 use tokio_util::sync::CancellationToken;
 
 use super::events::statement;
-use super::{By, Event, EventRef, Filter, Operator, OperatorError, Result, audit, is_timeout};
+use super::{By, Event, EventRef, Filter, Operator, OperatorError, Result, audit};
 use crate::event::{BatchKey, EventId, Lane, Status};
+use crate::session;
 use crate::source::SourceLane;
 use crate::sql::{query, query_scalar};
 
@@ -303,7 +304,7 @@ impl Operator {
         };
         match changed {
             Ok(changed) => Ok(changed.len() as u64),
-            Err(error) if crate::source::is_lock_timeout(&error) => Err(OperatorError::Busy(
+            Err(error) if session::is_lock_timeout(&error) => Err(OperatorError::Busy(
                 "somebody else holds a lock on these events: nothing was changed, try again".to_owned(),
             )),
             Err(error) => Err(error.into()),
@@ -312,7 +313,7 @@ impl Operator {
 }
 
 fn undecided(error: sqlx::Error) -> OperatorError {
-    if is_timeout(&error) {
+    if session::is_statement_timeout(&error) {
         return OperatorError::Refused {
             code: "newer_unknown",
             message: "whether a newer event was applied could not be found out in time: the outbox is large, and these events are \

@@ -11,8 +11,9 @@ use sqlx::query::Query;
 use sqlx::{Executor, Postgres};
 use uuid::Uuid;
 
-use super::{ORDERED, Operator, OperatorError, Result, count, is_timeout};
+use super::{ORDERED, Operator, OperatorError, Result, count};
 use crate::event::{Aggregate, EventId, Lane, Status};
+use crate::session;
 use crate::source::Names;
 use crate::sql::{literal, query, query_scalar, render};
 
@@ -236,7 +237,7 @@ impl Operator {
 }
 
 fn too_broad(error: sqlx::Error) -> OperatorError {
-    if is_timeout(&error) {
+    if session::is_statement_timeout(&error) {
         let message =
             "no index leads to these events, and looking at every one takes too long: name a status, an id or a cause";
         return OperatorError::Invalid { code: "filter.too_broad", message: message.to_owned() };

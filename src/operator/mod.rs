@@ -173,10 +173,6 @@ impl Operator {
 /// For lists: the order that is asked for is an index's own.
 const ORDERED: &str = "SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_seqscan = off";
 
-fn is_timeout(error: &sqlx::Error) -> bool {
-    error.as_database_error().and_then(|e| e.code()).as_deref() == Some("57014")
-}
-
 fn count(row: &PgRow, column: &str) -> sqlx::Result<u64> {
     use sqlx::Row as _;
     row.try_get::<i64, _>(column).map(i64::unsigned_abs)

@@ -3,20 +3,21 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::Shared;
-use super::apply::{ApplyError, Applying, Charged, Verdict, held};
+use super::apply::{ApplyError, Applying, Charged};
 use super::failpoint::reach;
-use super::heal::{self, Log, Step};
+use super::heal;
 use super::plan;
+use super::refusal::{Verdict, held};
 use super::router::{Destination, Router};
 use super::stops::Stop;
-use crate::event::{Aggregate, BatchKey, Event, EventId, Lane, Status, Token};
+use super::tally::{count, tally};
+use crate::event::{Aggregate, BatchKey, Event, Lane, Status};
+use crate::session::is_lock_timeout;
 use crate::source::{Claim, SettleError, Settled, Settlement, SourceLane};
 use crate::target::TargetLane;
-use crate::telemetry::TraceParent;
 
 /// Why a worker goes to a lane.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -102,7 +103,7 @@ impl BatchError {
     /// A row of the outbox that is to be settled or healed is locked by somebody else.
     fn is_row_locked(&self) -> bool {
         let BatchError::Source(error) = self else { return false };
-        error.as_database_error().and_then(|e| e.code()).as_deref() == Some("55P03")
+        is_lock_timeout(error)
     }
 }
 
@@ -141,7 +142,7 @@ async fn attempt(shared: &Shared, lane: Lane, errand: Errand) -> Result<(Outcome
         )));
     }
     if source.newest.as_ref().map(|entry| entry.key) != target_key {
-        return heal_once(shared, source, target).await.map(|outcome| (outcome, Charged::new()));
+        return heal::run_once(shared, source, target).await.map(|outcome| (outcome, Charged::new()));
     }
     if source.all_paused() {
         target.abandon().await;
@@ -161,8 +162,7 @@ async fn attempt(shared: &Shared, lane: Lane, errand: Errand) -> Result<(Outcome
 }
 
 fn of_target_lock(error: sqlx::Error) -> BatchError {
-    let code = error.as_database_error().and_then(|e| e.code());
-    if code.as_deref() == Some("55P03") { BatchError::TargetBusy } else { BatchError::Target(error) }
+    if is_lock_timeout(&error) { BatchError::TargetBusy } else { BatchError::Target(error) }
 }
 
 /// A clone or a restored dump has another identity than the one that the logs were written against.
@@ -271,7 +271,7 @@ async fn advance(
     Ok((Outcome::Settled(Counts { took: started.elapsed(), ..Counts::default() }), Charged::new()))
 }
 
-fn of_settling(error: SettleError) -> BatchError {
+pub(super) fn of_settling(error: SettleError) -> BatchError {
     match error {
         SettleError::Database(error) => BatchError::Source(error),
         SettleError::NotTheNewest => BatchError::Overtaken,
@@ -328,194 +328,4 @@ fn route(
         }
     }
     (todo, verdicts)
-}
-
-/// What is written where.
-struct Tally<'a> {
-    applied: Vec<&'a Event>,
-    given_up: Vec<&'a Event>,
-    settlement: Settlement,
-    left: u64,
-}
-
-fn tally<'a>(
-    claim: &'a Claim,
-    recheck: &crate::source::Recheck,
-    verdicts: &[Option<Verdict>],
-    pass: &[String],
-) -> Tally<'a> {
-    let mut tally = Tally {
-        applied: Vec::new(),
-        given_up: Vec::new(),
-        settlement: Settlement {
-            left_lowest: recheck.unlocked.iter().map(|(_, id)| *id).min(),
-            ..Settlement::default()
-        },
-        left: recheck.unlocked.len() as u64,
-    };
-    for (event, verdict) in claim.events.iter().zip(verdicts) {
-        match verdict {
-            Some(Verdict::Applied) => {
-                tally.applied.push(event);
-                tally.settlement.processed.push(event.id);
-            }
-            Some(Verdict::Unapplied(unapplied)) => {
-                if unapplied.status == Status::Failed {
-                    tally.given_up.push(event);
-                }
-                tally.settlement.unapplied.push((**unapplied).clone());
-            }
-            Some(Verdict::Left) | None => {
-                tally.left += 1;
-                if event.was == Status::Pending {
-                    tally.settlement.left_lowest =
-                        Some(tally.settlement.left_lowest.map_or(event.id, |id| id.min(event.id)));
-                }
-            }
-        }
-    }
-    // What was given up and is passed over holds nobody back any more either.
-    let passed = tally.given_up.iter().copied().filter(|e| pass.contains(&e.aggregate.kind));
-    let freed = plan::aggregates(
-        tally
-            .applied
-            .iter()
-            .copied()
-            .chain(passed)
-            .filter(|e| e.was == Status::Retry || recheck.blocked.contains_key(&e.aggregate)),
-    );
-    tally.settlement.freed = freed;
-    tally
-}
-
-fn count(claim: &Claim, tally: &Tally<'_>, settled_at: DateTime<Utc>, started: Instant) -> Counts {
-    let mut counts = Counts { more: claim.more, left: tally.left, took: started.elapsed(), ..Counts::default() };
-    for event in &tally.applied {
-        trace(event);
-        *counts.processed.entry(event.aggregate.kind.clone()).or_default() += 1;
-        counts.lags.push((settled_at - event.created_at).as_seconds_f64());
-    }
-    let kinds: HashMap<EventId, &str> = claim.events.iter().map(|e| (e.id, e.aggregate.kind.as_str())).collect();
-    for unapplied in &tally.settlement.unapplied {
-        let kind = kinds.get(&unapplied.id).copied().unwrap_or_default();
-        *counts.unapplied.entry((kind.to_owned(), unapplied.status)).or_default() += 1;
-    }
-    counts.more |= !tally.settlement.freed.is_empty();
-    counts
-}
-
-/// Ties an applied event to the trace of its writer, for whoever asks for this level.
-fn trace(event: &Event) {
-    if tracing::enabled!(tracing::Level::TRACE) {
-        let parent = event.headers.as_deref().and_then(TraceParent::from_headers);
-        tracing::trace!(
-            event.id = event.id.0,
-            event.event_id = %event.event_id,
-            aggregate_type = %event.aggregate.kind,
-            event_type = %event.event_type,
-            trace_id = parent.as_ref().map(|p| p.trace_id.as_str()),
-            parent_span_id = parent.as_ref().map(|p| p.parent_id.as_str()),
-            "applied"
-        );
-    }
-}
-
-/// The next step, and when the source's newest entry was settled. Reads the ends of both logs, and more of them only until a
-/// common entry is found: the source's log is as long as retention.
-async fn next_step(
-    source: &mut SourceLane,
-    target: &mut TargetLane,
-) -> Result<(Step, Option<DateTime<Utc>>), BatchError> {
-    let mut reach = 64;
-    loop {
-        // From the lower of both on, neither log has a hole, so the newest common entry found is the newest there is.
-        let ends = (
-            source.token_of(reach).await.map_err(BatchError::Source)?,
-            target.token_of(reach).await.map_err(BatchError::Target)?,
-        );
-        let from = match ends {
-            (Some(source), Some(target)) => source.min(target),
-            _ => Token(i64::MIN),
-        };
-        // The marks after the entries: who forgets leaves the mark in the same transaction.
-        let source_log = Log {
-            entries: source.log(from).await.map_err(BatchError::Source)?,
-            mark: source.mark().await.map_err(BatchError::Source)?,
-        };
-        let target_log = Log {
-            entries: target.log(from).await.map_err(BatchError::Target)?,
-            mark: target.mark().await.map_err(BatchError::Target)?,
-        };
-        let step = heal::next_step(&source_log, &target_log);
-        if from.0 == i64::MIN || !matches!(step, Step::Impossible { .. }) {
-            return Ok((step, source_log.entries.first().map(|(_, at)| *at)));
-        }
-        reach *= 16;
-    }
-}
-
-/// One step, under both locks, in a source transaction of its own; the target is only read.
-async fn heal_once(shared: &Shared, mut source: SourceLane, mut target: TargetLane) -> Result<Outcome, BatchError> {
-    let lane = source.lane;
-    let (step, put_back_at) = next_step(&mut source, &mut target).await?;
-    let healed = match step {
-        Step::Nothing => return Err(BatchError::Overtaken),
-        Step::PutBack(key) => {
-            let done = source.put_back_newest().await.map_err(BatchError::Source)?;
-            if done.missing > 0 {
-                return Err(BatchError::Stopped(format!(
-                    "lane {lane}: the new database forgot batch {}, and {} of its events are no longer in the outbox to be \
-                     applied again: verify and resync what happened since {}",
-                    key.token,
-                    done.missing,
-                    put_back_at.map(|at| at.to_rfc3339()).unwrap_or_default()
-                )));
-            }
-            tracing::warn!(
-                lane = lane.0,
-                token = key.token.0,
-                events = done.events,
-                "healed: the target had forgotten a batch, its events are pending again"
-            );
-            Healed::PutBack(done.events)
-        }
-        Step::Settle(key) => {
-            let entry = target.log_entry(key.token).await.map_err(BatchError::Target)?;
-            let identity = target.identity.clone();
-            let done = source
-                .settle_forgotten(&entry, &identity, &shared.router().passing(), shared.config.relay.batch)
-                .await
-                .map_err(of_settling)?;
-            if done.divergent > 0 {
-                tracing::error!(
-                    lane = lane.0,
-                    token = key.token.0,
-                    events = done.divergent,
-                    "the target knows events that the outbox does not have: their aggregates need a resync"
-                );
-            }
-            tracing::warn!(
-                lane = lane.0,
-                token = key.token.0,
-                events = done.events,
-                overtaken = done.overtaken,
-                "healed: a batch had taken effect without being settled"
-            );
-            Healed::Settled(done)
-        }
-        Step::Impossible { since, until } => {
-            let time = |at: Option<DateTime<Utc>>| at.map_or("the beginning".to_owned(), |at| at.to_rfc3339());
-            return Err(BatchError::Stopped(format!(
-                "lane {lane}: no batch is left that both databases remember; what happened between {} and {} must be verified, \
-                 then: outbox-relay init --target-is-current",
-                time(since),
-                time(until)
-            )));
-        }
-    };
-    reach("heal_step");
-    source.commit().await.map_err(BatchError::Source)?;
-    reach("heal_committed");
-    target.abandon().await;
-    Ok(Outcome::Healed(healed))
 }

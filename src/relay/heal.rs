@@ -5,7 +5,12 @@ use std::collections::HashSet;
 
 use chrono::{DateTime, Utc};
 
+use super::Shared;
+use super::batch::{BatchError, Healed, Outcome, of_settling};
+use super::failpoint::reach;
 use crate::event::{BatchKey, Token};
+use crate::source::SourceLane;
+use crate::target::TargetLane;
 
 /// A side's log, newest first, and its mark: the newest token that was forgotten on purpose.
 #[derive(Debug, Clone, Default)]
@@ -48,6 +53,110 @@ pub(crate) fn next_step(source: &Log, target: &Log) -> Step {
     match target.entries.iter().rev().find(|(key, _)| key.token > common.token) {
         Some((oldest, _)) => Step::Settle(*oldest),
         None => Step::Nothing,
+    }
+}
+
+/// One step, under both locks, in a source transaction of its own; the target is only read.
+pub(super) async fn run_once(
+    shared: &Shared,
+    mut source: SourceLane,
+    mut target: TargetLane,
+) -> Result<Outcome, BatchError> {
+    let lane = source.lane;
+    let (step, put_back_at) = read_next_step(&mut source, &mut target).await?;
+    let healed = match step {
+        Step::Nothing => return Err(BatchError::Overtaken),
+        Step::PutBack(key) => {
+            let done = source.put_back_newest().await.map_err(BatchError::Source)?;
+            if done.missing > 0 {
+                return Err(BatchError::Stopped(format!(
+                    "lane {lane}: the new database forgot batch {}, and {} of its events are no longer in the outbox to be \
+                     applied again: verify and resync what happened since {}",
+                    key.token,
+                    done.missing,
+                    put_back_at.map(|at| at.to_rfc3339()).unwrap_or_default()
+                )));
+            }
+            tracing::warn!(
+                lane = lane.0,
+                token = key.token.0,
+                events = done.events,
+                "healed: the target had forgotten a batch, its events are pending again"
+            );
+            Healed::PutBack(done.events)
+        }
+        Step::Settle(key) => {
+            let entry = target.log_entry(key.token).await.map_err(BatchError::Target)?;
+            let identity = target.identity.clone();
+            let done = source
+                .settle_forgotten(&entry, &identity, &shared.router().passing(), shared.config.relay.batch)
+                .await
+                .map_err(of_settling)?;
+            if done.divergent > 0 {
+                tracing::error!(
+                    lane = lane.0,
+                    token = key.token.0,
+                    events = done.divergent,
+                    "the target knows events that the outbox does not have: their aggregates need a resync"
+                );
+            }
+            tracing::warn!(
+                lane = lane.0,
+                token = key.token.0,
+                events = done.events,
+                overtaken = done.overtaken,
+                "healed: a batch had taken effect without being settled"
+            );
+            Healed::Settled(done)
+        }
+        Step::Impossible { since, until } => {
+            let time = |at: Option<DateTime<Utc>>| at.map_or("the beginning".to_owned(), |at| at.to_rfc3339());
+            return Err(BatchError::Stopped(format!(
+                "lane {lane}: no batch is left that both databases remember; what happened between {} and {} must be verified, \
+                 then: outbox-relay init --target-is-current",
+                time(since),
+                time(until)
+            )));
+        }
+    };
+    reach("heal_step");
+    source.commit().await.map_err(BatchError::Source)?;
+    reach("heal_committed");
+    target.abandon().await;
+    Ok(Outcome::Healed(healed))
+}
+
+/// The next step, and when the source's newest entry was settled. Reads the ends of both logs, and more of them only until a
+/// common entry is found: the source's log is as long as retention.
+async fn read_next_step(
+    source: &mut SourceLane,
+    target: &mut TargetLane,
+) -> Result<(Step, Option<DateTime<Utc>>), BatchError> {
+    let mut reach = 64;
+    loop {
+        // From the lower of both on, neither log has a hole, so the newest common entry found is the newest there is.
+        let ends = (
+            source.token_of(reach).await.map_err(BatchError::Source)?,
+            target.token_of(reach).await.map_err(BatchError::Target)?,
+        );
+        let from = match ends {
+            (Some(source), Some(target)) => source.min(target),
+            _ => Token(i64::MIN),
+        };
+        // The marks after the entries: who forgets leaves the mark in the same transaction.
+        let source_log = Log {
+            entries: source.log(from).await.map_err(BatchError::Source)?,
+            mark: source.mark().await.map_err(BatchError::Source)?,
+        };
+        let target_log = Log {
+            entries: target.log(from).await.map_err(BatchError::Target)?,
+            mark: target.mark().await.map_err(BatchError::Target)?,
+        };
+        let step = next_step(&source_log, &target_log);
+        if from.0 == i64::MIN || !matches!(step, Step::Impossible { .. }) {
+            return Ok((step, source_log.entries.first().map(|(_, at)| *at)));
+        }
+        reach *= 16;
     }
 }
 

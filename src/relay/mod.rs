@@ -9,9 +9,11 @@ mod failpoint;
 mod heal;
 mod keeper;
 mod plan;
+mod refusal;
 pub mod router;
 mod scout;
 pub mod stops;
+mod tally;
 mod worker;
 
 use std::collections::{BTreeMap, HashMap};

@@ -3,17 +3,11 @@
 //! Guarantees: every function works in the transaction that locked the lane, and every event that it makes pending is announced
 //! there, so that no scan that starts further on passes it by.
 
-use std::time::{Duration, Instant};
-
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
 
-use super::{Source, SourceLane};
-use crate::event::{Aggregate, BatchKey, EventId, Lane};
-use crate::session::Limits;
-
-/// The longest that one transaction waits for a lane: a server that shuts down should not find it waiting.
-const WAIT_AT_ONCE: Duration = Duration::from_secs(5);
+use super::SourceLane;
+use crate::event::{Aggregate, BatchKey, EventId};
 
 /// What a sweep did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -22,29 +16,6 @@ pub struct Swept {
     pub released: Vec<EventId>,
     /// Where the next sweep begins; `None`: this one came to the lane's end.
     pub next: Option<i64>,
-}
-
-impl Source {
-    /// Takes the lease of a lane as soon as its holder gives it back, for an operator's change. `None`: not within `patience`.
-    pub async fn wait_for_lane(&self, lane: Lane, patience: Duration) -> sqlx::Result<Option<SourceLane>> {
-        let sql = self.names.render(include_str!("../../sql/source/wait_for_lane.sql"));
-        let until = Instant::now() + patience;
-        loop {
-            let left = until.saturating_duration_since(Instant::now());
-            let lock = left.min(WAIT_AT_ONCE).min(self.limits.deadline);
-            match self.lock_lane_for(lane, Limits { lock, ..self.limits }, &sql).await {
-                Ok(locked) => return Ok(locked),
-                Err(error) if is_lock_timeout(&error) && !left.is_zero() => {}
-                Err(error) if is_lock_timeout(&error) => return Ok(None),
-                Err(error) => return Err(error),
-            }
-        }
-    }
-}
-
-/// Whether somebody else held a lock for longer than `lock_timeout`.
-pub(crate) fn is_lock_timeout(error: &sqlx::Error) -> bool {
-    error.as_database_error().and_then(|e| e.code()).as_deref() == Some("55P03")
 }
 
 impl SourceLane {
@@ -56,16 +27,9 @@ impl SourceLane {
     /// Which of these events have a newer one of their aggregate among the batches that were settled after `since`. `None`: the
     /// log does not have that batch any more (it was healed), so nobody can tell by it.
     pub async fn newer_since(&mut self, ids: &[EventId], since: BatchKey) -> sqlx::Result<Option<Vec<EventId>>> {
-        let sql = "SELECT EXISTS (SELECT FROM {relay}.batch_log WHERE lane = $1 AND token = $2 AND nonce = $3)";
-        let known: bool = self
-            .source
-            .query_scalar(&self.source.names.render(sql))
-            .bind(self.lane)
-            .bind(since.token)
-            .bind(since.nonce)
-            .fetch_one(self.session.connection())
-            .await?;
-        if !known {
+        let sql = self.source.names.render(include_str!("../../sql/source/has_entry.sql"));
+        let known = self.source.query(&sql).bind(self.lane).bind(since.token).bind(since.nonce);
+        if known.fetch_optional(self.session.connection()).await?.is_none() {
             return Ok(None);
         }
         let sql = self.source.names.render(include_str!("../../sql/source/newer_since.sql"));

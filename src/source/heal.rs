@@ -50,9 +50,7 @@ pub struct Settled {
 impl SourceLane {
     /// The token of the newest entry but `n`, `None` if the log is not that long.
     pub async fn token_of(&mut self, n: i64) -> sqlx::Result<Option<Token>> {
-        let sql =
-            "SELECT token FROM {relay}.batch_log WHERE lane = $1 ORDER BY lane DESC, token DESC OFFSET $2 LIMIT 1";
-        let sql = self.source.names.render(sql);
+        let sql = self.source.names.render(include_str!("../../sql/source/token_of.sql"));
         self.source.query_scalar(&sql).bind(self.lane).bind(n).fetch_optional(self.session.connection()).await
     }
 
@@ -70,7 +68,7 @@ impl SourceLane {
 
     /// Retention's mark: the newest token deleted on purpose, and the time of its entry.
     pub async fn mark(&mut self) -> sqlx::Result<Option<(Token, DateTime<Utc>)>> {
-        let sql = self.source.names.render("SELECT token, until FROM {relay}.forgotten WHERE lane = $1");
+        let sql = self.source.names.render(include_str!("../../sql/source/mark.sql"));
         let row = self.source.query(&sql).bind(self.lane).fetch_optional(self.session.connection()).await?;
         row.map(|row| Ok((Token(row.try_get("token")?), row.try_get("until")?))).transpose()
     }
@@ -79,7 +77,7 @@ impl SourceLane {
     /// events of it are no longer in the outbox (the caller rolls back).
     pub async fn put_back_newest(&mut self) -> sqlx::Result<PutBack> {
         let Some(newest) = self.newest.clone() else { return Ok(PutBack { events: 0, missing: 0 }) };
-        let sql = self.source.names.render("SELECT ids FROM {relay}.batch_log WHERE lane = $1 AND token = $2");
+        let sql = self.source.names.render(include_str!("../../sql/source/entry_ids.sql"));
         let ids: Vec<i64> = self
             .source
             .query_scalar(&sql)

@@ -28,6 +28,7 @@ impl Names {
             ("outbox", outbox.clone()),
             ("outbox_oid", format!("{}::regclass::oid", literal(&outbox))),
             ("relay", relay.clone()),
+            ("tokens", format!("{}::regclass", literal(&format!("{relay}.token")))),
             ("id", ident(&c.id)),
             ("event_id", ident(&c.event_id)),
             ("aggregate_type", kind.clone()),

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 pub use self::statements::{EVENTS, Events, Prepared};
 use crate::event::{Aggregate, BatchKey, Event, EventId, Identity, Lane, Token};
-use crate::session::{Limits, Session, within};
+use crate::session::{self, Limits, Session};
 use crate::source::{ForgottenBatch, ForgottenEvent};
 use crate::sql::{ident, literal, render};
 
@@ -113,8 +113,9 @@ impl Target {
             return Ok(None);
         };
         let _: i32 = locked.try_get("locked")?;
-        let newest =
-            optional_key(read)?.map(|key| Ok::<_, sqlx::Error>((key, Identity(read.try_get("peer")?)))).transpose()?;
+        let newest = BatchKey::of_row(read)?
+            .map(|key| Ok::<_, sqlx::Error>((key, Identity(read.try_get("peer")?))))
+            .transpose()?;
         Ok(Some(TargetLane {
             lane,
             newest,
@@ -124,52 +125,39 @@ impl Target {
         }))
     }
 
+    /// Asks one question without a lock.
+    async fn ask(&self, question: Query<'_, Postgres, PgArguments>) -> sqlx::Result<Vec<PgRow>> {
+        session::ask(&self.pool, self.limits, "", question).await
+    }
+
     /// Whether there are constraints that may be checked as late as the commit.
     pub async fn has_deferrable_constraints(&self) -> sqlx::Result<bool> {
-        let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await?;
-        let sql = "SELECT EXISTS (SELECT FROM pg_constraint WHERE condeferrable)";
-        let found = self.query_scalar(sql).fetch_one(session.connection()).await?;
-        session.commit().await?;
-        Ok(found)
+        let rows = self.ask(self.query("SELECT FROM pg_constraint WHERE condeferrable LIMIT 1")).await?;
+        Ok(!rows.is_empty())
     }
 
     /// The newest entry of every lane.
     pub async fn heads(&self) -> sqlx::Result<HashMap<Lane, Option<BatchKey>>> {
-        within(self.limits.deadline, self.heads_now()).await
-    }
-
-    async fn heads_now(&self) -> sqlx::Result<HashMap<Lane, Option<BatchKey>>> {
-        let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await?;
-        let rows = self.query(&self.heads).bind(self.source_id).fetch_all(session.connection()).await?;
-        session.commit().await?;
-        rows.iter().map(|row| Ok((row.try_get("lane")?, optional_key(row)?))).collect()
+        let rows = self.ask(self.query(&self.heads).bind(self.source_id)).await?;
+        rows.iter().map(|row| Ok((row.try_get("lane")?, BatchKey::of_row(row)?))).collect()
     }
 
     /// Ends whoever has held this lane's lock for longer than `limit`; see the source's function of the same name.
     pub async fn end_holder(&self, lane: Lane, limit: Duration) -> sqlx::Result<Vec<i32>> {
-        let sql = render(include_str!("../../sql/target/end_holder.sql"), &names(&self.schema, self.source_id));
-        within(self.limits.deadline, async {
-            let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await?;
-            let ended = self.query_scalar(&sql).bind(lane).bind(limit.as_secs_f64());
-            let ended = ended.fetch_all(session.connection()).await?;
-            session.commit().await?;
-            Ok(ended)
-        })
-        .await
+        let sql = self.render(include_str!("../../sql/target/end_holder.sql"));
+        let rows = self.ask(self.query(&sql).bind(lane).bind(limit.as_secs_f64())).await?;
+        rows.iter().map(|row| row.try_get(0)).collect()
     }
 
     /// Deletes what both sides have had for longer than `age` from a lane's log; never the newest entry.
     pub async fn forget_entries(&self, lane: Lane, both_have: Token, age: Duration) -> sqlx::Result<()> {
-        let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await?;
-        let sql = render(include_str!("../../sql/target/forget_entries.sql"), &names(&self.schema, self.source_id));
-        self.query(&sql)
-            .bind(self.source_id)
-            .bind(lane)
-            .bind(both_have)
-            .bind(age.as_secs_f64())
-            .execute(session.connection())
-            .await?;
-        session.commit().await
+        let sql = self.render(include_str!("../../sql/target/forget_entries.sql"));
+        let forget = self.query(&sql).bind(self.source_id).bind(lane).bind(both_have).bind(age.as_secs_f64());
+        self.ask(forget).await.map(drop)
+    }
+
+    fn render(&self, file: &str) -> String {
+        render(file, &names(&self.schema, self.source_id))
     }
 }
 
@@ -181,10 +169,7 @@ pub fn names(schema: &str, source_id: Uuid) -> Vec<(&'static str, String)> {
 impl TargetLane {
     /// The token of the newest entry but `n`, `None` if the log is not that long.
     pub async fn token_of(&mut self, n: i64) -> sqlx::Result<Option<Token>> {
-        let sql = self.render(
-            "SELECT token FROM {relay}.batch_log WHERE source_id = $1 AND lane = $2 \
-             ORDER BY source_id DESC, lane DESC, token DESC OFFSET $3 LIMIT 1",
-        );
+        let sql = self.target.render(include_str!("../../sql/target/token_of.sql"));
         self.target
             .query_scalar(&sql)
             .bind(self.target.source_id)
@@ -196,7 +181,7 @@ impl TargetLane {
 
     /// The lane's log from a token on, newest first.
     pub async fn log(&mut self, from: Token) -> sqlx::Result<Vec<(BatchKey, DateTime<Utc>)>> {
-        let sql = self.render(include_str!("../../sql/target/log_entries.sql"));
+        let sql = self.target.render(include_str!("../../sql/target/log_entries.sql"));
         let rows = self
             .target
             .query(&sql)
@@ -215,7 +200,7 @@ impl TargetLane {
 
     /// The mark: the newest token forgotten on purpose, and the time of its entry.
     pub async fn mark(&mut self) -> sqlx::Result<Option<(Token, DateTime<Utc>)>> {
-        let sql = self.render("SELECT token, until FROM {relay}.forgotten WHERE source_id = $1 AND lane = $2");
+        let sql = self.target.render(include_str!("../../sql/target/mark.sql"));
         let row = self
             .target
             .query(&sql)
@@ -228,7 +213,7 @@ impl TargetLane {
 
     /// One entry of the log, whole.
     pub async fn log_entry(&mut self, token: Token) -> sqlx::Result<ForgottenBatch> {
-        let sql = self.render(include_str!("../../sql/target/log_entry.sql"));
+        let sql = self.target.render(include_str!("../../sql/target/log_entry.sql"));
         let row = self
             .target
             .query(&sql)
@@ -317,21 +302,4 @@ impl TargetLane {
     pub async fn abandon(self) {
         self.session.rollback().await;
     }
-
-    fn render(&self, file: &str) -> String {
-        render(file, &names(&self.target.schema, self.target.source_id))
-    }
-}
-
-fn optional_key(row: &PgRow) -> sqlx::Result<Option<BatchKey>> {
-    let token: Option<i64> = row.try_get("token")?;
-    let Some(token) = token else { return Ok(None) };
-    let nonce = match row.try_get::<Uuid, _>("nonce") {
-        Ok(nonce) => nonce,
-        Err(_) => {
-            let text: String = row.try_get("nonce")?;
-            text.parse().map_err(|error: uuid::Error| sqlx::Error::Decode(Box::new(error)))?
-        }
-    };
-    Ok(Some(BatchKey { token: Token(token), nonce }))
 }

@@ -181,15 +181,6 @@ fn tokens() -> Vec<Token> {
 }
 
 #[tokio::test]
-async fn every_statement_of_operators_is_understood_by_the_real_schema() {
-    let stage = Stage::new().await;
-    let names = Names::new(&stage.config.legacy, stage.config.relay.lanes);
-    for (name, sql) in operator::statements(&names) {
-        stage.pair.legacy.run(&format!("PREPARE {name} AS {sql}; DEALLOCATE {name}")).await;
-    }
-}
-
-#[tokio::test]
 async fn tokens_decide_who_may_read_and_who_may_change() {
     let stage = strict().await;
     let shared = stage.shared().await;

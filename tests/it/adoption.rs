@@ -83,10 +83,10 @@ impl Adoption {
 }
 
 /// As Debezium's outbox router has it.
-const DEBEZIUM: &str = "CREATE TABLE outbox (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), aggregatetype varchar(255) NOT NULL,
+pub const DEBEZIUM: &str = "CREATE TABLE outbox (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), aggregatetype varchar(255) NOT NULL,
     aggregateid varchar(255) NOT NULL, type varchar(255) NOT NULL, payload jsonb, \"timestamp\" timestamp DEFAULT now())";
 
-fn debezium(config: &mut Config) {
+pub fn debezium(config: &mut Config) {
     let c = &mut config.legacy.columns;
     c.id = "relay_id".into();
     c.event_id = "id".into();
@@ -214,22 +214,25 @@ async fn the_tutorials_table_is_adopted_with_its_own_words() {
     assert_eq!(columns, ["headers", "nextAttemptAt", "lastError", "sequenceNumber"]);
 }
 
+/// Statuses as an enum of its own words, and narrower types than the contract's.
+pub const ENUM: &str = "CREATE TYPE state AS ENUM ('NEW', 'DONE', 'ERROR');
+    CREATE TABLE outbox (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, aggregate_type text, aggregate_id int, event_type text, payload json,
+                         status state NOT NULL DEFAULT 'NEW', created_at timestamp DEFAULT now())";
+
+pub fn words_of_enum(config: &mut Config) {
+    config.legacy.status = StatusWords {
+        pending: "NEW".into(),
+        retry: "RETRY".into(),
+        held: "HELD".into(),
+        processed: "DONE".into(),
+        failed: "ERROR".into(),
+        skipped: "SKIPPED".into(),
+    };
+}
+
 #[tokio::test]
 async fn an_enum_of_status_words_gets_those_it_lacks() {
-    let table = "CREATE TYPE state AS ENUM ('NEW', 'DONE', 'ERROR');
-        CREATE TABLE outbox (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, aggregate_type text, aggregate_id int, event_type text, payload json,
-                             status state NOT NULL DEFAULT 'NEW', created_at timestamp DEFAULT now())";
-    let adoption = Adoption::of(table, |config| {
-        config.legacy.status = StatusWords {
-            pending: "NEW".into(),
-            retry: "RETRY".into(),
-            held: "HELD".into(),
-            processed: "DONE".into(),
-            failed: "ERROR".into(),
-            skipped: "SKIPPED".into(),
-        };
-    })
-    .await;
+    let adoption = Adoption::of(ENUM, words_of_enum).await;
     let legacy = &adoption.pair.legacy;
     let insert = |id: i64, version: &str| {
         format!(

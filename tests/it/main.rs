@@ -22,5 +22,6 @@ mod relay;
 mod retention;
 mod run;
 mod server;
+mod statements;
 mod support;
 mod traps;
