@@ -72,7 +72,7 @@ pub enum MapError {
     #[error("{0}")]
     Mapping(Box<MappingError>),
     /// The event is refused, or a database is away.
-    #[error(transparent)]
+    #[error("{}", crate::disposition::told(.0))]
     Database(#[from] sqlx::Error),
 }
 
@@ -94,6 +94,7 @@ pub fn entity<'a>(config: &'a Config, name: &str) -> Result<&'a Entity, MapError
 pub async fn event_by_id(config: &Config, source: &PgPool, id: EventId) -> Result<Event, MapError> {
     let names = Names::new(&config.legacy, config.relay.lanes);
     let sql = names.render(include_str!("../sql/source/event.sql"));
+    crate::connect::reach(source).await?;
     let (mut session, _) = Session::begin(source, &format!("SET TRANSACTION READ ONLY; {}", LIMITS.sql())).await?;
     let row = sqlx::query(trusted(&sql)).persistent(false).bind(id).fetch_optional(session.connection()).await;
     session.rollback().await;

@@ -51,7 +51,11 @@ impl MappingError {
     pub fn database(entity: &Entity, error: sqlx::Error) -> MappingError {
         let sqlstate = error.as_database_error().and_then(|e| e.code()).map(|c| c.into_owned());
         let unreachable = crate::disposition::is_transient(&error);
-        MappingError { sqlstate, unreachable, ..MappingError::new(entity, "mapping.database", error.to_string()) }
+        MappingError {
+            sqlstate,
+            unreachable,
+            ..MappingError::new(entity, "mapping.database", crate::disposition::told(&error))
+        }
     }
 
     pub(super) fn several_statements(entity: &Entity, file: &str) -> MappingError {

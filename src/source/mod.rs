@@ -277,8 +277,12 @@ impl Source {
         session.commit().await?;
         rows.iter()
             .map(|row| {
-                Ok(Sighting { lane: row.try_get("lane")?, pending: row.try_get("pending")?,
-                    below: row.try_get::<Option<bool>, _>("below")?.unwrap_or(false), due: row.try_get("due")? })
+                Ok(Sighting {
+                    lane: row.try_get("lane")?,
+                    pending: row.try_get("pending")?,
+                    below: row.try_get::<Option<bool>, _>("below")?.unwrap_or(false),
+                    due: row.try_get("due")?,
+                })
             })
             .collect()
     }
@@ -474,7 +478,16 @@ impl SourceLane {
             claimed.sort_by_key(|e| e.id);
         }
         let position_before = self.newest.as_ref().map_or(i64::MIN, |entry| entry.scan.position);
-        Ok(Claim { events: claimed, more: !all, from, nothing_left: false, position_before, stopped: stopped.to_vec(), decided, mark })
+        Ok(Claim {
+            events: claimed,
+            more: !all,
+            from,
+            nothing_left: false,
+            position_before,
+            stopped: stopped.to_vec(),
+            decided,
+            mark,
+        })
     }
 
     /// Whether a claim that found nothing can move the lane's start past what it walked over: a crowd of stopped events, which
