@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
-use sqlx::{Connection, Row};
+use sqlx::{ConnectOptions, Connection, Row};
 use uuid::Uuid;
 
 use crate::config::{Config, DatabaseUrl};
@@ -44,12 +44,15 @@ pub struct Installation {
 pub fn pool(url: &DatabaseUrl, prepared_statements: bool, connections: u32) -> Result<PgPool, sqlx::Error> {
     let mut options: PgConnectOptions = url.expose().parse()?;
     options = options.application_name("outbox-relay").extra_float_digits(None);
+    // What is slow or away is told in the relay's own words, not as the text of its statements.
+    options = options.disable_statement_logging();
     if !prepared_statements {
         options = options.statement_cache_capacity(0);
     }
     Ok(PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(Duration::from_secs(10))
+        .acquire_slow_threshold(Duration::from_secs(3600))
         .test_before_acquire(false)
         .connect_lazy_with(options))
 }

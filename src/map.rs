@@ -135,6 +135,7 @@ const LIMITS: Limits = Limits { deadline: std::time::Duration::from_secs(30), lo
 
 /// What this event would do by this entity.
 pub async fn map(config: &Config, entity: &Entity, target: &PgPool, event: &Event) -> Result<Mapped, MapError> {
+    crate::connect::reach(target).await?;
     let (mut session, _) = Session::begin(target, &format!("SET TRANSACTION READ ONLY; {}", LIMITS.sql())).await?;
     let effect = effect(config, entity, session.connection(), event).await;
     session.rollback().await;
