@@ -75,7 +75,7 @@ pub enum MapError {
     #[error("{0}")]
     Mapping(Box<MappingError>),
     /// The event is refused, or a database is away.
-    #[error(transparent)]
+    #[error("{}", crate::disposition::told(.0))]
     Database(#[from] sqlx::Error),
 }
 
@@ -109,6 +109,7 @@ pub async fn newest_event(config: &Config, source: &PgPool, entity: &Entity) -> 
 pub async fn event_by_id(config: &Config, source: &PgPool, id: EventId) -> Result<Event, MapError> {
     let names = Names::new(&config.legacy, config.relay.lanes);
     let sql = names.render(include_str!("../sql/source/event.sql"));
+    crate::connect::reach(source).await?;
     let (mut session, _) = Session::begin(source, &format!("SET TRANSACTION READ ONLY; {}", LIMITS.sql())).await?;
     let row = sqlx::query(trusted(&sql)).persistent(false).bind(id).fetch_optional(session.connection()).await;
     session.rollback().await;
@@ -149,6 +150,7 @@ const LIMITS: Limits = Limits { deadline: std::time::Duration::from_secs(30), lo
 
 /// What this event would do by this entity.
 pub async fn map(config: &Config, entity: &Entity, target: &PgPool, event: &Event) -> Result<Mapped, MapError> {
+    crate::connect::reach(target).await?;
     let (mut session, _) = Session::begin(target, &format!("SET TRANSACTION READ ONLY; {}", LIMITS.sql())).await?;
     let effect = effect(config, entity, session.connection(), event).await;
     session.rollback().await;

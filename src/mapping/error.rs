@@ -52,7 +52,11 @@ impl MappingError {
     pub fn database(entity: &Entity, error: sqlx::Error) -> MappingError {
         let sqlstate = session::sqlstate(&error).map(|code| code.into_owned());
         let unreachable = is_away(&error);
-        MappingError { sqlstate, unreachable, ..MappingError::new(entity, "mapping.database", error.to_string()) }
+        MappingError {
+            sqlstate,
+            unreachable,
+            ..MappingError::new(entity, "mapping.database", crate::disposition::told(&error))
+        }
     }
 
     pub(super) fn several_statements(entity: &Entity, file: &str) -> MappingError {
