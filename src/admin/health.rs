@@ -70,6 +70,10 @@ fn of_relay(relay: &Shared) -> Vec<Value> {
     for (lane, why) in state.stopped_lanes {
         causes.push(json!({"code": "lane_stopped", "lane": lane, "message": why}));
     }
+    if !state.slow_lanes.is_empty() {
+        causes.push(json!({"code": "slow", "lanes": state.slow_lanes,
+                           "message": "batches have been in flight for seconds: a database is slow or hangs"}));
+    }
     causes.extend(state.source_away.map(away));
     causes.extend(state.reload_error.map(|why| json!({"code": "reload", "message": why})));
     causes

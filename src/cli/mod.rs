@@ -77,7 +77,9 @@ fn explain(error: &anyhow::Error) -> String {
         return format!("{errors}\n");
     }
     let mut told = error.to_string();
-    let mut text = format!("error: {told}\n");
+    // Some bring their own: error[mapping.column].
+    let prefix = if told.starts_with("error[") { "" } else { "error: " };
+    let mut text = format!("{prefix}{told}\n");
     let words = |cause: &(dyn std::error::Error + 'static)| {
         cause.downcast_ref::<sqlx::Error>().map_or_else(|| cause.to_string(), crate::disposition::told)
     };

@@ -182,6 +182,12 @@ async fn change(verb: Verb, args: &ChangeArgs, force: bool, config: Config) -> a
 pub(super) async fn pause(args: &PauseArgs, config: Config) -> anyhow::Result<Exit> {
     let operator = operator(&config).await?;
     let by = By::new(shell_user(), &args.reason)?;
+    if let Some(kind) = &args.aggregate_type
+        && !args.json
+        && !config.entities.iter().any(|entity| entity.aggregate_type == *kind)
+    {
+        output::print(format_args!("no entity takes the aggregate type {kind}: is that its name?\n"))?;
+    }
     let pause = operator.pause(&what(args.aggregate_type.as_deref()), &by, None).await?;
     if !args.json && !pause.in_flight.is_empty() {
         output::print(format_args!("paused, but a batch is still in flight in {} lanes\n", pause.in_flight.len()))?;

@@ -16,7 +16,7 @@ pub mod stops;
 mod tally;
 mod worker;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -58,6 +58,8 @@ pub struct Shared {
 pub struct State {
     /// Lanes that cannot go on by themselves, with what to do.
     pub stopped_lanes: BTreeMap<Lane, String>,
+    /// Lanes whose batch has been in flight for seconds.
+    pub slow_lanes: BTreeSet<Lane>,
     /// What the source last said when it was away.
     pub source_away: Option<String>,
     /// The configuration on disk cannot be used; the last good one goes on.
@@ -186,7 +188,7 @@ impl Board {
 
 /// How long the batches in flight may take to end after the shutdown. What is cut off then is as if the process had died: the
 /// logs tell the next one.
-const GRACE: Duration = Duration::from_secs(8);
+const GRACE: Duration = Duration::from_secs(6);
 
 /// Runs until `shutdown`; then the batches in flight end, and it returns. A task that panics ends it with an error.
 pub async fn run(shared: Arc<Shared>, shutdown: CancellationToken) -> anyhow::Result<()> {

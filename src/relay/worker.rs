@@ -37,7 +37,7 @@ pub(super) async fn work(
             continue;
         }
         let span = tracing::debug_span!("batch", lane = lane.0);
-        let result = batch::run_once(&shared, lane, errand).instrument(span).await;
+        let result = watched(&shared, lane, batch::run_once(&shared, lane, errand).instrument(span)).await;
         let pause = report(&shared, &board, lane, errand, result, &mut source_pause).await;
         if let Some(pause) = pause {
             tokio::select! {
@@ -46,6 +46,26 @@ pub(super) async fn work(
             }
         }
     }
+}
+
+/// A batch takes milliseconds. One that takes this long is told of: a server that hangs says nothing until the deadline.
+const SLOW: Duration = Duration::from_secs(5);
+
+async fn watched<T>(shared: &Shared, lane: Lane, batch: impl Future<Output = T>) -> T {
+    tokio::pin!(batch);
+    tokio::select! {
+        done = &mut batch => return done,
+        () = tokio::time::sleep(SLOW) => {}
+    }
+    tracing::warn!(
+        lane = lane.0,
+        "a batch has been in flight for {SLOW:?}: a database is slow or hangs; given up, and tried again, after {:?}",
+        shared.config.relay.deadline
+    );
+    shared.change_state(|state| state.slow_lanes.insert(lane));
+    let done = batch.await;
+    shared.change_state(|state| state.slow_lanes.remove(&lane));
+    done
 }
 
 /// Draws the conclusions. Returns how long this worker had better wait.
