@@ -277,8 +277,12 @@ impl Source {
         session.commit().await?;
         rows.iter()
             .map(|row| {
-                Ok(Sighting { lane: row.try_get("lane")?, pending: row.try_get("pending")?,
-                    below: row.try_get::<Option<bool>, _>("below")?.unwrap_or(false), due: row.try_get("due")? })
+                Ok(Sighting {
+                    lane: row.try_get("lane")?,
+                    pending: row.try_get("pending")?,
+                    below: row.try_get::<Option<bool>, _>("below")?.unwrap_or(false),
+                    due: row.try_get("due")?,
+                })
             })
             .collect()
     }
@@ -474,7 +478,16 @@ impl SourceLane {
             claimed.sort_by_key(|e| e.id);
         }
         let position_before = self.newest.as_ref().map_or(i64::MIN, |entry| entry.scan.position);
-        Ok(Claim { events: claimed, more: !all, from, nothing_left: false, position_before, stopped: stopped.to_vec(), decided, mark })
+        Ok(Claim {
+            events: claimed,
+            more: !all,
+            from,
+            nothing_left: false,
+            position_before,
+            stopped: stopped.to_vec(),
+            decided,
+            mark,
+        })
     }
 
     /// Whether a claim that found nothing can move the lane's start past what it walked over: a crowd of stopped events, which
@@ -509,7 +522,12 @@ impl SourceLane {
         }
         let pending = claim.events.iter().filter(|e| e.was == Status::Pending).count() as i64;
         let due: Vec<EventId> = claim.events.iter().filter(|e| e.was == Status::Retry).map(|e| e.id).collect();
-        let highest = claim.events.last().map_or(i64::MIN, |e| e.id.0);
+        let mut highest = claim.events.last().map_or(i64::MIN, |e| e.id.0);
+        // Retries alone: the position stays where it was, above what this scan walked again because it was put back or is no
+        // longer stopped. Is that there, but locked by somebody?
+        if pending == 0 {
+            highest = highest.max(claim.position_before.saturating_sub(1));
+        }
         let rows = self
             .source
             .query(&self.source.statements.recheck)
@@ -704,10 +722,11 @@ impl SourceLane {
         &self.source.names
     }
 
-    /// Gives back the attempts that these events were charged for somebody else's error.
-    pub async fn give_back(&mut self, ids: &[EventId]) -> sqlx::Result<()> {
+    /// Gives back the attempts that these events were charged for somebody else's error. One that failed and is passed over
+    /// (`pass`) stays failed: a later event of its aggregate may have been applied since.
+    pub async fn give_back(&mut self, ids: &[EventId], pass: &[String]) -> sqlx::Result<()> {
         let sql = self.source.names.render(include_str!("../../sql/source/give_back.sql"));
-        self.source.query(&sql).bind(ids).execute(self.session.connection()).await.map(drop)
+        self.source.query(&sql).bind(ids).bind(pass).execute(self.session.connection()).await.map(drop)
     }
 
     /// `COMMIT`; gives the lease back.
