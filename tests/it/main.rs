@@ -21,5 +21,6 @@ mod readme;
 mod relay;
 mod run;
 mod server;
+mod soak;
 mod support;
 mod traps;
