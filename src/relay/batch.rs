@@ -30,6 +30,14 @@ pub struct Errand {
     pub isolate: bool,
     /// If there is nothing to do, move the lane's start past what is stopped there.
     pub advance: bool,
+    /// So many batches in a row were not done by the deadline: each time half as many events.
+    pub narrow: u32,
+}
+
+impl Errand {
+    fn at_most(&self, batch: u32) -> u32 {
+        batch.checked_shr(self.narrow).unwrap_or(0).max(1)
+    }
 }
 
 /// What came of it.
@@ -152,13 +160,12 @@ async fn attempt(shared: &Shared, lane: Lane, errand: Errand) -> Result<(Outcome
     if let Some(newest) = target_key {
         source.draw_above(newest.token).await.map_err(BatchError::Source)?;
     }
-    let (mut excluded, probes) = shared.stops.exclude_for_claim(lane);
+    // Given back however this ends: a probe that a deadline cut off must not be the last one.
+    let (mut excluded, _probing) = shared.stops.exclude_for_claim(lane);
     excluded.extend(source.paused.iter().cloned());
     excluded.sort();
     excluded.dedup();
-    let result = batch(shared, source, target, errand, &excluded, started).await;
-    shared.stops.probed(&probes);
-    result
+    batch(shared, source, target, errand, &excluded, started).await
 }
 
 fn of_target_lock(error: sqlx::Error) -> BatchError {
@@ -198,7 +205,7 @@ async fn batch(
     let relay = &shared.config.relay;
     // Only now: that the source still answers in this transaction is the proof that this worker is no ghost.
     let mut claim = source
-        .claim(excluded, errand.full, errand.due, relay.batch, relay.batch_bytes)
+        .claim(excluded, errand.full, errand.due, errand.at_most(relay.batch), relay.batch_bytes)
         .await
         .map_err(BatchError::Source)?;
     reach("claimed");
@@ -217,6 +224,9 @@ async fn batch(
     let (todo, mut verdicts) = route(shared, &router, &claim.events, &sorted);
     let mut charged = Charged::new();
     if !todo.is_empty() {
+        if errand.isolate && todo.len() > 1 {
+            target.isolate().await.map_err(BatchError::Target)?;
+        }
         let mut applying = Applying::new(shared, &router, &mut target, &claim.events, errand.isolate);
         applying.apply(todo).await.map_err(|error| match error {
             ApplyError::Transient(error) => BatchError::Target(error),

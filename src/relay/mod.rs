@@ -138,8 +138,12 @@ struct Board {
 #[derive(Debug, Default)]
 struct Place {
     taken: bool,
-    again: Option<Errand>,
+    /// What was asked for while no worker could be sent: the next one does it. A lane that is rested after each vain try (a
+    /// DBA's lock at its front) would else lose nearly every errand that is not the common one.
+    wanted: Errand,
     isolate: bool,
+    /// Deadlines in a row.
+    late: u32,
     busy_since: Option<std::time::Instant>,
     not_before: Option<std::time::Instant>,
     /// How often in a row a worker came here for nothing.
@@ -155,19 +159,12 @@ impl Board {
     fn offer(&self, lane: Lane, errand: Errand) {
         let mut lanes = self.lock();
         let place = lanes.entry(lane).or_default();
-        if place.not_before.is_some_and(|at| at > std::time::Instant::now()) {
-            return;
+        place.want(errand);
+        if !place.rests() && !place.taken {
+            place.taken = true;
+            // Nobody listens any more: the relay is shutting down.
+            let _ = self.queue.send((lane, place.errand()));
         }
-        if place.taken {
-            if errand.full || errand.due {
-                place.again = Some(errand);
-            }
-            return;
-        }
-        place.taken = true;
-        let errand = Errand { isolate: place.isolate, ..errand };
-        // Nobody listens any more: the relay is shutting down.
-        let _ = self.queue.send((lane, errand));
     }
 
     /// The worker is done there.
@@ -175,14 +172,29 @@ impl Board {
         let mut lanes = self.lock();
         let place = lanes.entry(lane).or_default();
         change(place);
-        let again = place.again.take().or(again);
-        match again {
-            Some(errand) if place.not_before.is_none_or(|at| at <= std::time::Instant::now()) => {
-                let errand = Errand { isolate: place.isolate, ..errand };
-                let _ = self.queue.send((lane, errand));
-            }
-            _ => place.taken = false,
+        let goes_on = again.is_some() || place.wanted.full || place.wanted.due;
+        place.want(again.unwrap_or_default());
+        if goes_on && !place.rests() {
+            let _ = self.queue.send((lane, place.errand()));
+        } else {
+            place.taken = false;
         }
+    }
+}
+
+impl Place {
+    fn want(&mut self, errand: Errand) {
+        self.wanted.full |= errand.full;
+        self.wanted.due |= errand.due;
+        self.wanted.advance |= errand.advance;
+    }
+
+    fn rests(&self) -> bool {
+        self.not_before.is_some_and(|at| at > std::time::Instant::now())
+    }
+
+    fn errand(&mut self) -> Errand {
+        Errand { isolate: self.isolate, narrow: self.late, ..std::mem::take(&mut self.wanted) }
     }
 }
 
@@ -240,4 +252,28 @@ pub async fn drained(shared: &Shared) -> sqlx::Result<Option<Remaining>> {
         return Ok(None);
     }
     Ok(Some(remaining))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_resting_or_busy_lane_is_asked_for_is_done_later() {
+        let (queue, mut workers) = tokio::sync::mpsc::unbounded_channel();
+        let board = Board { lanes: Mutex::default(), queue };
+        let lane = Lane(0);
+        let rest = |place: &mut Place| place.not_before = Some(std::time::Instant::now() + Duration::from_secs(60));
+        board.offer(lane, Errand::default());
+        assert_eq!(workers.try_recv(), Ok((lane, Errand::default())));
+        board.offer(lane, Errand { full: true, ..Errand::default() });
+        board.done(lane, None, rest);
+        board.offer(lane, Errand { due: true, ..Errand::default() });
+        assert!(workers.try_recv().is_err());
+        board.lock().values_mut().for_each(|place| place.not_before = None);
+        board.offer(lane, Errand::default());
+        assert_eq!(workers.try_recv(), Ok((lane, Errand { full: true, due: true, ..Errand::default() })));
+        board.done(lane, None, |_| {});
+        assert!(workers.try_recv().is_err());
+    }
 }

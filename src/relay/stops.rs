@@ -80,6 +80,23 @@ struct Streak {
     counted: Vec<(Lane, EventId)>,
 }
 
+/// A claim that probes. When it ends, whatever it learned and however it ends, others may.
+pub struct Probing<'a> {
+    stops: &'a Stops,
+    kinds: Vec<String>,
+}
+
+impl Drop for Probing<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.stops.lock();
+        for kind in &self.kinds {
+            if let Some(stopped) = inner.stopped.get_mut(kind) {
+                stopped.probing = false;
+            }
+        }
+    }
+}
+
 impl Stops {
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -129,8 +146,8 @@ impl Stops {
         self.lock().stopped.iter().filter(|(_, s)| !s.is_due(None)).map(|(kind, _)| kind.clone()).collect()
     }
 
-    /// What a claim leaves out; those left in are probed by this claim alone, until [`Stops::probed`].
-    pub fn exclude_for_claim(&self, lane: Lane) -> (Vec<String>, Vec<String>) {
+    /// What a claim leaves out; those left in are probed by this claim alone, until the guard is dropped.
+    pub fn exclude_for_claim(&self, lane: Lane) -> (Vec<String>, Probing<'_>) {
         let mut excluded = Vec::new();
         let mut probes = Vec::new();
         for (kind, stopped) in &mut self.lock().stopped {
@@ -142,17 +159,7 @@ impl Stops {
                 excluded.push(kind.clone());
             }
         }
-        (excluded, probes)
-    }
-
-    /// The claim that probed has ended, whatever it learned.
-    pub fn probed(&self, probes: &[String]) {
-        let mut inner = self.lock();
-        for kind in probes {
-            if let Some(stopped) = inner.stopped.get_mut(kind) {
-                stopped.probing = false;
-            }
-        }
+        (excluded, Probing { stops: self, kinds: probes })
     }
 
     /// Something of this type was applied. Whether it was stopped until now.
@@ -267,5 +274,23 @@ impl Breaker {
     /// Why and since when it is open.
     pub fn report(&self) -> Option<(String, chrono::DateTime<chrono::Utc>)> {
         self.lock().as_ref().map(|open| (open.why.clone(), open.since))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_probe_that_is_cut_off_is_not_the_last_one() {
+        let stops = Stops::default();
+        stops.stop("User", Stop { code: "refused.42P01".into(), message: String::new(), probe: true });
+        let due = || stops.lock().stopped.values_mut().for_each(|s| s.next_probe = Instant::now());
+        due();
+        let (_, probing) = stops.exclude_for_claim(Lane(0));
+        assert_eq!(stops.excluded(), ["User"], "one at a time");
+        drop(probing);
+        due();
+        assert!(stops.excluded().is_empty());
     }
 }

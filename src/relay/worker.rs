@@ -33,7 +33,7 @@ pub(super) async fn work(
             },
         };
         if let Err(wait) = shared.breaker.admit() {
-            board.done(lane, None, |place| place.not_before = Some(Instant::now() + wait));
+            board.done(lane, Some(errand), |place| place.not_before = Some(Instant::now() + wait));
             continue;
         }
         let span = tracing::debug_span!("batch", lane = lane.0);
@@ -85,7 +85,7 @@ async fn report(
     answered(shared, lane);
     if outcome == Outcome::Busy {
         shared.breaker.learned_nothing();
-        busy(shared, board, lane).await;
+        busy(shared, board, lane, errand).await;
         return None;
     }
     if shared.breaker.succeeded() {
@@ -100,6 +100,7 @@ async fn report(
         place.isolate = false;
         place.not_before = None;
         place.in_vain = 0;
+        place.late = place.late.saturating_sub(1);
     };
     let again = Errand::default();
     match outcome {
@@ -171,10 +172,10 @@ fn settled(shared: &Shared, lane: Lane, counts: &Counts) {
 
 /// Somebody else has the lane. For longer than any honest batch takes: that client is frozen or its host is dead; its session
 /// is ended.
-async fn busy(shared: &Shared, board: &Board, lane: Lane) {
+async fn busy(shared: &Shared, board: &Board, lane: Lane, errand: Errand) {
     let limit = ghost_after(shared);
     let mut since = None;
-    board.done(lane, None, |place| {
+    board.done(lane, Some(errand), |place| {
         let first = *place.busy_since.get_or_insert_with(Instant::now);
         since = Some(first);
         place.not_before = Some(Instant::now() + Duration::from_millis(5));
@@ -225,7 +226,7 @@ async fn failed(
             } else {
                 tracing::debug!(lane = lane.0, error = told(&error), "the source does not answer");
             }
-            board.done(lane, None, |place| place.not_before = Some(Instant::now() + pause));
+            board.done(lane, Some(errand), |place| place.not_before = Some(Instant::now() + pause));
             Some(pause)
         }
         BatchError::Target(error) => {
@@ -275,7 +276,11 @@ async fn failed(
                 shared.metrics.breaker("target", true);
                 tracing::warn!(lane = lane.0, "a batch was not done within {deadline:?}: given up, to be tried again");
             }
-            board.done(lane, Some(errand), soon);
+            // Ever fewer events: what takes too long must not be tried in the same way for ever.
+            board.done(lane, Some(errand), |place| {
+                soon(place);
+                place.late = place.late.saturating_add(1);
+            });
             None
         }
         BatchError::Overtaken => {
@@ -309,7 +314,7 @@ async fn give_back(shared: &Shared, charged: Vec<(Lane, EventId)>) {
             // Busy lanes are tried a few times: this is a courtesy, not a promise.
             for _ in 0..20 {
                 if let Some(mut locked) = shared.source.lock_lane(lane).await? {
-                    locked.give_back(&ids).await?;
+                    locked.give_back(&ids, &shared.router().passing()).await?;
                     return locked.commit().await;
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;

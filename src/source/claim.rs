@@ -134,7 +134,12 @@ impl SourceLane {
         }
         let pending = claim.events.iter().filter(|e| e.was == Status::Pending).count() as i64;
         let due: Vec<EventId> = claim.events.iter().filter(|e| e.was == Status::Retry).map(|e| e.id).collect();
-        let highest = claim.events.last().map_or(i64::MIN, |e| e.id.0);
+        let mut highest = claim.events.last().map_or(i64::MIN, |e| e.id.0);
+        // Retries alone: the position stays where it was, above what this scan walked again because it was put back or is no
+        // longer stopped. Is that there, but locked by somebody?
+        if pending == 0 {
+            highest = highest.max(claim.position_before.saturating_sub(1));
+        }
         let rows = self
             .source
             .query(&self.source.statements.recheck)

@@ -215,9 +215,10 @@ impl SourceLane {
             .ok_or(SettleError::NotTheNewest)
     }
 
-    /// Gives back the attempts that these events were charged for somebody else's error.
-    pub async fn give_back(&mut self, ids: &[EventId]) -> sqlx::Result<()> {
+    /// Gives back the attempts that these events were charged for somebody else's error. One that failed and is passed over
+    /// (`pass`) stays failed: a later event of its aggregate may have been applied since.
+    pub async fn give_back(&mut self, ids: &[EventId], pass: &[String]) -> sqlx::Result<()> {
         let sql = self.source.names.render(include_str!("../../sql/source/give_back.sql"));
-        self.source.query(&sql).bind(ids).execute(self.session.connection()).await.map(drop)
+        self.source.query(&sql).bind(ids).bind(pass).execute(self.session.connection()).await.map(drop)
     }
 }

@@ -98,13 +98,13 @@ impl Target {
     /// [`TargetLane::undo`] goes back to. One round trip. Waits for the lock a moment only, for a source transaction is open.
     pub async fn lock_lane(&self, lane: Lane) -> sqlx::Result<Option<TargetLane>> {
         let number = [("lane_number", lane.to_string())];
-        let apply_lock = Limits { lock: self.limits.deadline / 3, ..self.limits };
+        // Below the deadline: a statement that takes too long must be heard of, or the same batch is tried for ever.
+        let limit = (self.limits.deadline / 3).as_millis().max(1);
         let script = format!(
-            "{} {} {} SET LOCAL lock_timeout = {}; {} SAVEPOINT relay;",
+            "{} {} {} SET LOCAL lock_timeout = {limit}; SET LOCAL statement_timeout = {limit}; {} SAVEPOINT relay;",
             self.limits.sql(),
             render(&self.lock_lane, &number),
             render(&self.read_lane, &number),
-            apply_lock.lock.as_millis().max(1),
             self.search_path_sql(),
         );
         let (session, rows) = Session::begin(&self.pool, &script).await?;
@@ -250,6 +250,16 @@ impl TargetLane {
     /// Checks deferred constraints now, as the commit would, and defers them again.
     pub async fn check_constraints(&mut self) -> sqlx::Result<()> {
         self.session.script("SET CONSTRAINTS ALL IMMEDIATE; SET CONSTRAINTS ALL DEFERRED").await.map(drop)
+    }
+
+    /// From now on each statement gets a small part of the deadline only: to find one event among thousands by halves, some
+    /// ten statements run into it.
+    pub async fn isolate(&mut self) -> sqlx::Result<()> {
+        let limit = (self.target.limits.deadline / 32).as_millis().max(1);
+        let sql = format!(
+            "RELEASE SAVEPOINT relay; SET LOCAL lock_timeout = {limit}; SET LOCAL statement_timeout = {limit}; SAVEPOINT relay"
+        );
+        self.session.script(&sql).await.map(drop)
     }
 
     /// Keeps what was done since the last `keep` or `undo`.

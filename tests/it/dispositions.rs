@@ -268,6 +268,49 @@ async fn a_locked_row_holds_up_only_the_events_that_meet_it() {
     assert_eq!(attempts(&stage).await, 0);
 }
 
+#[tokio::test]
+async fn one_event_that_waits_among_hundreds_is_found_within_the_deadline() {
+    let stage = stage("", |config| {
+        config.relay.lanes = 1;
+        config.relay.deadline = Duration::from_secs(2);
+    })
+    .await;
+    let shared = stage.shared().await;
+    let first = stage.user(1, "UserCreated", "Ada", 1).await;
+    stage.drain_by_hand(&shared).await;
+    assert_eq!(stage.status(first).await, "processed");
+    let mut somebody = PgConnection::connect(&stage.pair.new.url).await.unwrap();
+    somebody.execute("BEGIN; UPDATE users SET version = 0 WHERE id = 1").await.unwrap();
+    stage
+        .pair
+        .legacy
+        .run(
+            "INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload)
+             SELECT 'User', i, 'UserUpdated', jsonb_build_object('id', i, 'name', 'x', 'version', i) FROM generate_series(1, 400) i",
+        )
+        .await;
+    let running = stage.start().await;
+    eventually(DEADLINE, "the others flow", || async { stage.count("processed").await == 400 }).await;
+    somebody.execute("ROLLBACK").await.unwrap();
+    eventually(DEADLINE, "all flow", || async { stage.count("processed").await == 401 }).await;
+    running.stop().await;
+    assert_eq!(attempts(&stage).await, 0);
+}
+
+#[tokio::test]
+async fn what_was_passed_over_is_not_revived_with_its_attempts() {
+    let stage = stage("", |config| config.relay.lanes = 1).await;
+    let shared = stage.shared().await;
+    let id = stage.user(1, "UserCreated", "Ada", 1).await;
+    stage.pair.legacy.run("UPDATE outbox SET status = 'failed', attempts = 3").await;
+    for (pass, expected) in [(vec!["User".to_owned()], "failed"), (Vec::new(), "retry")] {
+        let mut lane = shared.source.lock_lane(outbox_relay::event::Lane(0)).await.unwrap().unwrap();
+        lane.give_back(&[outbox_relay::event::EventId(id)], &pass).await.unwrap();
+        lane.commit().await.unwrap();
+        assert_eq!(stage.status(id).await, expected);
+    }
+}
+
 // The operator's.
 
 #[tokio::test]

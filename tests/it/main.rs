@@ -22,6 +22,7 @@ mod relay;
 mod retention;
 mod run;
 mod server;
+mod soak;
 mod statements;
 mod support;
 mod traps;

@@ -119,6 +119,41 @@ async fn who_locks_rows_that_are_to_be_healed_is_named() {
     stage.history_agrees().await;
 }
 
+#[tokio::test]
+async fn what_was_put_back_and_is_locked_is_not_overtaken() {
+    let stage = one_lane().await;
+    let shared = stage.shared().await;
+    let replayed = stage.thing("a", 1).await;
+    let waits = stage.thing("b", 1).await;
+    stage.pair.legacy.run("UPDATE outbox SET status = 'failed'").await;
+    // Until the position lies above both.
+    eventually(DEADLINE, "the position moves on", || async {
+        stage.thing("other", 1).await;
+        stage.step(&shared).await.unwrap();
+        position(&stage).await > waits + 1
+    })
+    .await;
+    // A retry alone is claimed while somebody has locked what an operator has replayed.
+    let sql = format!(
+        "UPDATE outbox SET status = 'retry', next_attempt_at = now() WHERE id = {waits};
+         UPDATE outbox SET status = 'pending' WHERE id = {replayed};
+         INSERT INTO outbox_relay.put_back (lane, id) VALUES (0, {replayed})"
+    );
+    stage.pair.legacy.run(&sql).await;
+    let mut dba = session(&stage.pair.legacy.url).await;
+    let lock = format!("BEGIN; SELECT * FROM outbox WHERE id = {replayed} FOR UPDATE");
+    dba.execute(sqlx::AssertSqlSafe(lock)).await.unwrap();
+    stage.step(&shared).await.unwrap();
+    assert_eq!(stage.status(waits).await, "processed");
+    let later = stage.thing("a", 2).await;
+    stage.step(&shared).await.unwrap();
+    assert_eq!(stage.status(later).await, "pending", "an earlier one of its aggregate is locked");
+    dba.execute("ROLLBACK").await.unwrap();
+    stage.drain_by_hand(&shared).await;
+    assert_eq!(stage.status(later).await, "processed");
+    stage.oracle_agrees().await;
+}
+
 // A start position for the scan may not pass uncommitted rows.
 
 /// The lane's start position.

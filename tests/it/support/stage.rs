@@ -119,8 +119,14 @@ impl Stage {
 
     /// The common ground of a relay in this process.
     pub async fn shared(&self) -> Arc<Shared> {
-        let (source, target) = connect::open(&self.config).await.expect("both databases");
-        Arc::new(Shared::new(self.config.clone(), source, target, Metrics::default()).await.expect("mappings"))
+        for _ in 0..20 {
+            // Whoever ends sessions ends these too.
+            let Ok((source, target)) = connect::open(&self.config).await else { continue };
+            if let Ok(shared) = Shared::new(self.config.clone(), source, target, Metrics::default()).await {
+                return Arc::new(shared);
+            }
+        }
+        panic!("both databases, and mappings")
     }
 
     /// Starts a relay in this process.
