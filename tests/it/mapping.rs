@@ -352,6 +352,7 @@ async fn two_entities_of_one_aggregate_type_take_an_event_both_or_neither() {
             "SELECT payload->>'id' AS id, (payload->>'version')::int AS n FROM event",
         ));
         config.entities.insert(1, profiles);
+        config.retry.attempts = 1;
     })
     .await;
     stage.pair.new.run("CREATE TABLE profiles (id bigint PRIMARY KEY, n int CHECK (n < 10))").await;
