@@ -6,7 +6,7 @@ use super::Shared;
 use super::plan::{self, Group};
 use super::refusal::{Verdict, cause, decide, held};
 use super::router::{Destination, Router, Step};
-use super::stops::Stop;
+use super::stops::{Stop, StopCode};
 use crate::disposition::{self, Disposition, Said};
 use crate::event::{Aggregate, Event, EventId, Lane};
 use crate::source::FailureRecord;
@@ -242,14 +242,13 @@ impl<'a> Applying<'a> {
         let waits = matches!(disposition, Disposition::Contended | Disposition::Waiting) && counted.is_none();
         if !waits && let Some(charged) = self.shared.stops.failed(&event.aggregate, likeness, counted) {
             let stop = Stop {
-                code: format!("refused.{}", said.code),
+                code: StopCode::Refused(said.code.clone()),
                 message: format!(
                     "every event of the last {} aggregates was refused alike by {entity}: {} ({}). It resumes by itself once one passes",
                     super::stops::STREAK,
                     said.message,
                     said.code
                 ),
-                probe: true,
             };
             self.charged.extend(charged.into_iter().filter(|(_, id)| !self.events.iter().any(|e| e.id == *id)));
             self.verdicts[at] = Some(Verdict::Left);
@@ -280,9 +279,8 @@ impl<'a> Applying<'a> {
 fn stop_of(step: &Step, said: &Said) -> Stop {
     let place = place(step, said.position).map(|p| format!(" at {p}")).unwrap_or_default();
     Stop {
-        code: format!("refused.{}", said.code),
+        code: StopCode::Refused(said.code.clone()),
         message: format!("{}: {} ({}){place}", step.entity, said.message, said.code),
-        probe: true,
     }
 }
 

@@ -12,7 +12,7 @@ use super::heal;
 use super::plan;
 use super::refusal::{Verdict, held};
 use super::router::{Destination, Router};
-use super::stops::Stop;
+use super::stops::{Stop, StopCode};
 use super::tally::{count, tally};
 use crate::event::{Aggregate, BatchKey, Event, Lane, Status};
 use crate::session::is_lock_timeout;
@@ -317,11 +317,9 @@ fn route(
                     "no entity takes the aggregate type \"{}\": add an [[entity]] for it, or one that ignores it",
                     event.aggregate.kind
                 );
-                if shared.stops.stop(
-                    &event.aggregate.kind,
-                    Stop { code: "unmapped".into(), message: message.clone(), probe: false },
-                ) {
-                    tracing::error!(aggregate_type = %event.aggregate.kind, code = "unmapped", "stopped until it is mended: {message}");
+                if shared.stops.stop(&event.aggregate.kind, Stop { code: StopCode::Unmapped, message: message.clone() })
+                {
+                    tracing::error!(aggregate_type = %event.aggregate.kind, code = %StopCode::Unmapped, "stopped until it is mended: {message}");
                 }
                 verdicts[*at] = Some(Verdict::Left);
             }

@@ -83,10 +83,10 @@ impl Adoption {
 }
 
 /// As Debezium's outbox router has it.
-pub const DEBEZIUM: &str = "CREATE TABLE outbox (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), aggregatetype varchar(255) NOT NULL,
+pub(crate) const DEBEZIUM: &str = "CREATE TABLE outbox (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), aggregatetype varchar(255) NOT NULL,
     aggregateid varchar(255) NOT NULL, type varchar(255) NOT NULL, payload jsonb, \"timestamp\" timestamp DEFAULT now())";
 
-pub fn debezium(config: &mut Config) {
+pub(crate) fn debezium(config: &mut Config) {
     let c = &mut config.legacy.columns;
     c.id = "relay_id".into();
     c.event_id = "id".into();
@@ -215,11 +215,11 @@ async fn the_tutorials_table_is_adopted_with_its_own_words() {
 }
 
 /// Statuses as an enum of its own words, and narrower types than the contract's.
-pub const ENUM: &str = "CREATE TYPE state AS ENUM ('NEW', 'DONE', 'ERROR');
+pub(crate) const ENUM: &str = "CREATE TYPE state AS ENUM ('NEW', 'DONE', 'ERROR');
     CREATE TABLE outbox (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, aggregate_type text, aggregate_id int, event_type text, payload json,
                          status state NOT NULL DEFAULT 'NEW', created_at timestamp DEFAULT now())";
 
-pub fn words_of_enum(config: &mut Config) {
+pub(crate) fn words_of_enum(config: &mut Config) {
     config.legacy.status = StatusWords {
         pending: "NEW".into(),
         retry: "RETRY".into(),
