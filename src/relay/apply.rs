@@ -1,4 +1,7 @@
 //! Applies a batch's events on the target: all together, and where that fails by halves, until the failing events stand alone.
+//!
+//! Guarantees: every event has a verdict afterwards, and the transaction holds the effects of those that were applied and of no
+//! other; what is behind a failed event of its aggregate is not tried. Commits nothing.
 
 use std::collections::HashSet;
 

@@ -1,4 +1,8 @@
 //! One batch of one lane: claim → apply → settle, or one step of healing. Every statement's place in it is the protocol's.
+//!
+//! Guarantees: what is claimed takes effect once, whatever ends the process or either server in between; it is settled now, or
+//! healed by whoever takes the lane next. Nothing takes effect unless the source answered under the lease after the target was
+//! locked. Does not retry: an error is the worker's to wait for.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
