@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use sqlx::Row;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use sqlx::{ConnectOptions, Connection, Row};
 use uuid::Uuid;
 
 use crate::config::{Config, DatabaseUrl};
-use crate::session::{Session, sqlstate};
+use crate::disposition::told;
+use crate::session::{Session, sqlstate, within};
 use crate::source::{Names, Source};
 use crate::sql::{query, query_scalar};
 use crate::target::Target;
@@ -16,7 +17,7 @@ use crate::target::Target;
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// A database is away, or refuses the connection.
-    #[error("{side}: {error}")]
+    #[error("{side}: {}", told(error))]
     Away {
         /// `legacy` or `new`.
         side: &'static str,
@@ -43,14 +44,24 @@ pub struct Installation {
 pub fn pool(url: &DatabaseUrl, prepared_statements: bool, connections: u32) -> Result<PgPool, sqlx::Error> {
     let mut options: PgConnectOptions = url.expose().parse()?;
     options = options.application_name("outbox-relay").extra_float_digits(None);
+    // What is slow or away is told in the relay's own words, not as the text of its statements.
+    options = options.disable_statement_logging();
     if !prepared_statements {
         options = options.statement_cache_capacity(0);
     }
     Ok(PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(Duration::from_secs(10))
+        .acquire_slow_threshold(Duration::from_secs(3600))
         .test_before_acquire(false)
         .connect_lazy_with(options))
+}
+
+/// Whether the database can be reached at all. A pool goes on trying where nobody listens, and then tells that it ran out of time:
+/// here the reason is told, and at once.
+pub async fn reach(pool: &PgPool) -> sqlx::Result<()> {
+    within(Duration::from_secs(10), async { PgConnection::connect_with(&pool.connect_options()).await?.close().await })
+        .await
 }
 
 /// Reads what `init` left on the source.
@@ -58,6 +69,7 @@ pub async fn installation(pool: &PgPool, config: &Config) -> Result<Installation
     let away = |error: sqlx::Error| ConnectError::Away { side: "legacy", error };
     let names = Names::new(&config.legacy, config.relay.lanes);
     let sql = names.render("SELECT version, source_id, target_id, lanes, outbox, test_lanes FROM {relay}.installation");
+    reach(pool).await.map_err(away)?;
     let mut session = begin(pool).await.map_err(away)?;
     let row = match query(&sql, false).fetch_optional(session.connection()).await {
         Ok(Some(row)) => row,
@@ -155,7 +167,9 @@ pub(crate) async fn check_target(
     installation: &Installation,
 ) -> Result<(), ConnectError> {
     let sql = format!("SELECT target_id FROM {}.installation", crate::sql::ident(&config.new.schema));
-    let mut session = begin(pool).await.map_err(|error| ConnectError::Away { side: "new", error })?;
+    let away = |error: sqlx::Error| ConnectError::Away { side: "new", error };
+    reach(pool).await.map_err(away)?;
+    let mut session = begin(pool).await.map_err(away)?;
     let found = query_scalar(&sql, false).fetch_optional(session.connection()).await;
     session.rollback().await;
     let found: Option<Uuid> = match found {

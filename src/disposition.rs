@@ -124,9 +124,31 @@ pub fn said(error: &sqlx::Error) -> Said {
     }
 }
 
+/// An error in one sentence for people: Postgres' own words and its SQLSTATE, without the lines of anybody's source code.
+pub fn told(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Database(_) => {
+            let said = said(error);
+            format!("{} ({})", said.message, said.code)
+        }
+        sqlx::Error::Io(error) => error.to_string(),
+        sqlx::Error::PoolTimedOut => {
+            "no connection within 10 s: it does not answer, or all connections are taken".to_owned()
+        }
+        other => other.to_string(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_network_said_is_told_as_it_is() {
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        assert_eq!(told(&sqlx::Error::Io(refused)), "connection refused");
+        assert!(!told(&sqlx::Error::PoolTimedOut).contains("pool"));
+    }
 
     #[test]
     fn every_class_of_error_has_its_disposition() {

@@ -15,7 +15,7 @@ use crate::mapping::text::{self, With};
 use crate::mapping::{self, Mapping, MappingError};
 use crate::session::{Limits, Session};
 use crate::source::Names;
-use crate::sql::{ident, literal, trusted};
+use crate::sql::{ident, literal, query_scalar, trusted};
 use crate::target::Events;
 
 /// What an event would do to the new database.
@@ -68,11 +68,14 @@ pub enum MapError {
     /// Not in the outbox.
     #[error("the outbox has no event {0}")]
     NoEvent(EventId),
+    /// None of this entity's aggregate type.
+    #[error("the outbox has no event of the aggregate type {0}: write one, or give a payload with --payload FILE")]
+    NoEventOf(String),
     /// The mapping is wrong.
     #[error("{0}")]
     Mapping(Box<MappingError>),
     /// The event is refused, or a database is away.
-    #[error(transparent)]
+    #[error("{}", crate::disposition::told(.0))]
     Database(#[from] sqlx::Error),
 }
 
@@ -90,10 +93,23 @@ pub fn entity<'a>(config: &'a Config, name: &str) -> Result<&'a Entity, MapError
     })
 }
 
+/// The newest event of the entity's aggregate type, whatever its status. Gives up after some seconds where that means to walk
+/// over millions of others.
+pub async fn newest_event(config: &Config, source: &PgPool, entity: &Entity) -> Result<Event, MapError> {
+    let names = Names::new(&config.legacy, config.relay.lanes);
+    let sql = names.render(include_str!("../sql/source/newest_event.sql"));
+    let (mut session, _) = Session::begin(source, &format!("SET TRANSACTION READ ONLY; {}", LIMITS.sql())).await?;
+    let id = query_scalar(&sql, false).bind(&entity.aggregate_type).fetch_optional(session.connection()).await;
+    session.rollback().await;
+    let id: EventId = id?.ok_or_else(|| MapError::NoEventOf(entity.aggregate_type.clone()))?;
+    event_by_id(config, source, id).await
+}
+
 /// An event of the outbox, whatever its status.
 pub async fn event_by_id(config: &Config, source: &PgPool, id: EventId) -> Result<Event, MapError> {
     let names = Names::new(&config.legacy, config.relay.lanes);
     let sql = names.render(include_str!("../sql/source/event.sql"));
+    crate::connect::reach(source).await?;
     let (mut session, _) = Session::begin(source, &format!("SET TRANSACTION READ ONLY; {}", LIMITS.sql())).await?;
     let row = sqlx::query(trusted(&sql)).persistent(false).bind(id).fetch_optional(session.connection()).await;
     session.rollback().await;
@@ -134,6 +150,7 @@ const LIMITS: Limits = Limits { deadline: std::time::Duration::from_secs(30), lo
 
 /// What this event would do by this entity.
 pub async fn map(config: &Config, entity: &Entity, target: &PgPool, event: &Event) -> Result<Mapped, MapError> {
+    crate::connect::reach(target).await?;
     let (mut session, _) = Session::begin(target, &format!("SET TRANSACTION READ ONLY; {}", LIMITS.sql())).await?;
     let effect = effect(config, entity, session.connection(), event).await;
     session.rollback().await;

@@ -181,6 +181,7 @@ async fn wait_for(
         let tried = tokio::select! {
             tried = tried => tried,
             () = shutdown.cancelled() => return Ok(None),
+            () = at(give_up) => return Ok(None),
         };
         match tried {
             Ok(shared) => return Ok(Some(Arc::new(shared))),
@@ -193,13 +194,19 @@ async fn wait_for(
                 }
             }
         }
-        if give_up.is_some_and(|at| at <= Instant::now()) {
-            return Ok(None);
-        }
         tokio::select! {
             () = shutdown.cancelled() => return Ok(None),
+            () = at(give_up) => return Ok(None),
             () = tokio::time::sleep(pause.next_pause()) => {}
         }
+    }
+}
+
+/// Over at this time; never, without one.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
     }
 }
 

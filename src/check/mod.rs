@@ -13,6 +13,7 @@ use sqlx::postgres::PgPool;
 
 use crate::config::Config;
 use crate::connect;
+use crate::disposition::told;
 use crate::init::Side;
 use crate::session::{Limits, Session};
 
@@ -95,7 +96,7 @@ fn collect(side: Side, found: sqlx::Result<Vec<Finding>>, findings: &mut Vec<Fin
         Ok(found) => findings.extend(found),
         Err(error) => findings.push(Finding::problem(
             "check.failed",
-            format!("{side}: {error}"),
+            format!("{side}: {}", told(&error)),
             "what comes after this question was not checked",
             "outbox-relay check, once that is mended",
         )),
@@ -127,10 +128,11 @@ pub fn render(findings: &[Finding]) -> String {
     }
     let count = |severity| findings.iter().filter(|f| f.severity == severity).count();
     let (problems, warnings) = (count(Severity::Problem), count(Severity::Warning));
+    let several = |n: usize, word: &str| format!("{n} {word}{}", if n == 1 { "" } else { "s" });
     out.push_str(&match (problems, warnings) {
         (0, 0) => "No problems.\n".to_owned(),
-        (0, n) => format!("No problems, {n} warnings.\n"),
-        (n, m) => format!("{n} problems, {m} warnings.\n"),
+        (0, n) => format!("No problems, {}.\n", several(n, "warning")),
+        (n, m) => format!("{}, {}.\n", several(n, "problem"), several(m, "warning")),
     });
     out
 }
@@ -156,6 +158,7 @@ async fn reach(side: Side, config: &Config, findings: &mut Vec<Finding>) -> Opti
     let reached = async {
         // Never prepared by name, so that what a pooler breaks is told rather than met.
         let pool = connect::pool(url, false, 3)?;
+        connect::reach(&pool).await?;
         let mut session = reading(&pool).await?;
         server(side, &mut session, findings).await?;
         session.rollback().await;
@@ -174,7 +177,7 @@ async fn reach(side: Side, config: &Config, findings: &mut Vec<Finding>) -> Opti
         Err(error) => {
             findings.push(Finding::problem(
                 &format!("{side}.unreachable"),
-                format!("the {side} database cannot be used: {error}"),
+                format!("the {side} database cannot be used: {}", told(&error)),
                 "nothing else could be checked there",
                 format!("psql \"{url}\" -c 'SELECT 1'"),
             ));

@@ -11,7 +11,7 @@ use crate::connect;
 use crate::event::EventId;
 use crate::map;
 
-/// Prints the rows that an entity's mapping yields for an event of the outbox, or for a payload.
+/// Prints the rows that an entity's mapping yields for an event of the outbox (the newest if none is named), or for a payload.
 pub(super) async fn command(args: &MapArgs, config: Config) -> anyhow::Result<Exit> {
     let entity = map::entity(&config, &args.entity)?;
     let event = match (args.id, &args.payload) {
@@ -29,7 +29,10 @@ pub(super) async fn command(args: &MapArgs, config: Config) -> anyhow::Result<Ex
             };
             map::event_of_payload(entity, text)
         }
-        (None, None) => anyhow::bail!("say which event: --id N, or --payload FILE (- for stdin)"),
+        (None, None) => {
+            let source = connect::pool(&config.legacy.url, config.legacy.prepared_statements, 1)?;
+            map::newest_event(&config, &source, entity).await?
+        }
     };
     if args.psql {
         output::print(map::psql(&config, entity, &event))?;

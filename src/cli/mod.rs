@@ -78,7 +78,10 @@ fn explain(error: &anyhow::Error) -> String {
     }
     let mut told = error.to_string();
     let mut text = format!("error: {told}\n");
-    for cause in error.chain().skip(1).map(ToString::to_string) {
+    let words = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<sqlx::Error>().map_or_else(|| cause.to_string(), crate::disposition::told)
+    };
+    for cause in error.chain().skip(1).map(words) {
         if !told.contains(&cause) {
             text += &format!("  caused by: {cause}\n");
             told = cause;

@@ -176,6 +176,7 @@ async fn objects(session: &mut Session, schema: &str) -> sqlx::Result<Vec<String
 }
 
 pub(super) async fn source(config: &Config, names: &Names, pool: &PgPool) -> sqlx::Result<SourceCatalog> {
+    crate::connect::reach(pool).await?;
     let (mut session, _) = Session::begin(pool, READ).await?;
     let mut catalog =
         SourceCatalog { objects: objects(&mut session, &config.legacy.schema).await?, ..Default::default() };
@@ -200,6 +201,7 @@ pub(super) async fn source(config: &Config, names: &Names, pool: &PgPool) -> sql
 }
 
 pub(super) async fn target(config: &Config, pool: &PgPool) -> sqlx::Result<TargetCatalog> {
+    crate::connect::reach(pool).await?;
     let (mut session, _) = Session::begin(pool, READ).await?;
     let mut catalog = TargetCatalog { objects: objects(&mut session, &config.new.schema).await?, ..Default::default() };
     if catalog.objects.iter().any(|object| object == "installation") {

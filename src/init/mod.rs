@@ -96,7 +96,7 @@ impl std::fmt::Display for Side {
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
     /// A database said no.
-    #[error("{side}: {error}{}", doing.as_deref().map(|d| format!(" (while making {d})")).unwrap_or_default())]
+    #[error("{side}: {}{}", crate::disposition::told(error), doing.as_deref().map(|d| format!(" (while making {d})")).unwrap_or_default())]
     Database {
         /// Which.
         side: Side,

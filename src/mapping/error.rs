@@ -51,8 +51,12 @@ impl MappingError {
     /// The server could not be asked.
     pub fn database(entity: &Entity, error: sqlx::Error) -> MappingError {
         let sqlstate = session::sqlstate(&error).map(|code| code.into_owned());
-        let unreachable = crate::disposition::is_transient(&error);
-        MappingError { sqlstate, unreachable, ..MappingError::new(entity, "mapping.database", error.to_string()) }
+        let unreachable = is_away(&error);
+        MappingError {
+            sqlstate,
+            unreachable,
+            ..MappingError::new(entity, "mapping.database", crate::disposition::told(&error))
+        }
     }
 
     pub(super) fn several_statements(entity: &Entity, file: &str) -> MappingError {
@@ -101,7 +105,7 @@ impl MappingError {
 
     /// The server refused a statement made of the operator's text.
     pub(crate) fn refused(entity: &Entity, statement: &Prepared, error: sqlx::Error) -> MappingError {
-        if crate::disposition::is_transient(&error) {
+        if is_away(&error) {
             return MappingError::database(entity, error);
         }
         let Some(database) = error.as_database_error() else { return MappingError::database(entity, error) };
@@ -172,6 +176,12 @@ impl MappingError {
         }
         line
     }
+}
+
+/// Whether the server could not be asked. While a batch is applied, 0A000 is a stale plan and passes by itself; of a statement
+/// that is being prepared it says that Postgres cannot do this at all (a data-modifying WITH in a mapping, say).
+fn is_away(error: &sqlx::Error) -> bool {
+    session::sqlstate(error).as_deref() != Some("0A000") && crate::disposition::is_transient(error)
 }
 
 /// Whether the word is not a part of a longer one, nor in a comment.

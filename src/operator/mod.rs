@@ -92,7 +92,7 @@ pub enum OperatorError {
     #[error("the backlog has not been counted yet")]
     NotCounted,
     /// The source was away, or said no.
-    #[error("the legacy database: {0}")]
+    #[error("the legacy database: {}", crate::disposition::told(.0))]
     Database(#[from] sqlx::Error),
 }
 

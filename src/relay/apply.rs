@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use super::Shared;
 use super::plan::{self, Group};
-use super::refusal::{Verdict, cause, decide, held};
+use super::refusal::{Verdict, cause, decide, held, loggable};
 use super::router::{Destination, Router, Step};
 use super::stops::{Stop, StopCode};
 use crate::disposition::{self, Disposition, Said};
@@ -262,19 +262,29 @@ impl<'a> Applying<'a> {
             self.blocked.insert(&event.aggregate);
         }
         let parent = event.headers.as_deref().and_then(TraceParent::from_headers);
-        tracing::warn!(
-            event.id = event.id.0,
-            trace_id = parent.as_ref().map(|p| p.trace_id.as_str()),
-            parent_span_id = parent.as_ref().map(|p| p.parent_id.as_str()),
-            aggregate_type = %event.aggregate.kind,
-            entity,
-            disposition = %disposition,
-            code = %said.code,
-            attempts = unapplied.attempts,
-            status = %unapplied.status,
-            "event refused: {}",
-            said.message
-        );
+        macro_rules! tell {
+            ($level:ident) => {
+                tracing::$level!(
+                    event.id = event.id.0,
+                    trace_id = parent.as_ref().map(|p| p.trace_id.as_str()),
+                    parent_span_id = parent.as_ref().map(|p| p.parent_id.as_str()),
+                    aggregate_type = %event.aggregate.kind,
+                    entity,
+                    disposition = %disposition,
+                    code = %said.code,
+                    attempts = unapplied.attempts,
+                    status = %unapplied.status,
+                    "event refused: {}",
+                    loggable(&said)
+                )
+            };
+        }
+        // What waits for another row is tried several times a second: a crowd of it would fill the log.
+        if waits && event.failing_since.is_some() {
+            tell!(debug)
+        } else {
+            tell!(warn)
+        }
         self.verdicts[at] = Some(Verdict::Unapplied(Box::new(unapplied)));
     }
 }

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::batch::Errand;
 use super::{Board, Shared};
+use crate::disposition::told;
 use crate::event::Lane;
 use crate::retry::Pause;
 
@@ -74,10 +75,10 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
             }
             Err(error) => {
                 pause = away.next_pause();
-                let news = shared.change_state(|state| state.source_away.replace(error.to_string()).is_none());
+                let news = shared.change_state(|state| state.source_away.replace(told(&error)).is_none());
                 if news {
                     shared.metrics.breaker("source", true);
-                    tracing::warn!(%error, "the source does not answer; trying again until it does");
+                    tracing::warn!(error = told(&error), "the source does not answer; trying again until it does");
                 }
             }
         }

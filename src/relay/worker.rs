@@ -9,6 +9,7 @@ use tracing::Instrument as _;
 
 use super::batch::{self, BatchError, Counts, Errand, Healed, Outcome};
 use super::{Board, Place, Shared};
+use crate::disposition::told;
 use crate::event::{EventId, Lane};
 use crate::retry::Pause;
 use crate::session::within;
@@ -193,20 +194,28 @@ async fn failed(
         BatchError::Source(error) => {
             shared.breaker.learned_nothing();
             let pause = source_pause.next_pause();
-            let news = shared.change_state(|state| state.source_away.replace(error.to_string()).is_none());
+            let news = shared.change_state(|state| state.source_away.replace(told(&error)).is_none());
             if news {
                 shared.metrics.breaker("source", true);
-                tracing::warn!(lane = lane.0, %error, "the source does not answer; trying again until it does");
+                tracing::warn!(
+                    lane = lane.0,
+                    error = told(&error),
+                    "the source does not answer; trying again until it does"
+                );
             } else {
-                tracing::debug!(lane = lane.0, %error, "the source does not answer");
+                tracing::debug!(lane = lane.0, error = told(&error), "the source does not answer");
             }
             board.done(lane, None, |place| place.not_before = Some(Instant::now() + pause));
             Some(pause)
         }
         BatchError::Target(error) => {
-            if shared.breaker.failed(error.to_string()) {
+            if shared.breaker.failed(told(&error)) {
                 shared.metrics.breaker("target", true);
-                tracing::warn!(lane = lane.0, %error, "the target does not answer; no attempts are counted, trying again until it does");
+                tracing::warn!(
+                    lane = lane.0,
+                    error = told(&error),
+                    "the target does not answer; no attempts are counted, trying again until it does"
+                );
             }
             board.done(lane, Some(errand), soon);
             None

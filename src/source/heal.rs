@@ -115,6 +115,14 @@ impl SourceLane {
         if !divergent.is_empty() {
             self.note_divergent(batch.key.token, &divergent).await?;
         }
+        let given_up: Vec<(i64, String)> = batch
+            .events
+            .iter()
+            .filter(|e| e.given_up && settled.contains(&e.id))
+            .map(|e| (e.id.0, e.aggregate.kind.clone()))
+            .collect();
+        let message = "given up after its last attempt, before the source went back in time";
+        self.note_failures(&given_up, "given_up", message).await?;
         let overtaken = self.fail_overtaken(batch, &settled).await?;
         let mut aggregates: Vec<Aggregate> = batch.events.iter().map(|e| e.aggregate.clone()).collect();
         aggregates.sort();
@@ -191,27 +199,34 @@ impl SourceLane {
         for row in &rows {
             failures.push((row.try_get::<i64, _>(0)?, row.try_get::<String, _>(1)?));
         }
-        if !failures.is_empty() {
-            let n = failures.len();
-            let message = "a later event of its aggregate was applied before the source went back in time";
-            self.source
-                .query(&self.source.statements.record_failures)
-                .bind(self.lane)
-                .bind(failures.iter().map(|(id, _)| *id).collect::<Vec<_>>())
-                .bind(vec![""; n])
-                .bind(failures.iter().map(|(_, kind)| kind.as_str()).collect::<Vec<_>>())
-                .bind(vec!["overtaken"; n])
-                .bind(vec!["overtaken"; n])
-                .bind(vec!["overtaken"; n])
-                .bind(vec![message; n])
-                .bind(vec![None::<&str>; n])
-                .bind(vec![None::<&str>; n])
-                .bind(vec![None::<&str>; n])
-                .bind(vec![None::<&str>; n])
-                .bind(vec![0i32; n])
-                .execute(self.session.connection())
-                .await?;
-        }
+        let message = "a later event of its aggregate was applied before the source went back in time";
+        self.note_failures(&failures, "overtaken", message).await?;
         Ok(rows.len() as u64)
+    }
+
+    /// Failures that no error of the target tells of, by id and aggregate type.
+    async fn note_failures(&mut self, events: &[(i64, String)], code: &str, message: &str) -> sqlx::Result<()> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        let n = events.len();
+        self.source
+            .query(&self.source.statements.record_failures)
+            .bind(self.lane)
+            .bind(events.iter().map(|(id, _)| *id).collect::<Vec<_>>())
+            .bind(vec![""; n])
+            .bind(events.iter().map(|(_, kind)| kind.as_str()).collect::<Vec<_>>())
+            .bind(vec![code; n])
+            .bind(vec![code; n])
+            .bind(vec![code; n])
+            .bind(vec![message; n])
+            .bind(vec![None::<&str>; n])
+            .bind(vec![None::<&str>; n])
+            .bind(vec![None::<&str>; n])
+            .bind(vec![None::<&str>; n])
+            .bind(vec![0i32; n])
+            .execute(self.session.connection())
+            .await
+            .map(drop)
     }
 }

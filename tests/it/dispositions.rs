@@ -359,6 +359,16 @@ async fn an_unmapped_event_type_waits_and_holds_back_its_aggregate() {
     let why: String = stage.pair.legacy.value(&format!("SELECT last_error FROM outbox WHERE id = {unmapped}")).await;
     assert!(why.contains("UserPromoted"), "{why}");
     assert_eq!(attempts(&stage).await, 0);
+    // It is mapped: what waited flows by itself, in order.
+    let running = stage.start().await;
+    let mut mended = users();
+    mended.events.insert("UserPromoted".to_owned(), Action::Upsert);
+    running.shared.use_entities(vec![mended, oracle()], true).await.unwrap();
+    for id in [unmapped, behind] {
+        becomes(&stage, id, "processed").await;
+    }
+    running.stop().await;
+    assert_eq!(stage.pair.new.value::<String>("SELECT name FROM users WHERE id = 1").await, "Grace");
 }
 
 #[tokio::test]

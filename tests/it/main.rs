@@ -19,6 +19,7 @@ mod pgbouncer;
 mod privileges;
 mod readme;
 mod relay;
+mod retention;
 mod run;
 mod server;
 mod statements;

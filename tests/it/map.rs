@@ -30,6 +30,9 @@ async fn the_rows_of_an_event_are_shown_and_none_is_written() {
     let event = map::event_by_id(&stage.config, legacy, EventId(id)).await.unwrap();
     let Effect::Delete(rows) = map::map(&stage.config, users, new, &event).await.unwrap().effect else { panic!() };
     assert_eq!((rows[0].row.as_str(), rows[0].stands.is_some()), (r#"{"id": 1}"#, true));
+    assert_eq!(map::newest_event(&stage.config, legacy, users).await.unwrap().id, EventId(id));
+    let things = map::entity(&stage.config, "applied").unwrap();
+    assert!(matches!(map::newest_event(&stage.config, legacy, things).await, Err(MapError::NoEventOf(_))));
     let missing = map::event_by_id(&stage.config, legacy, EventId(999)).await;
     assert!(matches!(missing, Err(MapError::NoEvent(_))));
     assert!(map::entity(&stage.config, "user").unwrap_err().to_string().contains("there are: users, applied"));

@@ -209,6 +209,9 @@ async fn a_mistake_is_shown_at_its_place_in_the_operators_file() {
     assert_eq!(compile("SELECT lowr(payload->>'id') AS id FROM event").await.code, "mapping.function");
     assert_eq!(compile("SELECT payload->>'name' AS name FROM event").await.code, "mapping.key");
     assert_eq!(compile("SELECT 1 AS id FROM event; SELECT 2").await.code, "mapping.several");
+    // Postgres cannot do it (0A000): the operator's error, not a server that is away.
+    let writes = compile("WITH w AS (DELETE FROM t RETURNING id) SELECT id FROM w").await;
+    assert_eq!((writes.code, writes.unreachable), ("mapping.refused", false));
     assert_eq!(compile("").await.code, "mapping.syntax");
     assert_eq!(compile("DELETE FROM t").await.code, "mapping.syntax");
     let unknown = ground.compile(&entity("tt", &["id"], None)).await.unwrap_err();

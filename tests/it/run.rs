@@ -148,3 +148,57 @@ async fn a_second_process_shares_the_work_and_the_death_of_one_costs_nothing() {
     stage.drained().await;
     stage.oracle_agrees().await;
 }
+
+#[tokio::test]
+async fn what_it_does_is_told_in_logs_and_metrics() {
+    let stage = Stage::new().await;
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    stage.thing("a", 1).await;
+    stage.user(1, "UserCreated", "Ada", 1).await;
+    stage
+        .pair
+        .legacy
+        .run(&format!(
+            "INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload, headers)
+             VALUES ('User', '2', 'UserCreated', '{{\"id\": \"no number\"}}', '{{\"traceparent\": \"00-{trace}-b7ad6b7169203331-01\"}}')"
+        ))
+        .await;
+    let relay = Relay::start(&stage, &["--log-format", "json", "--log-filter", "info,outbox_relay=trace"]);
+    eventually(DEADLINE, "two are applied, one is refused", || async {
+        stage.count("processed").await == 2 && stage.count("retry").await == 1
+    })
+    .await;
+    let log = relay.log();
+    let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    let says = |message: &str| {
+        let told = lines.iter().find(|line| line["message"].as_str().is_some_and(|m| m.contains(message)));
+        told.unwrap_or_else(|| panic!("{message}\n{log}"))
+    };
+    let refused = says("event refused");
+    assert_eq!(
+        (&refused["trace_id"], &refused["entity"], &refused["code"]),
+        (&trace.into(), &"users".into(), &"22P02".into())
+    );
+    let applied = says("applied");
+    assert!(applied["event.id"].is_i64() && applied["span"]["lane"].is_i64(), "{applied}");
+    assert!(!log.contains("no number"), "a payload is in the log:\n{log}");
+    let address = says("the admin API listens")["address"].as_str().unwrap().to_owned();
+    // The backlog is counted every few seconds.
+    eventually(DEADLINE, "the metrics tell it", || async {
+        let url = format!("http://{address}/metrics");
+        let text =
+            tokio::task::spawn_blocking(move || ureq::get(&url).call().unwrap().body_mut().read_to_string().unwrap());
+        let text = text.await.unwrap();
+        [
+            "outbox_relay_events_total{disposition=\"processed\",aggregate_type=\"Thing\"} 1",
+            "outbox_relay_events_total{disposition=\"retry\",aggregate_type=\"User\"}",
+            "outbox_relay_lag_seconds_count 2",
+            "outbox_relay_batch_duration_seconds_count",
+            "outbox_relay_backlog{aggregate_type=\"User\",status=\"retry\"} 1",
+            "outbox_relay_breaker_open{what=\"target\"} 0",
+        ]
+        .iter()
+        .all(|line| text.contains(line))
+    })
+    .await;
+}

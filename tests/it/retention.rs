@@ -1,0 +1,156 @@
+//! Retention: what is old enough goes, in small steps, and nothing that healing may still need.
+
+use std::time::Duration;
+
+use outbox_relay::relay::Shared;
+use outbox_relay::retention;
+use sqlx::{Connection, Executor, PgConnection};
+
+use crate::support::past::Past;
+use crate::support::stage::Stage;
+
+/// Everything that happened so far happened an hour and a half ago, on both sides.
+async fn age(stage: &Stage) {
+    stage
+        .pair
+        .legacy
+        .run(
+            "UPDATE outbox SET processed_at = processed_at - interval '90 min';
+             UPDATE outbox_relay.batch_log SET settled_at = settled_at - interval '90 min'",
+        )
+        .await;
+    stage.pair.new.run("UPDATE outbox_relay.batch_log SET applied_at = applied_at - interval '90 min'").await;
+}
+
+async fn retain(stage: &Stage, shared: &Shared) -> retention::Counts {
+    let mut all = retention::Counts::default();
+    loop {
+        let counts = retention::run_once(&stage.config, &shared.source, &shared.target).await.unwrap();
+        if counts == retention::Counts::default() {
+            return all;
+        }
+        all.processed += counts.processed;
+        all.skipped += counts.skipped;
+        all.entries += counts.entries;
+    }
+}
+
+async fn events(stage: &Stage) -> i64 {
+    stage.pair.legacy.value("SELECT count(*) FROM outbox").await
+}
+
+#[tokio::test]
+async fn processed_events_go_with_their_log_entries_and_what_is_not_old_or_not_processed_stays() {
+    let stage = Stage::with(|config| {
+        config.retention.processed = Duration::from_secs(3600);
+        config.retention.skipped = Duration::from_secs(3600);
+    })
+    .await;
+    let shared = stage.shared().await;
+    for round in 1..=6 {
+        for aggregate in ["a", "b", "c"] {
+            stage.thing(aggregate, round).await;
+        }
+        stage.drain_by_hand(&shared).await;
+    }
+    let skipped = stage.thing("d", 1).await;
+    let failed = stage.thing("e", 1).await;
+    stage
+        .pair
+        .legacy
+        .run(&format!(
+            "UPDATE outbox SET status = 'skipped', processed_at = now() WHERE id = {skipped};
+             UPDATE outbox SET status = 'failed', processed_at = now() - interval '1 year' WHERE id = {failed}"
+        ))
+        .await;
+    assert_eq!(retain(&stage, &shared).await, retention::Counts::default(), "nothing is old");
+    age(&stage).await;
+    let recent = stage.thing("a", 7).await;
+    stage.drain_by_hand(&shared).await;
+    let counts = retain(&stage, &shared).await;
+    assert_eq!(counts.skipped, 1);
+    // The newest entry of a lane always stays, and its events with it.
+    let newest: i64 = stage
+        .pair
+        .legacy
+        .value(
+            "SELECT coalesce(sum(cardinality(ids)), 0)::bigint FROM (SELECT DISTINCT ON (lane) ids FROM outbox_relay.batch_log
+             ORDER BY lane, token DESC) newest",
+        )
+        .await;
+    assert_eq!(events(&stage).await, newest + 1, "the newest entries' events, and the failed one");
+    assert_eq!((stage.status(recent).await.as_str(), stage.status(failed).await.as_str()), ("processed", "failed"));
+    let marked: i64 = stage.pair.legacy.value("SELECT count(*) FROM outbox_relay.forgotten").await;
+    assert!(marked > 0);
+    // The logs still end alike, and the relay goes on.
+    stage.thing("a", 8).await;
+    stage.drain_by_hand(&shared).await;
+    assert_eq!(stage.count("pending").await, 0);
+}
+
+#[tokio::test]
+async fn nothing_goes_that_a_failover_within_replica_lag_needs() {
+    let stage = Stage::with(|config| {
+        config.retention.processed = Duration::from_secs(1);
+        config.relay.replica_lag = Duration::from_secs(2 * 3600);
+    })
+    .await;
+    let shared = stage.shared().await;
+    stage.thing("a", 1).await;
+    stage.drain_by_hand(&shared).await;
+    let past = Past::of(&stage.pair.new).await;
+    for version in 2..=4 {
+        stage.thing("a", version).await;
+        stage.drain_by_hand(&shared).await;
+    }
+    age(&stage).await;
+    assert_eq!(retain(&stage, &shared).await, retention::Counts::default());
+    // The target goes back by those ninety minutes: all that it forgot is there to be applied again.
+    past.again(&stage.pair.new).await;
+    stage.heal_by_hand(&shared).await;
+    stage.drain_by_hand(&shared).await;
+    stage.oracle_agrees().await;
+}
+
+#[tokio::test]
+async fn zero_deletes_on_settling() {
+    let stage = Stage::with(|config| config.retention.processed = Duration::ZERO).await;
+    let shared = stage.shared().await;
+    for version in 1..=5 {
+        stage.thing("a", version).await;
+    }
+    stage.drain_by_hand(&shared).await;
+    assert_eq!(events(&stage).await, 0);
+    assert_eq!(stage.pair.new.value::<i64>("SELECT count(DISTINCT event) FROM applied").await, 5);
+}
+
+#[tokio::test]
+async fn it_waits_for_nobody_and_locks_nobody_out() {
+    let stage = Stage::with(|config| {
+        config.retention.processed = Duration::from_secs(60);
+        config.relay.replica_lag = Duration::from_secs(60);
+        config.relay.lanes = 1;
+    })
+    .await;
+    let shared = stage.shared().await;
+    for version in 1..=3 {
+        stage.thing("a", version).await;
+        stage.drain_by_hand(&shared).await;
+    }
+    age(&stage).await;
+    // A worker has the lane: its turn comes later, and it does not wait.
+    let mut worker = PgConnection::connect(&stage.pair.legacy.url).await.unwrap();
+    worker.execute("BEGIN; SELECT FROM outbox_relay.lane WHERE lane = 0 FOR UPDATE").await.unwrap();
+    let counts = retention::run_once(&stage.config, &shared.source, &shared.target).await.unwrap();
+    assert_eq!((counts.processed, counts.entries), (0, 0));
+    worker.execute("ROLLBACK").await.unwrap();
+    // The application's transaction holds the table's lock and inserts: it is not waited for either.
+    let mut writer = PgConnection::connect(&stage.pair.legacy.url).await.unwrap();
+    writer
+        .execute("BEGIN; INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload) VALUES ('Thing', 'w', 'Happened', '{\"version\": 1}')")
+        .await
+        .unwrap();
+    let counts = retain(&stage, &shared).await;
+    assert!(counts.processed > 0, "{counts:?}");
+    writer.execute("COMMIT").await.unwrap();
+}
