@@ -16,6 +16,7 @@ use super::auth::Caller;
 use super::problem::Problem;
 use crate::operator::Operator;
 use crate::relay::Shared;
+use crate::relay::stops::StopCode;
 
 /// How long readiness asks the legacy database.
 const ASK_WITHIN: Duration = Duration::from_secs(2);
@@ -59,7 +60,7 @@ fn away(message: String) -> Value {
 fn of_relay(relay: &Shared) -> Vec<Value> {
     let mut causes = Vec::new();
     for report in relay.stops.report() {
-        let code = if report.stop.code == "unmapped" { "unmapped" } else { "stopped" };
+        let code = if report.stop.code == StopCode::Unmapped { "unmapped" } else { "stopped" };
         causes.push(json!({"code": code, "aggregate_type": report.aggregate_type, "error": report.stop.code,
                            "message": report.stop.message, "since": report.since}));
     }

@@ -1,4 +1,7 @@
 //! Applies a batch's events on the target: all together, and where that fails by halves, until the failing events stand alone.
+//!
+//! Guarantees: every event has a verdict afterwards, and the transaction holds the effects of those that were applied and of no
+//! other; what is behind a failed event of its aggregate is not tried. Commits nothing.
 
 use std::collections::HashSet;
 
@@ -6,7 +9,7 @@ use super::Shared;
 use super::plan::{self, Group};
 use super::refusal::{Verdict, cause, decide, held, loggable};
 use super::router::{Destination, Router, Step};
-use super::stops::Stop;
+use super::stops::{Stop, StopCode};
 use crate::disposition::{self, Disposition, Said};
 use crate::event::{Aggregate, Event, EventId, Lane};
 use crate::source::FailureRecord;
@@ -242,14 +245,13 @@ impl<'a> Applying<'a> {
         let waits = matches!(disposition, Disposition::Contended | Disposition::Waiting) && counted.is_none();
         if !waits && let Some(charged) = self.shared.stops.failed(&event.aggregate, likeness, counted) {
             let stop = Stop {
-                code: format!("refused.{}", said.code),
+                code: StopCode::Refused(said.code.clone()),
                 message: format!(
                     "every event of the last {} aggregates was refused alike by {entity}: {} ({}). It resumes by itself once one passes",
                     super::stops::STREAK,
                     said.message,
                     said.code
                 ),
-                probe: true,
             };
             self.charged.extend(charged.into_iter().filter(|(_, id)| !self.events.iter().any(|e| e.id == *id)));
             self.verdicts[at] = Some(Verdict::Left);
@@ -290,9 +292,8 @@ impl<'a> Applying<'a> {
 fn stop_of(step: &Step, said: &Said) -> Stop {
     let place = place(step, said.position).map(|p| format!(" at {p}")).unwrap_or_default();
     Stop {
-        code: format!("refused.{}", said.code),
+        code: StopCode::Refused(said.code.clone()),
         message: format!("{}: {} ({}){place}", step.entity, said.message, said.code),
-        probe: true,
     }
 }
 

@@ -1,4 +1,8 @@
 //! One batch of one lane: claim → apply → settle, or one step of healing. Every statement's place in it is the protocol's.
+//!
+//! Guarantees: what is claimed takes effect once, whatever ends the process or either server in between; it is settled now, or
+//! healed by whoever takes the lane next. Nothing takes effect unless the source answered under the lease after the target was
+//! locked. Does not retry: an error is the worker's to wait for.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -12,7 +16,7 @@ use super::heal;
 use super::plan;
 use super::refusal::{Verdict, held};
 use super::router::{Destination, Router};
-use super::stops::Stop;
+use super::stops::{Stop, StopCode};
 use super::tally::{count, tally};
 use crate::event::{Aggregate, BatchKey, Event, Lane, Status};
 use crate::session::is_lock_timeout;
@@ -327,11 +331,9 @@ fn route(
                     "no entity takes the aggregate type \"{}\": add an [[entity]] for it, or one that ignores it",
                     event.aggregate.kind
                 );
-                if shared.stops.stop(
-                    &event.aggregate.kind,
-                    Stop { code: "unmapped".into(), message: message.clone(), probe: false },
-                ) {
-                    tracing::error!(aggregate_type = %event.aggregate.kind, code = "unmapped", "stopped until it is mended: {message}");
+                if shared.stops.stop(&event.aggregate.kind, Stop { code: StopCode::Unmapped, message: message.clone() })
+                {
+                    tracing::error!(aggregate_type = %event.aggregate.kind, code = %StopCode::Unmapped, "stopped until it is mended: {message}");
                 }
                 verdicts[*at] = Some(Verdict::Left);
             }

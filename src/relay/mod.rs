@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::batch::Errand;
 use self::router::Router;
-use self::stops::{Breaker, Stop, Stops};
+use self::stops::{Breaker, Stop, StopCode, Stops};
 use crate::config::{Config, Entity};
 use crate::event::Lane;
 use crate::metrics::Metrics;
@@ -103,13 +103,13 @@ impl Shared {
         let broken: HashMap<String, crate::mapping::MappingError> = router.broken(&entities).into_iter().collect();
         *self.router.write().unwrap_or_else(PoisonError::into_inner) = router.clone();
         *self.entities.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(entities);
-        self.stops.resume_unless(|kind, stop| match stop.code.as_str() {
-            "unmapped" => !router.knows(kind),
-            _ if stop.probe => !anew,
-            _ => broken.contains_key(kind),
+        self.stops.resume_unless(|kind, stop| match stop.code {
+            StopCode::Unmapped => !router.knows(kind),
+            StopCode::Refused(_) => !anew,
+            StopCode::Mapping(_) => broken.contains_key(kind),
         });
         for (kind, error) in broken {
-            let stop = Stop { code: error.code.to_owned(), message: error.one_line(), probe: false };
+            let stop = Stop { code: StopCode::Mapping(error.code), message: error.one_line() };
             if self.stops.stop(&kind, stop) {
                 tracing::error!(aggregate_type = %kind, code = error.code, "stopped until it is mended:\n{error}\n  then: outbox-relay check        (the relay resumes by itself)");
             }

@@ -2,6 +2,7 @@
 //! being away.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -16,13 +17,44 @@ pub const STREAK: usize = 20;
 /// Why an aggregate type is stopped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Stop {
-    /// `unmapped`, a mapping error's code, or `refused.<SQLSTATE>`.
-    pub code: String,
+    /// For programs.
+    pub code: StopCode,
     /// For people.
     pub message: String,
-    /// Whether trying its events tells when it works again (else a change of the mapping does).
-    #[serde(skip)]
-    pub probe: bool,
+}
+
+/// Why an aggregate type is stopped, for programs: its text is stable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StopCode {
+    /// `unmapped`: no entity takes it.
+    Unmapped,
+    /// A mapping is wrong: the code of its error, `mapping.column` and the like.
+    Mapping(&'static str),
+    /// `refused.<SQLSTATE>`: the target refuses its events, whichever they are.
+    Refused(String),
+}
+
+impl StopCode {
+    /// Whether trying its events tells when it works again. Else a change of the configuration or of the tables does.
+    fn is_probed(&self) -> bool {
+        matches!(self, StopCode::Refused(_))
+    }
+}
+
+impl fmt::Display for StopCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StopCode::Unmapped => f.write_str("unmapped"),
+            StopCode::Mapping(code) => f.write_str(code),
+            StopCode::Refused(sqlstate) => write!(f, "refused.{sqlstate}"),
+        }
+    }
+}
+
+impl Serialize for StopCode {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
 }
 
 struct Stopped {
@@ -38,7 +70,7 @@ struct Stopped {
 impl Stopped {
     fn is_due(&self, lane: Option<Lane>) -> bool {
         let patience = if lane.is_some() && lane == self.probed_in { ELSEWHERE } else { Duration::ZERO };
-        self.stop.probe && !self.probing && self.next_probe + patience <= Instant::now()
+        self.stop.code.is_probed() && !self.probing && self.next_probe + patience <= Instant::now()
     }
 }
 
@@ -110,7 +142,7 @@ impl Stops {
             stopped.next_probe = Instant::now() + stopped.pause.next_pause();
             stopped.probing = false;
             // What a mapping's own check says is better than what a statement made of it met.
-            let better = stopped.stop.probe && !stop.probe;
+            let better = stopped.stop.code.is_probed() && !stop.code.is_probed();
             stopped.stop = stop;
             return better;
         }
@@ -138,7 +170,7 @@ impl Stops {
 
     /// Whether something is stopped that a look at mappings and tables may explain or end.
     pub fn any_by_mapping(&self) -> bool {
-        self.lock().stopped.values().any(|s| s.stop.code != "unmapped")
+        self.lock().stopped.values().any(|s| s.stop.code != StopCode::Unmapped)
     }
 
     /// What a look leaves out: types that are stopped and not due to be probed.
@@ -166,7 +198,7 @@ impl Stops {
     pub fn passed(&self, aggregate_type: &str) -> bool {
         let mut inner = self.lock();
         inner.streaks.remove(aggregate_type);
-        let probing = inner.stopped.get(aggregate_type).is_some_and(|s| s.stop.probe);
+        let probing = inner.stopped.get(aggregate_type).is_some_and(|s| s.stop.code.is_probed());
         probing && inner.stopped.remove(aggregate_type).is_some()
     }
 

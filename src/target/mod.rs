@@ -1,7 +1,8 @@
 //! Everything that is said to the target: the database that events are applied to.
 //!
 //! A [`TargetLane`] is a lane whose row this process has locked there; what it applies takes effect with its commit, together
-//! with the log's entry.
+//! with the log's entry: both, or neither. An entry is appended only onto the newest one, and only with a higher token, so a
+//! worker that was overtaken takes no effect. Does not know the source: that its events may be applied is the caller's to prove.
 
 mod statements;
 
