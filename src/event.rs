@@ -1,6 +1,7 @@
 //! The words of the protocol as types: ids, tokens, lanes, states.
 
 use std::fmt;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -74,8 +75,8 @@ pub struct Event {
     pub created_at: DateTime<Utc>,
     /// Failed attempts so far.
     pub attempts: i32,
-    /// When its first failure since it last was pending happened; `None` if it never failed.
-    pub failing_since: Option<DateTime<Utc>>,
+    /// How long ago, by the source's clock, its first failure since it last was pending happened; `None` if it never failed.
+    pub failing_for: Option<Duration>,
     /// Where the claim found it: `Pending`, or `Retry` when its time had come.
     pub was: Status,
 }

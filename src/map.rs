@@ -123,7 +123,7 @@ pub async fn event_by_id(config: &Config, source: &PgPool, id: EventId) -> Resul
         headers: row.try_get("headers")?,
         created_at: row.try_get("created_at")?,
         attempts: 0,
-        failing_since: None,
+        failing_for: None,
         was: Status::Pending,
     })
 }
@@ -141,7 +141,7 @@ pub fn event_of_payload(entity: &Entity, payload: String) -> Event {
         headers: None,
         created_at: chrono::Utc::now(),
         attempts: 0,
-        failing_since: None,
+        failing_for: None,
         was: Status::Pending,
     }
 }

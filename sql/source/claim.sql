@@ -26,7 +26,7 @@ WITH locked AS MATERIALIZED (
 )
 SELECT id::bigint, event_id::uuid, aggregate_type::text, aggregate_id::text, coalesce(event_type::text, '') AS event_type,
        coalesce(payload::text, 'null') AS payload, headers::text, coalesce(created_at::timestamptz, now()) AS created_at,
-       coalesce(attempts::int, 0) AS attempts, NULL::timestamptz AS failing_since, locked
+       coalesce(attempts::int, 0) AS attempts, NULL::float8 AS failing_for, locked
 FROM sized
 WHERE before < $5
 ORDER BY id

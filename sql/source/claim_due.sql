@@ -24,7 +24,7 @@ WITH locked AS MATERIALIZED (
 )
 SELECT s.id::bigint, s.event_id::uuid, s.aggregate_type::text, s.aggregate_id::text, coalesce(s.event_type::text, '') AS event_type,
        coalesce(s.payload::text, 'null') AS payload, s.headers::text, coalesce(s.created_at::timestamptz, now()) AS created_at,
-       coalesce(s.attempts::int, 0) AS attempts, f.first_at AS failing_since, s.locked
+       coalesce(s.attempts::int, 0) AS attempts, extract(epoch FROM clock_timestamp() - f.first_at)::float8 AS failing_for, s.locked
 FROM sized s
 LEFT JOIN {relay}.failure f ON f.id = s.id
 WHERE s.before < $4

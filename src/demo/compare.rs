@@ -127,7 +127,7 @@ fn as_event(entity: &Entity, event_type: &str, id: String, payload: String) -> E
         headers: None,
         created_at: chrono::Utc::now(),
         attempts: 0,
-        failing_since: None,
+        failing_for: None,
         was: Status::Pending,
     }
 }

@@ -280,7 +280,7 @@ impl<'a> Applying<'a> {
             };
         }
         // What waits for another row is tried several times a second: a crowd of it would fill the log.
-        if waits && event.failing_since.is_some() {
+        if waits && event.failing_for.is_some() {
             tell!(debug)
         } else {
             tell!(warn)

@@ -141,7 +141,7 @@ mod tests {
             headers: None,
             created_at: chrono::DateTime::UNIX_EPOCH,
             attempts: 0,
-            failing_since: None,
+            failing_for: None,
             was: Status::Pending,
         }
     }

@@ -1,4 +1,4 @@
-//! What becomes of an event that was refused by itself, or that waits behind one. Pure, but for the clock.
+//! What becomes of an event that was refused by itself, or that waits behind one. Pure, but for the jitter.
 //!
 //! Guarantees: an attempt is counted only when the event is to blame (or has waited too long for another row), and the same
 //! cause has the same name after a restart.
@@ -37,9 +37,7 @@ pub(super) fn decide(
     record: FailureRecord,
     retry: &crate::config::Retry,
 ) -> Unapplied {
-    let waited = event
-        .failing_since
-        .map_or(std::time::Duration::ZERO, |since| (chrono::Utc::now() - since).to_std().unwrap_or_default());
+    let waited = event.failing_for.unwrap_or_default();
     let counts = match disposition {
         Disposition::Waiting => waited >= retry.patience,
         Disposition::Contended => false,
@@ -183,8 +181,7 @@ mod tests {
             detail: None,
             place: None,
         };
-        let now = chrono::Utc::now();
-        let (short, long) = (Some(now - chrono::TimeDelta::seconds(4)), Some(now - chrono::TimeDelta::seconds(700)));
+        let (short, long) = (Some(Duration::from_secs(4)), Some(Duration::from_secs(700)));
         for (disposition, attempts, since, expected) in [
             (Disposition::Event, 0, None, (Status::Retry, 1)),
             (Disposition::Event, 2, short, (Status::Failed, 3)),
@@ -201,9 +198,9 @@ mod tests {
                 event_type: "UserCreated".into(),
                 payload: "{}".into(),
                 headers: None,
-                created_at: now,
+                created_at: chrono::DateTime::UNIX_EPOCH,
                 attempts,
-                failing_since: since,
+                failing_for: since,
                 was: Status::Retry,
             };
             let unapplied = decide(&event, disposition, record.clone(), &retry);

@@ -316,7 +316,8 @@ mod tests {
     #[test]
     fn a_probe_that_is_cut_off_is_not_the_last_one() {
         let stops = Stops::default();
-        stops.stop("User", Stop { code: "refused.42P01".into(), message: String::new(), probe: true });
+        let code = StopCode::Refused("42P01".into());
+        stops.stop("User", Stop { code, message: String::new() });
         let due = || stops.lock().stopped.values_mut().for_each(|s| s.next_probe = Instant::now());
         due();
         let (_, probing) = stops.exclude_for_claim(Lane(0));

@@ -4,6 +4,7 @@
 //! the order of an aggregate: only a claim together with its [`Recheck`] says what may be applied.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use sqlx::Row;
 use sqlx::postgres::PgRow;
@@ -196,7 +197,9 @@ fn event(row: &PgRow, was: Status) -> sqlx::Result<Event> {
         headers: row.try_get("headers")?,
         created_at: row.try_get("created_at")?,
         attempts: row.try_get("attempts")?,
-        failing_since: row.try_get("failing_since")?,
+        failing_for: row
+            .try_get::<Option<f64>, _>("failing_for")?
+            .map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default()),
         was,
     })
 }

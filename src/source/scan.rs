@@ -169,7 +169,7 @@ mod tests {
             headers: None,
             created_at: chrono::DateTime::UNIX_EPOCH,
             attempts: 0,
-            failing_since: None,
+            failing_for: None,
             was,
         };
         let (pending, retry) = (Status::Pending, Status::Retry);

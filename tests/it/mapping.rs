@@ -96,7 +96,7 @@ fn events(payloads: &[&str]) -> Vec<Event> {
             headers: None,
             created_at: chrono::DateTime::UNIX_EPOCH,
             attempts: 0,
-            failing_since: None,
+            failing_for: None,
             was: Status::Pending,
         })
         .collect()
