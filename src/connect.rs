@@ -78,11 +78,11 @@ pub async fn installation(pool: &PgPool, config: &Config) -> Result<Installation
         Err(error) => return Err(away(error)),
     };
     let version: i32 = row.try_get("version").map_err(away)?;
-    if version > crate::init::SCHEMA_VERSION {
+    if version > SCHEMA_VERSION {
         return Err(ConnectError::NotReady(format!(
             "the relay's tables are of version {version}, made by a newer outbox-relay; this one knows version {}: use the newer \
              program",
-            crate::init::SCHEMA_VERSION
+            SCHEMA_VERSION
         )));
     }
     let lanes: i32 = row.try_get("lanes").map_err(away)?;
@@ -116,6 +116,9 @@ pub async fn installation(pool: &PgPool, config: &Config) -> Result<Installation
         lanes: config.relay.lanes,
     })
 }
+
+/// The version of the relay's own tables.
+pub const SCHEMA_VERSION: i32 = 1;
 
 /// The lanes of a few keys: must be the same for ever.
 pub const TEST_LANES: &str = "SELECT array_agg({lane_of_key} ORDER BY k.n) FROM (VALUES (1, 'User', '1'), (2, 'Order', 'a-b-c'), \

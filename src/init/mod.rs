@@ -24,12 +24,9 @@ pub use self::introduce::Choices;
 pub use self::print::{print, script};
 pub use self::remove::{Removal, removal, remove};
 use crate::config::Config;
-use crate::connect::TEST_LANES;
+use crate::connect::{SCHEMA_VERSION, TEST_LANES};
 use crate::source::Names;
 use crate::sql::{ident, literal, render};
-
-/// The version of the relay's own tables.
-pub const SCHEMA_VERSION: i32 = 1;
 
 /// One statement, with what a DBA wants to know of it.
 #[derive(Debug, Clone, PartialEq, Eq)]

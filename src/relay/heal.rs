@@ -9,8 +9,8 @@ use std::collections::HashSet;
 use chrono::{DateTime, Utc};
 
 use super::Shared;
-use super::batch::{BatchError, Healed, Outcome, of_settling};
 use super::failpoint::reach;
+use super::visit::{BatchError, Healed, Outcome};
 use crate::event::{BatchKey, Token};
 use crate::source::SourceLane;
 use crate::target::TargetLane;
@@ -94,7 +94,7 @@ pub(super) async fn run_once(
             let done = source
                 .settle_forgotten(&entry, &identity, &shared.router().passing(), shared.config.relay.batch)
                 .await
-                .map_err(of_settling)?;
+                .map_err(BatchError::of_settling)?;
             if done.divergent > 0 {
                 tracing::error!(
                     lane = lane.0,

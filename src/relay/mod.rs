@@ -14,6 +14,7 @@ pub mod router;
 mod scout;
 pub mod stops;
 mod tally;
+mod visit;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -23,9 +24,9 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::batch::Errand;
 use self::router::Router;
 use self::stops::{Breaker, Stop, StopCode, Stops};
+use self::visit::Errand;
 use crate::config::{Config, Entity};
 use crate::event::Lane;
 use crate::metrics::Metrics;

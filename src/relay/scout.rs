@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::batch::Errand;
+use super::visit::Errand;
 use super::{Board, Shared};
 use crate::disposition::told;
 use crate::event::Lane;

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use chrono::{DateTime, Utc};
 
-use super::batch::Counts;
 use super::plan;
 use super::refusal::Verdict;
+use super::visit::Counts;
 use crate::event::{Event, EventId, Status};
 use crate::source::{Claim, Recheck, Settlement};
 use crate::telemetry::TraceParent;

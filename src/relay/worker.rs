@@ -7,7 +7,8 @@ use tokio::sync::{Mutex, mpsc::UnboundedReceiver};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use super::batch::{self, BatchError, Counts, Errand, Healed, Outcome};
+use super::batch;
+use super::visit::{BatchError, Counts, Errand, Healed, Outcome};
 use super::{Board, Place, Shared};
 use crate::disposition::told;
 use crate::event::{EventId, Lane};
