@@ -408,6 +408,23 @@ async fn retries_held_and_failed_events_at_the_front_slow_nobody_down() {
     legacy.run("INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload) VALUES ('Thing', 'x', 'Happened', '{}')").await;
     is_ordered_scan(&stage.explain_look("{}").await, 60);
     is_ordered_scan(&stage.explain_claim(i64::MIN, "{}").await, 60);
+    let free = Stage::with(|config| config.relay.lanes = 1).await;
+    beside("100,000 events in retry, held and failed", &stage, &free).await;
+}
+
+/// Told, not asserted: clocks on a shared machine prove nothing, the plans above do.
+async fn beside(crowd: &str, stage: &Stage, free: &Stage) {
+    let mut seconds = Vec::new();
+    for stage in [free, stage] {
+        let shared = stage.shared().await;
+        stage.things_of("Quick", 5000, 500).await;
+        let start = std::time::Instant::now();
+        while stage.count("processed").await < 5000 {
+            stage.step(&shared).await.unwrap();
+        }
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    println!("draining 5,000 events beside {crowd}: {:.2} of the free rate", seconds[0] / seconds[1]);
 }
 
 #[tokio::test]
@@ -430,6 +447,8 @@ async fn a_stopped_crowd_at_the_front_slows_nobody_down() {
     is_ordered_scan(&stage.explain_look("{}").await, 80);
     is_ordered_scan(&stage.explain_claim(from, "{User}").await, 80);
     assert!(matches!(stage.step(&shared).await.unwrap(), Outcome::Settled(_)));
+    legacy.run("DELETE FROM outbox WHERE status = 'processed'").await;
+    beside("100,000 events of a paused type", &stage, &one_lane().await).await;
     // Once they are no longer stopped, they are found again.
     legacy.run("DELETE FROM outbox_relay.pause").await;
     assert!(shared.source.look(&[], false, false).await.unwrap().iter().any(|sighting| sighting.pending));

@@ -210,9 +210,14 @@ impl Stage {
 
     /// Many of the oracle's events, round and round these aggregates, in one transaction.
     pub async fn things(&self, events: u32, aggregates: u32) {
+        self.things_of("", events, aggregates).await;
+    }
+
+    /// As many events of the oracle, of aggregates whose ids begin so.
+    pub async fn things_of(&self, prefix: &str, events: u32, aggregates: u32) {
         let sql = format!(
             "INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload)
-             SELECT 'Thing', (i % {aggregates})::text, 'Happened', jsonb_build_object('version', i)
+             SELECT 'Thing', '{prefix}' || i % {aggregates}, 'Happened', jsonb_build_object('version', i)
              FROM generate_series(1, {events}) i"
         );
         self.pair.legacy.run(&sql).await;
