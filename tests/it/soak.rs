@@ -180,7 +180,7 @@ async fn whatever_happens_nothing_is_lost_doubled_or_out_of_order() {
     let operator = Operator::new(&stage.config).unwrap();
     let by = By::new("soak", "the end").unwrap();
     let open = "SELECT count(*) FROM outbox WHERE status NOT IN ('processed', 'skipped')";
-    eventually(Duration::from_secs(90), "the outbox drains", || async {
+    eventually(Duration::from_secs(90 + 4 * seconds), "the outbox drains", || async {
         let filter = Filter { status: Some(outbox_relay::event::Status::Failed), ..Filter::default() };
         let bulk = Bulk { filter, ..Bulk::default() };
         operator.bulk(Verb::Skip, &bulk, &by, &CancellationToken::new()).await.unwrap();
