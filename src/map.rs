@@ -15,7 +15,7 @@ use crate::mapping::text::{self, With};
 use crate::mapping::{self, Mapping, MappingError};
 use crate::session::{Limits, Session};
 use crate::source::Names;
-use crate::sql::{ident, literal, query_scalar, trusted};
+use crate::sql::{ident, literal, query, query_scalar};
 use crate::target::Events;
 
 /// What an event would do to the new database.
@@ -111,7 +111,7 @@ pub async fn event_by_id(config: &Config, source: &PgPool, id: EventId) -> Resul
     let sql = names.render(include_str!("../sql/source/event.sql"));
     crate::connect::reach(source).await?;
     let (mut session, _) = Session::begin(source, &format!("SET TRANSACTION READ ONLY; {}", LIMITS.sql())).await?;
-    let row = sqlx::query(trusted(&sql)).persistent(false).bind(id).fetch_optional(session.connection()).await;
+    let row = query(&sql, false).bind(id).fetch_optional(session.connection()).await;
     session.rollback().await;
     let row = row?.ok_or(MapError::NoEvent(id))?;
     Ok(Event {
@@ -202,7 +202,7 @@ async fn stands(
     let sql = format!(
         "SELECT to_jsonb(t)::text FROM {table} AS t, jsonb_populate_record(NULL::{table}, $1::jsonb) AS r WHERE {same} LIMIT 1"
     );
-    sqlx::query_scalar(trusted(&sql)).persistent(false).bind(row).fetch_optional(connection).await
+    query_scalar(&sql, false).bind(row).fetch_optional(connection).await
 }
 
 /// For a terminal.

@@ -11,7 +11,7 @@ use crate::event::Status;
 use crate::init;
 use crate::session;
 use crate::source::Names;
-use crate::sql::{ident, literal, trusted};
+use crate::sql::{ident, literal, query};
 
 pub(super) async fn check(config: &Config, pool: &PgPool) -> sqlx::Result<Vec<Finding>> {
     let names = Names::new(&config.legacy, config.relay.lanes);
@@ -94,8 +94,7 @@ struct Check<'a> {
 impl Check<'_> {
     async fn rows(&self, sql: &str) -> sqlx::Result<Vec<sqlx::postgres::PgRow>> {
         let mut session = reading(self.pool).await?;
-        let rows =
-            sqlx::query(trusted(&self.names.render(sql))).persistent(false).fetch_all(session.connection()).await;
+        let rows = query(&self.names.render(sql), false).fetch_all(session.connection()).await;
         session.rollback().await;
         rows
     }

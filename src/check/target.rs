@@ -10,7 +10,7 @@ use crate::config::{Action, Config, Entity};
 use crate::init::grants::{privileges, tables_of_target};
 use crate::mapping;
 use crate::session::Session;
-use crate::sql::ident;
+use crate::sql::{ident, query, query_scalar};
 
 pub(super) async fn check(config: &Config, pool: &PgPool) -> sqlx::Result<Vec<Finding>> {
     let mut findings = Vec::new();
@@ -32,12 +32,8 @@ async fn own_tables(config: &Config, session: &mut Session) -> sqlx::Result<Vec<
     let sql = "SELECT current_user::text AS role, (SELECT string_agg(c.relname::text, ', ') FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                WHERE n.nspname = $1 AND c.relkind = 'r' AND c.relname = ANY ($2) AND NOT (has_table_privilege(c.oid, 'SELECT') \
                AND has_table_privilege(c.oid, 'INSERT') AND has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE'))) AS lacking";
-    let row = sqlx::query(sql)
-        .persistent(false)
-        .bind(&config.new.schema)
-        .bind(tables_of_target())
-        .fetch_one(session.connection())
-        .await?;
+    let row =
+        query(sql, false).bind(&config.new.schema).bind(tables_of_target()).fetch_one(session.connection()).await?;
     let Some(lacking) = row.try_get::<Option<String>, _>("lacking")? else { return Ok(Vec::new()) };
     let role: String = row.try_get("role")?;
     Ok(vec![Finding::problem(
@@ -58,8 +54,7 @@ async fn rights(entity: &Entity, session: &mut Session) -> sqlx::Result<Vec<Find
     let sql = "SELECT current_user::text AS role, array_agg(p) FILTER (WHERE NOT has_table_privilege(c.oid, p)) AS lacking, \
                has_schema_privilege(c.relnamespace, 'USAGE') AS schema FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                CROSS JOIN unnest($3::text[]) AS p WHERE n.nspname = $1 AND c.relname = $2 GROUP BY c.relnamespace";
-    let row = sqlx::query(sql)
-        .persistent(false)
+    let row = query(sql, false)
         .bind(&table.schema)
         .bind(&table.table)
         .bind(privileges(entity))
@@ -98,8 +93,7 @@ async fn volatile(config: &Config, entity: &Entity, session: &mut Session) -> sq
     let called: BTreeSet<String> = mapping::text::called(&file.text).into_iter().collect();
     let sql = "SELECT DISTINCT p.proname::text FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace \
                WHERE p.provolatile = 'v' AND p.prokind = 'f' AND n.nspname IN ('pg_catalog', $1) AND p.proname = ANY ($2) ORDER BY 1";
-    let found: Vec<String> = sqlx::query_scalar(sql)
-        .persistent(false)
+    let found: Vec<String> = query_scalar(sql, false)
         .bind(&config.new.search_path)
         .bind(called.into_iter().collect::<Vec<_>>())
         .fetch_all(session.connection())
@@ -124,12 +118,8 @@ async fn deferred(entity: &Entity, session: &mut Session) -> sqlx::Result<Vec<Fi
     let Some(table) = &entity.table else { return Ok(Vec::new()) };
     let sql = "SELECT k.conname::text FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
                WHERE k.condeferred AND n.nspname = $1 AND c.relname = $2 ORDER BY 1";
-    let found: Vec<String> = sqlx::query_scalar(sql)
-        .persistent(false)
-        .bind(&table.schema)
-        .bind(&table.table)
-        .fetch_all(session.connection())
-        .await?;
+    let found: Vec<String> =
+        query_scalar(sql, false).bind(&table.schema).bind(&table.table).fetch_all(session.connection()).await?;
     if found.is_empty() {
         return Ok(Vec::new());
     }

@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::event::Status;
 use crate::session::Session;
 use crate::source::Names;
-use crate::sql::{ident, trusted};
+use crate::sql::{ident, query, query_scalar};
 
 /// What stands on the source.
 #[derive(Debug, Default)]
@@ -172,7 +172,7 @@ async fn objects(session: &mut Session, schema: &str) -> sqlx::Result<Vec<String
     let sql = "SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                WHERE n.nspname = $1 AND c.relkind IN ('r', 'S') \
                UNION ALL SELECT p.proname::text FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = $1";
-    sqlx::query_scalar(sql).persistent(false).bind(schema).fetch_all(session.connection()).await
+    query_scalar(sql, false).bind(schema).fetch_all(session.connection()).await
 }
 
 pub(super) async fn source(config: &Config, names: &Names, pool: &PgPool) -> sqlx::Result<SourceCatalog> {
@@ -184,7 +184,7 @@ pub(super) async fn source(config: &Config, names: &Names, pool: &PgPool) -> sql
     if has(&catalog, "installation") {
         let sql =
             names.render("SELECT version, lanes, outbox, target_id IS NOT NULL AS known FROM {relay}.installation");
-        if let Some(row) = sqlx::query(trusted(&sql)).persistent(false).fetch_optional(session.connection()).await? {
+        if let Some(row) = query(&sql, false).fetch_optional(session.connection()).await? {
             catalog.has_installation = true;
             catalog.version = Some(row.try_get("version")?);
             catalog.made_for = Some((row.try_get("lanes")?, row.try_get("outbox")?));
@@ -193,7 +193,7 @@ pub(super) async fn source(config: &Config, names: &Names, pool: &PgPool) -> sql
     }
     if has(&catalog, "lane") {
         let sql = names.render("SELECT count(*) FROM {relay}.lane");
-        catalog.lanes = sqlx::query_scalar(trusted(&sql)).persistent(false).fetch_one(session.connection()).await?;
+        catalog.lanes = query_scalar(&sql, false).fetch_one(session.connection()).await?;
     }
     catalog.outbox = outbox(config, names, &mut session, !catalog.has_installation).await?;
     session.rollback().await;
@@ -206,8 +206,7 @@ pub(super) async fn target(config: &Config, pool: &PgPool) -> sqlx::Result<Targe
     let mut catalog = TargetCatalog { objects: objects(&mut session, &config.new.schema).await?, ..Default::default() };
     if catalog.objects.iter().any(|object| object == "installation") {
         let sql = format!("SELECT version FROM {}.installation", ident(&config.new.schema));
-        catalog.version =
-            sqlx::query_scalar(trusted(&sql)).persistent(false).fetch_optional(session.connection()).await?;
+        catalog.version = query_scalar(&sql, false).fetch_optional(session.connection()).await?;
         catalog.has_installation = catalog.version.is_some();
     }
     session.rollback().await;
@@ -217,7 +216,7 @@ pub(super) async fn target(config: &Config, pool: &PgPool) -> sqlx::Result<Targe
 /// The outbox's columns; none where it is not there.
 pub(crate) async fn columns(names: &Names, session: &mut Session) -> sqlx::Result<Columns> {
     let sql = include_str!("../../sql/source/outbox_columns.sql");
-    let rows = sqlx::query(sql).persistent(false).bind(&names.outbox).fetch_all(session.connection()).await?;
+    let rows = query(sql, false).bind(&names.outbox).fetch_all(session.connection()).await?;
     rows.iter().map(column).collect::<sqlx::Result<_>>().map(Columns)
 }
 
@@ -239,7 +238,7 @@ fn column(row: &PgRow) -> sqlx::Result<Column> {
 async fn outbox(config: &Config, names: &Names, session: &mut Session, count: bool) -> sqlx::Result<Option<Outbox>> {
     let c = &config.legacy.columns;
     let facts = include_str!("../../sql/source/outbox_facts.sql");
-    let facts = sqlx::query(facts).persistent(false).bind(&names.outbox).bind(&c.id).bind(&c.status);
+    let facts = query(facts, false).bind(&names.outbox).bind(&c.id).bind(&c.status);
     let Some(row) = facts.fetch_optional(session.connection()).await? else { return Ok(None) };
     let mut outbox = Outbox {
         kind: row.try_get("kind")?,
@@ -254,13 +253,12 @@ async fn outbox(config: &Config, names: &Names, session: &mut Session, count: bo
     };
     let some = if count { "" } else { "LIMIT 1" };
     let sql = names.render(&format!("SELECT count(*) FROM (SELECT FROM {{outbox}} {some}) AS r"));
-    outbox.rows = sqlx::query_scalar(trusted(&sql)).persistent(false).fetch_one(session.connection()).await?;
+    outbox.rows = query_scalar(&sql, false).fetch_one(session.connection()).await?;
     if let Some(status) = outbox.columns.get(&c.status).cloned() {
         if status.is_enum {
             let sql =
                 "SELECT e.enumlabel::text FROM pg_enum e WHERE e.enumtypid = $1::regtype ORDER BY e.enumsortorder";
-            outbox.enum_words =
-                sqlx::query_scalar(sql).persistent(false).bind(&status.base).fetch_all(session.connection()).await?;
+            outbox.enum_words = query_scalar(sql, false).bind(&status.base).fetch_all(session.connection()).await?;
         } else {
             outbox.refusing = refusing(names, &status, session).await?;
         }
@@ -285,11 +283,7 @@ async fn refusing(names: &Names, status: &Column, session: &mut Session) -> sqlx
             status.base,
             ident(&status.name)
         );
-        let words: Vec<String> = sqlx::query_scalar(trusted(&sql))
-            .persistent(false)
-            .bind(&words[..])
-            .fetch_all(session.connection())
-            .await?;
+        let words: Vec<String> = query_scalar(&sql, false).bind(&words[..]).fetch_all(session.connection()).await?;
         if !words.is_empty() {
             refusing.push(Refusing { name, expression, words });
         }

@@ -4,7 +4,7 @@ use super::catalog::{Columns, objects_of};
 use super::{InitError, SOURCE_SCHEMA, TARGET_SCHEMA};
 use crate::config::{Action, Config, Entity};
 use crate::source::Names;
-use crate::sql::ident;
+use crate::sql::{ident, query_scalar};
 
 /// Who gets grants.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,8 +39,7 @@ pub async fn grants(config: &Config, source: &sqlx::PgPool, roles: &Roles) -> Re
     let sql = "SELECT pg_get_serial_sequence($1, $2)";
     let has_id = columns.get(&config.legacy.columns.id).is_some();
     let sequence: Option<String> = if has_id {
-        sqlx::query_scalar(sql)
-            .persistent(false)
+        query_scalar(sql, false)
             .bind(&names.outbox)
             .bind(&config.legacy.columns.id)
             .fetch_one(session.connection())

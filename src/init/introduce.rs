@@ -13,7 +13,7 @@ use super::{Existing, InitError};
 use crate::config::Config;
 use crate::session::{Limits, Session};
 use crate::source::Names;
-use crate::sql::{ident, render, trusted};
+use crate::sql::{ident, query, query_scalar, render};
 use crate::target;
 
 /// What the operator says.
@@ -93,12 +93,7 @@ pub(super) async fn introduce(
     if known != Some(target_id) {
         let sql = pair.names.render("UPDATE {relay}.installation SET target_id = $1");
         let (mut session, _) = Session::begin(source, "").await.map_err(InitError::legacy)?;
-        sqlx::query(trusted(&sql))
-            .persistent(false)
-            .bind(target_id)
-            .execute(session.connection())
-            .await
-            .map_err(InitError::legacy)?;
+        query(&sql, false).bind(target_id).execute(session.connection()).await.map_err(InitError::legacy)?;
         session.commit().await.map_err(InitError::legacy)?;
     }
     Ok(())
@@ -107,7 +102,7 @@ pub(super) async fn introduce(
 /// In a transaction, as every statement: behind a pooler, parsing and running would reach different servers otherwise.
 async fn one(pool: &PgPool, sql: &str) -> sqlx::Result<PgRow> {
     let (mut session, _) = Session::begin(pool, "").await?;
-    let row = sqlx::query(trusted(sql)).persistent(false).fetch_one(session.connection()).await;
+    let row = query(sql, false).fetch_one(session.connection()).await;
     session.rollback().await;
     row
 }
@@ -160,8 +155,7 @@ impl Pair<'_> {
         let (mut source, _) = Session::begin(self.source, &lock).await.map_err(InitError::legacy)?;
         let add = render(include_str!("../../sql/target/add_lane.sql"), &self.target_names);
         let (mut target, _) = Session::begin(self.target, &LIMITS.sql()).await.map_err(InitError::new)?;
-        sqlx::query(trusted(&add))
-            .persistent(false)
+        query(&add, false)
             .bind(lane)
             .bind(i32::from(self.names.lanes()))
             .execute(target.connection())
@@ -195,8 +189,7 @@ impl Pair<'_> {
                 let token = self.draw_above(&mut source, newest).await.map_err(InitError::legacy)?;
                 let nonce = Uuid::new_v4();
                 let sql = render(include_str!("../../sql/target/first_entry.sql"), &self.target_names);
-                sqlx::query(trusted(&sql))
-                    .persistent(false)
+                query(&sql, false)
                     .bind(lane)
                     .bind(token)
                     .bind(nonce)
@@ -247,13 +240,13 @@ impl Pair<'_> {
     /// Above every token that either side knows: one of them may have gone back in time.
     async fn draw_above(&self, source: &mut Session, newest: Option<i64>) -> sqlx::Result<i64> {
         let sql = self.names.render("SELECT nextval({tokens})::bigint");
-        let drawn: i64 = sqlx::query_scalar(trusted(&sql)).persistent(false).fetch_one(source.connection()).await?;
+        let drawn: i64 = query_scalar(&sql, false).fetch_one(source.connection()).await?;
         let gap = newest.map_or(0, |newest| newest - drawn + 1);
         if gap <= 0 {
             return Ok(drawn);
         }
         let sql = self.names.render(include_str!("../../sql/source/draw.sql"));
-        sqlx::query_scalar(trusted(&sql)).persistent(false).bind(gap).fetch_one(source.connection()).await
+        query_scalar(&sql, false).bind(gap).fetch_one(source.connection()).await
     }
 
     /// The source's half of the first entry. Its position is the lowest of all, so the next scan begins at the very start.
@@ -271,16 +264,10 @@ impl Pair<'_> {
         }
         for sql in statements {
             let sql = self.names.render(sql);
-            sqlx::query(trusted(&sql))
-                .persistent(false)
-                .bind(lane)
-                .execute(source.connection())
-                .await
-                .map_err(InitError::legacy)?;
+            query(&sql, false).bind(lane).execute(source.connection()).await.map_err(InitError::legacy)?;
         }
         let sql = self.names.render(include_str!("../../sql/source/first_entry.sql"));
-        sqlx::query(trusted(&sql))
-            .persistent(false)
+        query(&sql, false)
             .bind(lane)
             .bind(token)
             .bind(nonce)
@@ -294,8 +281,7 @@ impl Pair<'_> {
     /// All entries: putting the newest back leaves the one before it.
     async fn rename(&self, lane: i32, mut source: Session, mut target: Session) -> Result<(), InitError> {
         let sql = "UPDATE {relay}.batch_log SET peer = $2 WHERE source_id = {source} AND lane = $1 AND peer <> $2";
-        sqlx::query(trusted(&render(sql, &self.target_names)))
-            .persistent(false)
+        query(&render(sql, &self.target_names), false)
             .bind(lane)
             .bind(&self.source_identity)
             .execute(target.connection())
@@ -303,8 +289,7 @@ impl Pair<'_> {
             .map_err(InitError::new)?;
         target.commit().await.map_err(InitError::new)?;
         let sql = self.names.render("UPDATE {relay}.batch_log SET peer = $2 WHERE lane = $1 AND peer <> $2");
-        sqlx::query(trusted(&sql))
-            .persistent(false)
+        query(&sql, false)
             .bind(lane)
             .bind(&self.target_identity)
             .execute(source.connection())
@@ -315,7 +300,7 @@ impl Pair<'_> {
 }
 
 async fn entries(session: &mut Session, sql: &str, lane: i32) -> sqlx::Result<Vec<Entry>> {
-    let rows = sqlx::query(trusted(sql)).persistent(false).bind(lane).fetch_all(session.connection()).await?;
+    let rows = query(sql, false).bind(lane).fetch_all(session.connection()).await?;
     rows.iter()
         .map(|row| {
             Ok(Entry {

@@ -9,7 +9,7 @@ use super::{InitError, SOURCE_SCHEMA, Side, Step, TARGET_SCHEMA, relay_indexes, 
 use crate::config::Config;
 use crate::session::Session;
 use crate::source::Names;
-use crate::sql::{ident, literal, trusted};
+use crate::sql::{ident, literal, query_scalar};
 
 /// What is taken away, and what is left to the operator.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -33,8 +33,7 @@ pub async fn removal(config: &Config, source: &PgPool, target: &PgPool) -> Resul
     let source_id = if on_source.has_installation {
         let sql = names.render("SELECT source_id FROM {relay}.installation");
         let (mut session, _) = Session::begin(source, catalog::READ).await.map_err(InitError::legacy)?;
-        let found =
-            sqlx::query_scalar::<_, Uuid>(trusted(&sql)).persistent(false).fetch_optional(session.connection()).await;
+        let found = query_scalar::<Uuid>(&sql, false).fetch_optional(session.connection()).await;
         session.rollback().await;
         found.map_err(InitError::legacy)?
     } else {
@@ -126,8 +125,7 @@ async fn holds_others(pool: &PgPool, schema: &str, own: &[(&str, String)]) -> sq
                OR EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace \
                WHERE n.nspname = $1 AND p.proname <> ALL ($2))";
     let (mut session, _) = Session::begin(pool, catalog::READ).await?;
-    let found =
-        sqlx::query_scalar(sql).persistent(false).bind(schema).bind(&own).fetch_one(session.connection()).await?;
+    let found = query_scalar(sql, false).bind(schema).bind(&own).fetch_one(session.connection()).await?;
     session.rollback().await;
     Ok(found)
 }
@@ -143,8 +141,7 @@ async fn others(
     }
     let sql = format!("SELECT count(*) FROM {}.source WHERE source_id IS DISTINCT FROM $1", ident(&config.new.schema));
     let (mut session, _) = Session::begin(target, catalog::READ).await?;
-    let found =
-        sqlx::query_scalar(trusted(&sql)).persistent(false).bind(source_id).fetch_one(session.connection()).await;
+    let found = query_scalar(&sql, false).bind(source_id).fetch_one(session.connection()).await;
     session.rollback().await;
     found
 }
