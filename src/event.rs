@@ -81,6 +81,24 @@ pub struct Event {
     pub was: Status,
 }
 
+impl Event {
+    /// One that nobody wrote: for a look at what a payload would do, a comparison, a test. Never tried, without a name.
+    pub fn made_up(aggregate: Aggregate, event_type: &str, payload: String) -> Event {
+        Event {
+            id: EventId(0),
+            event_id: Uuid::nil(),
+            aggregate,
+            event_type: event_type.to_owned(),
+            payload,
+            headers: None,
+            created_at: Utc::now(),
+            attempts: 0,
+            failing_for: None,
+            was: Status::Pending,
+        }
+    }
+}
+
 /// Where an event stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -10,7 +10,7 @@ use sqlx::postgres::PgPool;
 use sqlx::{PgConnection, Row};
 
 use crate::config::{Action, Config, Entity, TableName};
-use crate::event::{Aggregate, Event, EventId, Status};
+use crate::event::{Aggregate, Event, EventId};
 use crate::mapping::text::{self, With};
 use crate::mapping::{self, Mapping, MappingError};
 use crate::session::{Limits, Session};
@@ -114,36 +114,22 @@ pub async fn event_by_id(config: &Config, source: &PgPool, id: EventId) -> Resul
     let row = query(&sql, false).bind(id).fetch_optional(session.connection()).await;
     session.rollback().await;
     let row = row?.ok_or(MapError::NoEvent(id))?;
+    let aggregate = Aggregate { kind: row.try_get("aggregate_type")?, id: row.try_get("aggregate_id")? };
+    let event = Event::made_up(aggregate, row.try_get("event_type")?, row.try_get("payload")?);
     Ok(Event {
         id,
         event_id: row.try_get("event_id")?,
-        aggregate: Aggregate { kind: row.try_get("aggregate_type")?, id: row.try_get("aggregate_id")? },
-        event_type: row.try_get("event_type")?,
-        payload: row.try_get("payload")?,
         headers: row.try_get("headers")?,
         created_at: row.try_get("created_at")?,
-        attempts: 0,
-        failing_for: None,
-        was: Status::Pending,
+        ..event
     })
 }
 
 /// An event that nobody wrote, of an entity's first `upsert` (or else first) event type.
 pub fn event_of_payload(entity: &Entity, payload: String) -> Event {
     let upsert = entity.events.iter().find(|(_, action)| **action == Action::Upsert);
-    let event_type = upsert.or_else(|| entity.events.iter().next()).map(|(name, _)| name.clone()).unwrap_or_default();
-    Event {
-        id: EventId(0),
-        event_id: uuid::Uuid::nil(),
-        aggregate: Aggregate { kind: entity.aggregate_type.clone(), id: String::new() },
-        event_type,
-        payload,
-        headers: None,
-        created_at: chrono::Utc::now(),
-        attempts: 0,
-        failing_for: None,
-        was: Status::Pending,
-    }
+    let event_type = upsert.or_else(|| entity.events.iter().next()).map_or("", |(name, _)| name);
+    Event::made_up(Aggregate { kind: entity.aggregate_type.clone(), id: String::new() }, event_type, payload)
 }
 
 const LIMITS: Limits = Limits { deadline: std::time::Duration::from_secs(30), lock: std::time::Duration::from_secs(1) };

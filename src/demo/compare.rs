@@ -7,10 +7,9 @@ use anyhow::Context;
 use futures_util::TryStreamExt as _;
 use sqlx::postgres::PgConnection;
 use sqlx::{Executor as _, Row as _};
-use uuid::Uuid;
 
 use crate::config::{Action, Entity};
-use crate::event::{Aggregate, Event, EventId, Status};
+use crate::event::{Aggregate, Event};
 use crate::mapping;
 use crate::relay::Shared;
 use crate::sql::{ident, literal, render, trusted};
@@ -78,7 +77,8 @@ pub(super) async fn compare(shared: &Shared, entity: &Entity, legacy: &str) -> a
     let mut count = 0;
     while let Some(row) = rows.try_next().await? {
         let id: String = row.try_get("id")?;
-        chunk.push(as_event(entity, &event_type, id, row.try_get("payload")?));
+        let aggregate = Aggregate { kind: entity.aggregate_type.clone(), id };
+        chunk.push(Event::made_up(aggregate, &event_type, row.try_get("payload")?));
         count += 1;
         if chunk.len() == CHUNK {
             through_the_mapping(&keep, &mut chunk, &mut transaction).await?;
@@ -114,20 +114,4 @@ async fn through_the_mapping(
     keep.execute(connection, &events, true).await.context("a row of legacy does not go through the mapping")?;
     chunk.clear();
     Ok(())
-}
-
-/// A legacy row as the event that would write it.
-fn as_event(entity: &Entity, event_type: &str, id: String, payload: String) -> Event {
-    Event {
-        id: EventId(0),
-        event_id: Uuid::nil(),
-        aggregate: Aggregate { kind: entity.aggregate_type.clone(), id },
-        event_type: event_type.to_owned(),
-        payload,
-        headers: None,
-        created_at: chrono::Utc::now(),
-        attempts: 0,
-        failing_for: None,
-        was: Status::Pending,
-    }
 }

@@ -132,18 +132,7 @@ mod tests {
     }
 
     fn event(id: i64, aggregate_id: &str) -> Event {
-        Event {
-            id: EventId(id),
-            event_id: uuid::Uuid::nil(),
-            aggregate: aggregate(aggregate_id),
-            event_type: String::new(),
-            payload: String::new(),
-            headers: None,
-            created_at: chrono::DateTime::UNIX_EPOCH,
-            attempts: 0,
-            failing_for: None,
-            was: Status::Pending,
-        }
+        Event { id: EventId(id), ..Event::made_up(aggregate(aggregate_id), "", String::new()) }
     }
 
     #[test]

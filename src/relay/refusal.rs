@@ -130,7 +130,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::event::{Aggregate, EventId};
+    use crate::event::Aggregate;
 
     fn said(message: &str) -> Said {
         Said {
@@ -191,17 +191,12 @@ mod tests {
             (Disposition::Waiting, 2, long, (Status::Failed, 3)),
             (Disposition::Contended, 2, long, (Status::Retry, 2)),
         ] {
+            let aggregate = Aggregate { kind: "User".into(), id: "1".into() };
             let event = Event {
-                id: EventId(1),
-                event_id: uuid::Uuid::nil(),
-                aggregate: Aggregate { kind: "User".into(), id: "1".into() },
-                event_type: "UserCreated".into(),
-                payload: "{}".into(),
-                headers: None,
-                created_at: chrono::DateTime::UNIX_EPOCH,
                 attempts,
                 failing_for: since,
                 was: Status::Retry,
+                ..Event::made_up(aggregate, "UserCreated", "{}".into())
             };
             let unapplied = decide(&event, disposition, record.clone(), &retry);
             assert_eq!((unapplied.status, unapplied.attempts), expected, "{disposition} {attempts} {since:?}");

@@ -160,17 +160,9 @@ mod tests {
 
     #[test]
     fn the_next_scan_passes_nothing_that_is_pending_or_may_yet_be_committed() {
-        let event = |(id, was)| Event {
-            id: EventId(id),
-            event_id: uuid::Uuid::nil(),
-            aggregate: Aggregate { kind: "User".into(), id: "1".into() },
-            event_type: "UserCreated".into(),
-            payload: "{}".into(),
-            headers: None,
-            created_at: chrono::DateTime::UNIX_EPOCH,
-            attempts: 0,
-            failing_for: None,
-            was,
+        let event = |(id, was)| {
+            let aggregate = Aggregate { kind: "User".into(), id: "1".into() };
+            Event { id: EventId(id), was, ..Event::made_up(aggregate, "UserCreated", "{}".into()) }
         };
         let (pending, retry) = (Status::Pending, Status::Retry);
         // (from, position before, decided), claimed, the lowest that stays pending, nothing left: the position.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use outbox_relay::config::{Action, Entity, OnFailure, TableName};
-use outbox_relay::event::{Aggregate, Event, EventId, Status};
+use outbox_relay::event::{Aggregate, Event, EventId};
 use outbox_relay::mapping::{self, Mapping, MappingError};
 use outbox_relay::target::Events;
 use sqlx::{Connection, PgConnection};
@@ -87,17 +87,9 @@ fn events(payloads: &[&str]) -> Vec<Event> {
     payloads
         .iter()
         .enumerate()
-        .map(|(at, payload)| Event {
-            id: EventId(at as i64 + 1),
-            event_id: uuid::Uuid::from_u128(at as u128),
-            aggregate: Aggregate { kind: "A".into(), id: at.to_string() },
-            event_type: "Set".into(),
-            payload: (*payload).to_owned(),
-            headers: None,
-            created_at: chrono::DateTime::UNIX_EPOCH,
-            attempts: 0,
-            failing_for: None,
-            was: Status::Pending,
+        .map(|(at, payload)| {
+            let aggregate = Aggregate { kind: "A".into(), id: at.to_string() };
+            Event { id: EventId(at as i64 + 1), ..Event::made_up(aggregate, "Set", (*payload).to_owned()) }
         })
         .collect()
 }
