@@ -115,7 +115,7 @@ impl SourceLane {
         Ok(released)
     }
 
-    async fn forget_failures(&mut self, ids: &[EventId]) -> sqlx::Result<()> {
+    pub(super) async fn forget_failures(&mut self, ids: &[EventId]) -> sqlx::Result<()> {
         if !ids.is_empty() {
             let sql = self.source.names.render(include_str!("../../sql/source/forget_failures.sql"));
             let forget = self.source.query(&sql).bind(ids);

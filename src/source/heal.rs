@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use chrono::{DateTime, Utc};
 use sqlx::Row;
 
-use super::{Scan, SettleError, SourceLane};
+use super::{FailureRecord, Scan, SettleError, SourceLane};
 use crate::event::{Aggregate, BatchKey, EventId, Identity, Token};
 
 /// An entry of the target's log that the source forgot.
@@ -115,11 +115,11 @@ impl SourceLane {
         if !divergent.is_empty() {
             self.note_divergent(batch.key.token, &divergent).await?;
         }
-        let given_up: Vec<(i64, String)> = batch
+        let given_up: Vec<(EventId, String)> = batch
             .events
             .iter()
             .filter(|e| e.given_up && settled.contains(&e.id))
-            .map(|e| (e.id.0, e.aggregate.kind.clone()))
+            .map(|e| (e.id, e.aggregate.kind.clone()))
             .collect();
         let message = "given up after its last attempt, before the source went back in time";
         self.note_failures(&given_up, "given_up", message).await?;
@@ -128,13 +128,8 @@ impl SourceLane {
         aggregates.sort();
         aggregates.dedup();
         let released = self.release(&aggregates, pass, release_at_most).await?;
-        let before = self.newest.as_ref().map(|entry| entry.scan.clone());
-        let position = before.as_ref().map_or(i64::MIN, |scan| scan.position);
-        let scan = Scan {
-            position: position.min(released.into_iter().min().unwrap_or(i64::MAX)),
-            passed: before.as_ref().map(|scan| scan.passed.clone()).unwrap_or_default(),
-            mark: before.and_then(|scan| scan.mark),
-        };
+        let before = self.last_scan();
+        let scan = Scan { position: before.position.min(released.into_iter().min().unwrap_or(i64::MAX)), ..before };
         // Only those of the target's events that are this outbox's: a later put-back must not touch others by their ids.
         let ids: Vec<EventId> =
             batch.events.iter().filter(|e| settled.contains(&e.id) && !e.given_up).map(|e| e.id).collect();
@@ -144,7 +139,7 @@ impl SourceLane {
 
     async fn settle_known(&mut self, batch: &ForgottenBatch) -> sqlx::Result<HashSet<EventId>> {
         let sql = self.source.names.render(include_str!("../../sql/source/heal_settle.sql"));
-        let ids: Vec<i64> = self
+        let settled: Vec<EventId> = self
             .source
             .query_scalar(&sql)
             .bind(batch.events.iter().map(|e| e.id).collect::<Vec<_>>())
@@ -152,11 +147,10 @@ impl SourceLane {
             .bind(batch.events.iter().map(|e| e.given_up).collect::<Vec<_>>())
             .fetch_all(self.session.connection())
             .await?;
-        let settled: HashSet<EventId> = ids.into_iter().map(EventId).collect();
+        let settled: HashSet<EventId> = settled.into_iter().collect();
         let applied: Vec<EventId> =
             batch.events.iter().filter(|e| !e.given_up && settled.contains(&e.id)).map(|e| e.id).collect();
-        let sql = self.source.names.render(include_str!("../../sql/source/forget_failures.sql"));
-        self.source.query(&sql).bind(&applied).execute(self.session.connection()).await?;
+        self.forget_failures(&applied).await?;
         if self.source.delete_on_settle {
             let sql = self.source.names.render(include_str!("../../sql/source/settle_deleted.sql"));
             self.source.query(&sql).bind(&applied).execute(self.session.connection()).await?;
@@ -195,38 +189,34 @@ impl SourceLane {
             .bind(highest.values().copied().collect::<Vec<_>>())
             .fetch_all(self.session.connection())
             .await?;
-        let mut failures = Vec::with_capacity(rows.len());
-        for row in &rows {
-            failures.push((row.try_get::<i64, _>(0)?, row.try_get::<String, _>(1)?));
-        }
+        let failed = rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
+        let failures = failed.collect::<sqlx::Result<Vec<(EventId, String)>>>()?;
         let message = "a later event of its aggregate was applied before the source went back in time";
         self.note_failures(&failures, "overtaken", message).await?;
         Ok(rows.len() as u64)
     }
 
     /// Failures that no error of the target tells of, by id and aggregate type.
-    async fn note_failures(&mut self, events: &[(i64, String)], code: &str, message: &str) -> sqlx::Result<()> {
-        if events.is_empty() {
-            return Ok(());
-        }
-        let n = events.len();
-        self.source
-            .query(&self.source.statements.record_failures)
-            .bind(self.lane)
-            .bind(events.iter().map(|(id, _)| *id).collect::<Vec<_>>())
-            .bind(vec![""; n])
-            .bind(events.iter().map(|(_, kind)| kind.as_str()).collect::<Vec<_>>())
-            .bind(vec![code; n])
-            .bind(vec![code; n])
-            .bind(vec![code; n])
-            .bind(vec![message; n])
-            .bind(vec![None::<&str>; n])
-            .bind(vec![None::<&str>; n])
-            .bind(vec![None::<&str>; n])
-            .bind(vec![None::<&str>; n])
-            .bind(vec![0i32; n])
-            .execute(self.session.connection())
-            .await
-            .map(drop)
+    async fn note_failures(
+        &mut self,
+        events: &[(EventId, String)],
+        code: &'static str,
+        message: &str,
+    ) -> sqlx::Result<()> {
+        let failure = |kind: &String| FailureRecord {
+            entity: String::new(),
+            aggregate_type: kind.clone(),
+            cause: code.to_owned(),
+            disposition: code,
+            code: code.to_owned(),
+            message: message.to_owned(),
+            constraint: None,
+            column: None,
+            detail: None,
+            place: None,
+        };
+        let failures: Vec<FailureRecord> = events.iter().map(|(_, kind)| failure(kind)).collect();
+        let failing: Vec<_> = events.iter().zip(&failures).map(|((id, _), failure)| (*id, 0, failure)).collect();
+        self.record_failures(&failing).await
     }
 }

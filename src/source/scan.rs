@@ -61,6 +61,12 @@ impl Scan {
 }
 
 impl SourceLane {
+    /// What the newest entry remembers; the very start, without one.
+    pub(super) fn last_scan(&self) -> Scan {
+        let newest = self.newest.as_ref().map(|entry| entry.scan.clone());
+        newest.unwrap_or(Scan { position: i64::MIN, passed: Vec::new(), mark: None })
+    }
+
     /// Where a scan that leaves these types out may start. `full`: at the very start.
     pub(super) fn start(&self, stopped: &[String], full: bool) -> i64 {
         let scan = self.newest.as_ref().filter(|_| !full).map(|entry| &entry.scan);
@@ -71,8 +77,7 @@ impl SourceLane {
     /// scan and the question would be passed by.
     pub(super) async fn decided(&mut self) -> sqlx::Result<(i64, Option<Mark>)> {
         let Some(sequence) = self.source.sequence.clone() else { return Ok((i64::MIN, None)) };
-        let newest = self.newest.as_ref().map(|entry| entry.scan.clone());
-        let before = newest.unwrap_or(Scan { position: i64::MIN, passed: Vec::new(), mark: None });
+        let before = self.last_scan();
         if before.mark.as_ref().is_some_and(|mark| mark.age < MARK_EVERY) {
             return Ok((before.position, before.mark));
         }

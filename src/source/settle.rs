@@ -141,29 +141,37 @@ impl SourceLane {
             .bind(unapplied.iter().map(|u| u.error.as_deref()).collect::<Vec<_>>())
             .execute(self.session.connection())
             .await?;
-        let failing: Vec<(&Unapplied, &FailureRecord)> =
-            unapplied.iter().filter_map(|u| u.failure.as_ref().map(|f| (u, f))).collect();
+        let failing: Vec<(EventId, i32, &FailureRecord)> =
+            unapplied.iter().filter_map(|u| u.failure.as_ref().map(|f| (u.id, u.attempts, f))).collect();
+        self.record_failures(&failing).await
+    }
+
+    /// Remembers why events fail, now and in their history: id, attempts counted so far, and the failure.
+    pub(super) async fn record_failures(&mut self, failing: &[(EventId, i32, &FailureRecord)]) -> sqlx::Result<()> {
         if failing.is_empty() {
             return Ok(());
+        }
+        fn all<'f, T>(failing: &[(EventId, i32, &'f FailureRecord)], of: impl Fn(&'f FailureRecord) -> T) -> Vec<T> {
+            failing.iter().map(|(_, _, failure)| of(failure)).collect()
         }
         self.source
             .query(&self.source.statements.record_failures)
             .bind(self.lane)
-            .bind(failing.iter().map(|(u, _)| u.id).collect::<Vec<_>>())
-            .bind(failing.iter().map(|(_, f)| f.entity.as_str()).collect::<Vec<_>>())
-            .bind(failing.iter().map(|(_, f)| f.aggregate_type.as_str()).collect::<Vec<_>>())
-            .bind(failing.iter().map(|(_, f)| f.cause.as_str()).collect::<Vec<_>>())
-            .bind(failing.iter().map(|(_, f)| f.disposition).collect::<Vec<_>>())
-            .bind(failing.iter().map(|(_, f)| f.code.as_str()).collect::<Vec<_>>())
-            .bind(failing.iter().map(|(_, f)| f.message.as_str()).collect::<Vec<_>>())
-            .bind(failing.iter().map(|(_, f)| f.constraint.as_deref()).collect::<Vec<_>>())
-            .bind(failing.iter().map(|(_, f)| f.column.as_deref()).collect::<Vec<_>>())
-            .bind(failing.iter().map(|(_, f)| f.detail.as_deref()).collect::<Vec<_>>())
-            .bind(failing.iter().map(|(_, f)| f.place.as_deref()).collect::<Vec<_>>())
-            .bind(failing.iter().map(|(u, _)| u.attempts).collect::<Vec<_>>())
+            .bind(failing.iter().map(|(id, _, _)| *id).collect::<Vec<_>>())
+            .bind(all(failing, |f| f.entity.as_str()))
+            .bind(all(failing, |f| f.aggregate_type.as_str()))
+            .bind(all(failing, |f| f.cause.as_str()))
+            .bind(all(failing, |f| f.disposition))
+            .bind(all(failing, |f| f.code.as_str()))
+            .bind(all(failing, |f| f.message.as_str()))
+            .bind(all(failing, |f| f.constraint.as_deref()))
+            .bind(all(failing, |f| f.column.as_deref()))
+            .bind(all(failing, |f| f.detail.as_deref()))
+            .bind(all(failing, |f| f.place.as_deref()))
+            .bind(failing.iter().map(|(_, attempts, _)| *attempts).collect::<Vec<_>>())
             .execute(self.session.connection())
-            .await?;
-        Ok(())
+            .await
+            .map(drop)
     }
 
     /// Puts held events that nothing blocks any more back to pending, lowest first; returns the ids.
