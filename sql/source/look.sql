@@ -1,6 +1,6 @@
--- Lanes with work, without a lock: locking empty lanes would burn transaction ids. $1 stopped aggregate types, $2 whether to
--- scan from the start instead of from the lane's position (`below` tells what only that finds), $3 whether to look for due retries. An index probe a lane. What is
--- paused is not work either, or every look would send a worker there.
+-- Lanes with work, without a lock: locking empty lanes would burn transaction ids. An index probe a lane. $1 stopped aggregate
+-- types, $2 whether to scan from the start instead of from the lane's position (`below` tells what only that finds), $3 whether
+-- to look for due retries. What is paused is not work either, or every look would send a worker there.
 WITH stopped AS MATERIALIZED (
     SELECT $1::text[] || ARRAY(SELECT aggregate_type FROM {relay}.pause) AS kinds
 )

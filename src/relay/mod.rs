@@ -28,6 +28,7 @@ use self::router::Router;
 use self::stops::{Breaker, Stop, StopCode, Stops};
 use self::visit::Errand;
 use crate::config::{Config, Entity};
+use crate::disposition::told;
 use crate::event::Lane;
 use crate::metrics::Metrics;
 use crate::source::{Remaining, Source};
@@ -122,6 +123,23 @@ impl Shared {
     /// A copy of what pages show.
     pub fn state(&self) -> State {
         self.change_state(|state| state.clone())
+    }
+
+    /// The source does not answer. Told once, until it does.
+    pub(crate) fn source_away(&self, error: &sqlx::Error) {
+        let news = self.change_state(|state| state.source_away.replace(told(error)).is_none());
+        if news {
+            self.metrics.breaker("source", true);
+            tracing::warn!(error = told(error), "the source does not answer; trying again until it does");
+        }
+    }
+
+    /// The source answered: whoever asked, so that an idle relay knows it too.
+    pub(crate) fn source_answers(&self) {
+        if self.change_state(|state| state.source_away.take()).is_some() {
+            self.metrics.breaker("source", false);
+            tracing::info!("the source answers again");
+        }
     }
 
     /// Notes something for pages and readiness.

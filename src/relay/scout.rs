@@ -8,7 +8,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::visit::Errand;
 use super::{Board, Shared};
-use crate::disposition::told;
 use crate::event::Lane;
 use crate::retry::Pause;
 
@@ -56,6 +55,7 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
         match shared.source.look(&stopped, look_full, look_due).await {
             Ok(sightings) => {
                 away.reset();
+                shared.source_answers();
                 if look_full {
                     full.took(started.elapsed());
                 }
@@ -75,11 +75,7 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
             }
             Err(error) => {
                 pause = away.next_pause();
-                let news = shared.change_state(|state| state.source_away.replace(told(&error)).is_none());
-                if news {
-                    shared.metrics.breaker("source", true);
-                    tracing::warn!(error = told(&error), "the source does not answer; trying again until it does");
-                }
+                shared.source_away(&error);
             }
         }
         tokio::select! {

@@ -83,7 +83,8 @@ async fn report(
         Err(error) => return failed(shared, board, lane, errand, error, source_pause).await,
     };
     source_pause.reset();
-    answered(shared, lane);
+    shared.source_answers();
+    lane_goes_on(shared, lane);
     if outcome == Outcome::Busy {
         shared.breaker.learned_nothing();
         busy(shared, board, lane, errand).await;
@@ -131,18 +132,11 @@ async fn report(
     None
 }
 
-/// The source answered, and the lane goes on.
-fn answered(shared: &Shared, lane: Lane) {
-    let (was_away, stopped) = shared.change_state(|state| {
-        let was_away = state.source_away.take().is_some();
-        let stopped = state.stopped_lanes.remove(&lane).is_some().then(|| state.stopped_lanes.clone());
-        (was_away, stopped)
-    });
-    if was_away {
-        shared.metrics.breaker("source", false);
-        tracing::info!("the source answers again");
-    }
-    if let Some(still) = stopped {
+/// The lane goes on.
+fn lane_goes_on(shared: &Shared, lane: Lane) {
+    let still =
+        shared.change_state(|state| state.stopped_lanes.remove(&lane).is_some().then(|| state.stopped_lanes.clone()));
+    if let Some(still) = still {
         shared.metrics.stopped_lanes(still.into_keys());
     }
 }
@@ -182,21 +176,27 @@ async fn busy(shared: &Shared, board: &Board, lane: Lane, errand: Errand) {
         place.not_before = Some(Instant::now() + Duration::from_millis(5));
     });
     if since.is_some_and(|since| since.elapsed() > limit) {
-        match shared.source.end_holder(lane, limit).await {
-            Ok(pids) if pids.is_empty() => {}
-            Ok(pids) => {
-                tracing::warn!(
-                    lane = lane.0,
-                    ?pids,
-                    "ended a session that held the lane on the source beyond the deadline"
-                );
-                shared.metrics.ghost_ended("source");
-            }
-            Err(error) => {
-                tracing::warn!(lane = lane.0, %error, "could not end the session that holds the lane on the source")
-            }
+        ended_holder(shared, lane, "source", shared.source.end_holder(lane, limit).await);
+    }
+}
+
+/// Tells who was ended for holding a lane beyond the deadline. Whether anybody was, or could not be.
+fn ended_holder(shared: &Shared, lane: Lane, side: &str, pids: sqlx::Result<Vec<i32>>) -> bool {
+    match pids {
+        Ok(pids) if pids.is_empty() => return false,
+        Ok(pids) => {
+            tracing::warn!(
+                lane = lane.0,
+                ?pids,
+                "ended a session that held the lane on the {side} beyond the deadline"
+            );
+            shared.metrics.ghost_ended(side);
+        }
+        Err(error) => {
+            tracing::warn!(lane = lane.0, %error, "could not end the session that holds the lane on the {side}")
         }
     }
+    true
 }
 
 fn ghost_after(shared: &Shared) -> Duration {
@@ -216,17 +216,7 @@ async fn failed(
         BatchError::Source(error) => {
             shared.breaker.learned_nothing();
             let pause = source_pause.next_pause();
-            let news = shared.change_state(|state| state.source_away.replace(told(&error)).is_none());
-            if news {
-                shared.metrics.breaker("source", true);
-                tracing::warn!(
-                    lane = lane.0,
-                    error = told(&error),
-                    "the source does not answer; trying again until it does"
-                );
-            } else {
-                tracing::debug!(lane = lane.0, error = told(&error), "the source does not answer");
-            }
+            shared.source_away(&error);
             board.done(lane, Some(errand), |place| place.not_before = Some(Instant::now() + pause));
             Some(pause)
         }
@@ -254,19 +244,8 @@ async fn failed(
         BatchError::TargetBusy => {
             shared.breaker.learned_nothing();
             let limit = ghost_after(shared);
-            match shared.target.end_holder(lane, limit).await {
-                Ok(pids) if !pids.is_empty() => {
-                    tracing::warn!(
-                        lane = lane.0,
-                        ?pids,
-                        "ended a session that held the lane on the target beyond the deadline"
-                    );
-                    shared.metrics.ghost_ended("target");
-                }
-                Ok(_) => tracing::info!(lane = lane.0, "the lane is locked on the target"),
-                Err(error) => {
-                    tracing::warn!(lane = lane.0, %error, "could not end the session that holds the lane on the target")
-                }
+            if !ended_holder(shared, lane, "target", shared.target.end_holder(lane, limit).await) {
+                tracing::info!(lane = lane.0, "the lane is locked on the target");
             }
             board.done(lane, Some(errand), soon);
             None

@@ -202,3 +202,28 @@ async fn what_it_does_is_told_in_logs_and_metrics() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_source_that_is_back_is_known_to_be_back_although_nothing_is_pending() {
+    let mut servers = own_servers().await;
+    let stage = Stage::on(servers.pair().await, |_| {}).await;
+    let running = stage.start().await;
+    let away = || async { running.shared.state().source_away.is_some() };
+    stage.pair.legacy.pool.close().await;
+    servers.legacy.kill().await;
+    eventually(DEADLINE, "it is missed", away).await;
+    servers.legacy.restart().await.unwrap();
+    eventually(DEADLINE, "it is known to be back", || async { !away().await }).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_drain_does_not_wait_for_what_is_paused() {
+    let stage = Stage::new().await;
+    things(&stage, 50, 10).await;
+    stage.user(1, "UserCreated", "Ada", 1).await;
+    stage.pair.legacy.run("INSERT INTO outbox_relay.pause VALUES ('User', 'a test', 'me')").await;
+    let mut relay = Relay::start(&stage, &["--until-empty"]);
+    assert_eq!(relay.ended(DEADLINE).await.code(), Some(1), "{}", relay.log());
+    assert_eq!((stage.count("processed").await, stage.count("pending").await), (50, 1));
+}
