@@ -5,6 +5,7 @@
 //! source's log is known to have.
 
 use crate::config::Config;
+use crate::event::{Lane, Token};
 use crate::source::Source;
 use crate::target::Target;
 
@@ -45,12 +46,11 @@ pub async fn run_once(config: &Config, source: &Source, target: &Target) -> sqlx
 /// The target keeps for `replica_lag` what the source has too: the source may yet go back to before it.
 async fn forget_on_target(config: &Config, source: &Source, target: &Target) -> sqlx::Result<()> {
     let (on_source, on_target) = tokio::try_join!(source.heads(), target.heads())?;
-    for (lane, head) in on_target {
-        if let (Some(here), Some(Some(there))) = (head, on_source.get(&lane))
-            && here == *there
-        {
-            target.forget_entries(lane, here.token, config.relay.replica_lag).await?;
-        }
-    }
-    Ok(())
+    let both_have: Vec<(Lane, Token)> = on_target
+        .into_iter()
+        .filter_map(|(lane, head)| {
+            head.filter(|here| on_source.get(&lane) == Some(&Some(*here))).map(|key| (lane, key.token))
+        })
+        .collect();
+    target.forget_entries(&both_have, config.relay.replica_lag).await
 }

@@ -1,13 +1,17 @@
 -- Deletes what both sides have had for longer than any replica lags, never the newest entry, and leaves the mark. Always a
--- prefix of the log, whatever a failover did to the clock: healing must not find holes above the mark.
--- $1 source, $2 lane, $3 the newest token that both sides are known to have, $4 seconds.
-WITH gone AS (
-    DELETE FROM {relay}.batch_log
-    WHERE source_id = $1 AND lane = $2 AND token < $3
-      AND token < (SELECT coalesce(min(token), $3) FROM {relay}.batch_log
-                   WHERE source_id = $1 AND lane = $2 AND applied_at >= now() - make_interval(secs => $4))
-    RETURNING token, applied_at
+-- prefix of a lane's log, whatever a failover did to the clock: healing must not find holes above the mark.
+-- $1 source, $2 lanes, $3 the newest token of each that both sides are known to have, $4 seconds.
+WITH known AS (
+    SELECT k.lane, least(k.token, (SELECT min(b.token) FROM {relay}.batch_log b
+                                   WHERE b.source_id = $1 AND b.lane = k.lane
+                                     AND b.applied_at >= now() - make_interval(secs => $4))) AS below
+    FROM unnest($2::int[], $3::bigint[]) AS k (lane, token)
+), gone AS (
+    DELETE FROM {relay}.batch_log b
+    USING known
+    WHERE b.source_id = $1 AND b.lane = known.lane AND b.token < known.below
+    RETURNING b.lane, b.token, b.applied_at
 )
 INSERT INTO {relay}.forgotten (source_id, lane, token, until)
-SELECT $1, $2, max(token), max(applied_at) FROM gone HAVING count(*) > 0
+SELECT $1, lane, max(token), max(applied_at) FROM gone GROUP BY lane ORDER BY lane
 ON CONFLICT (source_id, lane) DO UPDATE SET token = excluded.token, until = excluded.until

@@ -49,14 +49,19 @@ pub(super) async fn retain(shared: Arc<Shared>, stop: CancellationToken) {
 pub(super) async fn sweep(shared: Arc<Shared>, stop: CancellationToken) {
     loop {
         let started = Instant::now();
-        for lane in 0..i32::from(shared.config.relay.lanes) {
+        // Where nothing is held no lane is locked, for locking burns a transaction id.
+        let lanes = shared.source.holding().await.unwrap_or_else(|error| {
+            tracing::debug!(%error, "the sweep waits");
+            Vec::new()
+        });
+        for lane in lanes {
             if stop.is_cancelled() {
                 return;
             }
-            match sweep_lane(&shared, Lane(lane)).await {
+            match sweep_lane(&shared, lane).await {
                 Ok(0) => {}
-                Ok(released) => tracing::info!(lane, released, "released held events that nothing blocks"),
-                Err(error) => tracing::debug!(lane, %error, "the sweep waits"),
+                Ok(released) => tracing::info!(lane = lane.0, released, "released held events that nothing blocks"),
+                Err(error) => tracing::debug!(lane = lane.0, %error, "the sweep waits"),
             }
         }
         let pause = SWEEP_EVERY.max(started.elapsed() * 100);
@@ -69,10 +74,6 @@ pub(super) async fn sweep(shared: Arc<Shared>, stop: CancellationToken) {
 }
 
 async fn sweep_lane(shared: &Shared, lane: Lane) -> sqlx::Result<usize> {
-    // Nothing held: no lock, for locking burns a transaction id.
-    if !shared.source.holds_any(lane).await? {
-        return Ok(0);
-    }
     let router = shared.router();
     let (mapped, pass) = (router.mapped(), router.passing());
     let mut released = 0;

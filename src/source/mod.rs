@@ -162,11 +162,11 @@ impl Source {
         rows.iter().map(|row| Ok((row.try_get("lane")?, BatchKey::of_row(row)?))).collect()
     }
 
-    /// Whether the lane has a held event.
-    pub async fn holds_any(&self, lane: Lane) -> sqlx::Result<bool> {
-        let sql = self.names.render(include_str!("../../sql/source/holds_any.sql"));
-        let rows = self.ask(PLANS, self.query(&sql).bind(lane)).await?;
-        Ok(!rows.is_empty())
+    /// Lanes that have a held event.
+    pub async fn holding(&self) -> sqlx::Result<Vec<Lane>> {
+        let sql = self.names.render(include_str!("../../sql/source/holding.sql"));
+        let rows = self.ask(PLANS, self.query(&sql)).await?;
+        rows.iter().map(|row| row.try_get(0)).collect()
     }
 
     /// What keeps a drain from being over.

@@ -150,10 +150,12 @@ impl Target {
         rows.iter().map(|row| row.try_get(0)).collect()
     }
 
-    /// Deletes what both sides have had for longer than `age` from a lane's log; never the newest entry.
-    pub async fn forget_entries(&self, lane: Lane, both_have: Token, age: Duration) -> sqlx::Result<()> {
+    /// Deletes what both sides have had for longer than `age` from the lanes' logs; never the newest entry. `both_have`: each
+    /// lane's newest entry that both are known to have.
+    pub async fn forget_entries(&self, both_have: &[(Lane, Token)], age: Duration) -> sqlx::Result<()> {
         let sql = self.render(include_str!("../../sql/target/forget_entries.sql"));
-        let forget = self.query(&sql).bind(self.source_id).bind(lane).bind(both_have).bind(age.as_secs_f64());
+        let (lanes, tokens): (Vec<Lane>, Vec<Token>) = both_have.iter().copied().unzip();
+        let forget = self.query(&sql).bind(self.source_id).bind(lanes).bind(tokens).bind(age.as_secs_f64());
         self.ask(forget).await.map(drop)
     }
 

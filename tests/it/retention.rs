@@ -82,6 +82,25 @@ async fn processed_events_go_with_their_log_entries_and_what_is_not_old_or_not_p
     assert_eq!((stage.status(recent).await.as_str(), stage.status(failed).await.as_str()), ("processed", "failed"));
     let marked: i64 = stage.pair.legacy.value("SELECT count(*) FROM outbox_relay.forgotten").await;
     assert!(marked > 0);
+    // The target has forgotten the same, and says so.
+    let (entries, marks): (i64, i64) = (
+        stage
+            .pair
+            .new
+            .value("SELECT count(*) FROM outbox_relay.batch_log WHERE applied_at < now() - interval '1 hour'")
+            .await,
+        stage.pair.new.value("SELECT count(*) FROM outbox_relay.forgotten").await,
+    );
+    let lanes_at_rest: i64 = stage
+        .pair
+        .new
+        .value(
+            "SELECT count(*) FROM (SELECT max(applied_at) AS newest FROM outbox_relay.batch_log GROUP BY lane) l
+             WHERE newest < now() - interval '1 hour'",
+        )
+        .await;
+    assert_eq!(entries, lanes_at_rest, "of what is old, each lane's newest entry alone");
+    assert!(marks > 0);
     // The logs still end alike, and the relay goes on.
     stage.thing("a", 8).await;
     stage.drain_by_hand(&shared).await;
