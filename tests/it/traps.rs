@@ -174,8 +174,40 @@ async fn the_writer_is_seen(stage: &Stage, shared: &outbox_relay::relay::Shared,
     .await;
 }
 
-const LATE: &str = "BEGIN; INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload)
-     VALUES ('Thing', 'late', 'Happened', '{\"version\": 1}') RETURNING id";
+/// A writer that has drawn an id, and does not commit yet.
+async fn late_writer(stage: &Stage) -> (PgConnection, i64) {
+    let mut writer = session(&stage.pair.legacy.url).await;
+    writer
+        .execute(
+            "BEGIN; INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload)
+             VALUES ('Thing', 'late', 'Happened', '{\"version\": 1}')",
+        )
+        .await
+        .unwrap();
+    let id = stage.pair.legacy.value("SELECT last_value FROM outbox_id_seq").await;
+    (writer, id)
+}
+
+/// Others write, and are settled, for as long as the mark lasts: the writers are looked at once more.
+async fn others_flow(stage: &Stage, shared: &outbox_relay::relay::Shared) {
+    let start = std::time::Instant::now();
+    eventually(DEADLINE, "others flow", || async {
+        stage.thing("other", 1).await;
+        stage.step(shared).await.unwrap();
+        start.elapsed() > Duration::from_millis(600)
+    })
+    .await;
+}
+
+/// Until the mark is old enough for another look when the next batch begins.
+async fn the_mark_is_old(stage: &Stage) {
+    eventually(DEADLINE, "the mark is old", || async {
+        let sql =
+            "SELECT clock_timestamp() - marked_at > '0.6 s' FROM outbox_relay.batch_log ORDER BY token DESC LIMIT 1";
+        stage.pair.legacy.value(sql).await
+    })
+    .await;
+}
 
 /// Until the position has gone beyond everything that is there now.
 async fn position_moves_on(stage: &Stage, shared: &outbox_relay::relay::Shared) {
@@ -193,18 +225,9 @@ async fn a_start_position_does_not_pass_a_transaction_that_is_open_for_seconds()
     let stage = one_lane().await;
     let shared = stage.shared().await;
     position_moves_on(&stage, &shared).await;
-    let mut writer = session(&stage.pair.legacy.url).await;
-    writer.execute(LATE).await.unwrap();
-    let id: i64 = stage.pair.legacy.value("SELECT last_value FROM outbox_id_seq").await;
+    let (mut writer, id) = late_writer(&stage).await;
     for _ in 0..3 {
-        // Each look lasts half a second at least.
-        let start = std::time::Instant::now();
-        eventually(DEADLINE, "others flow", || async {
-            stage.thing("other", 1).await;
-            stage.step(&shared).await.unwrap();
-            start.elapsed() > Duration::from_millis(600)
-        })
-        .await;
+        others_flow(&stage, &shared).await;
         assert!(position(&stage).await <= id);
     }
     writer.execute("COMMIT").await.unwrap();
@@ -219,20 +242,12 @@ async fn a_start_position_does_not_pass_a_transaction_that_is_prepared_meanwhile
     let stage = one_lane().await;
     let shared = stage.shared().await;
     position_moves_on(&stage, &shared).await;
-    let mut writer = session(&stage.pair.legacy.url).await;
-    writer.execute(LATE).await.unwrap();
-    let id: i64 = stage.pair.legacy.value("SELECT last_value FROM outbox_id_seq").await;
+    let (mut writer, id) = late_writer(&stage).await;
     the_writer_is_seen(&stage, &shared, id).await;
     let name = format!("late_{}", stage.pair.legacy.name);
     writer.execute(sqlx::AssertSqlSafe(format!("PREPARE TRANSACTION '{name}'"))).await.unwrap();
     for _ in 0..4 {
-        let start = std::time::Instant::now();
-        eventually(DEADLINE, "others flow", || async {
-            stage.thing("other", 1).await;
-            stage.step(&shared).await.unwrap();
-            start.elapsed() > Duration::from_millis(600)
-        })
-        .await;
+        others_flow(&stage, &shared).await;
         assert!(position(&stage).await <= id);
     }
     writer.execute(sqlx::AssertSqlSafe(format!("COMMIT PREPARED '{name}'"))).await.unwrap();
@@ -247,17 +262,9 @@ async fn a_start_position_does_not_pass_who_commits_between_the_scan_and_the_set
     stage.pair.new.run(GATE).await;
     let shared = stage.shared().await;
     position_moves_on(&stage, &shared).await;
-    let mut writer = session(&stage.pair.legacy.url).await;
-    writer.execute(LATE).await.unwrap();
-    let id: i64 = stage.pair.legacy.value("SELECT last_value FROM outbox_id_seq").await;
+    let (mut writer, id) = late_writer(&stage).await;
     the_writer_is_seen(&stage, &shared, id).await;
-    // The mark is old enough for another look when the next batch begins.
-    eventually(DEADLINE, "the mark is old", || async {
-        let sql =
-            "SELECT clock_timestamp() - marked_at > '0.6 s' FROM outbox_relay.batch_log ORDER BY token DESC LIMIT 1";
-        stage.pair.legacy.value(sql).await
-    })
-    .await;
+    the_mark_is_old(&stage).await;
     let gate = closed_gate(&stage).await;
     stage.thing("other", 1).await;
     let batch = tokio::spawn({
@@ -452,6 +459,41 @@ async fn a_stopped_crowd_at_the_front_slows_nobody_down() {
     // Once they are no longer stopped, they are found again.
     legacy.run("DELETE FROM outbox_relay.pause").await;
     assert!(shared.source.look(&[], false, false).await.unwrap().iter().any(|sighting| sighting.pending));
+}
+
+#[tokio::test]
+async fn a_quiet_crowd_is_passed_over_unless_somebody_has_locked_a_row_in_it() {
+    let stage = one_lane().await;
+    let legacy = &stage.pair.legacy;
+    let shared = stage.shared().await;
+    let locked = stage.thing("a", 1).await;
+    legacy
+        .run(
+            "INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload)
+             SELECT 'User', (i % 1000)::text, 'UserCreated', '{}' FROM generate_series(1, 5000) i;
+             INSERT INTO outbox_relay.pause VALUES ('User', 'a test', 'me')",
+        )
+        .await;
+    let mut dba = session(&legacy.url).await;
+    dba.execute(sqlx::AssertSqlSafe(format!("BEGIN; SELECT FROM outbox WHERE id = {locked} FOR UPDATE")))
+        .await
+        .unwrap();
+    // Leaves a mark above all of it, which the next claim finds decided.
+    stage.thing("other", 1).await;
+    stage.step(&shared).await.unwrap();
+    the_mark_is_old(&stage).await;
+    let advance = || async {
+        let errand = Errand { advance: true, ..Errand::default() };
+        batch::run_once(&shared, Lane(0), errand).await.unwrap().0
+    };
+    assert_eq!(advance().await, Outcome::Nothing);
+    assert!(position(&stage).await <= locked);
+    dba.execute("ROLLBACK").await.unwrap();
+    stage.step(&shared).await.unwrap();
+    assert_eq!(stage.status(locked).await, "processed");
+    the_mark_is_old(&stage).await;
+    assert!(matches!(advance().await, Outcome::Settled(_)));
+    assert!(position(&stage).await > locked + 5000);
 }
 
 #[tokio::test]
