@@ -20,6 +20,7 @@ mod scan;
 mod settle;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::Row;
@@ -37,20 +38,20 @@ pub use self::settle::{FailureRecord, SettleError, Settlement, Unapplied};
 use crate::event::{Aggregate, BatchKey, Lane};
 use crate::session::{self, Limits};
 
-/// The source, as one process sees it.
+/// The source, as one process sees it. Cheap to clone: each leased lane has one.
 #[derive(Clone)]
 pub struct Source {
     /// Connections for batches; the admin API and the CLI use a pool of their own.
     pub pool: PgPool,
     /// What things are called here.
-    pub names: Names,
+    pub names: Arc<Names>,
     limits: Limits,
     /// Whether statements may be sent under a name.
     prepared: bool,
     delete_on_settle: bool,
     /// The identity sequence, if it may be used to find a start position.
-    sequence: Option<String>,
-    statements: std::sync::Arc<Statements>,
+    sequence: Option<Arc<str>>,
+    statements: Arc<Statements>,
 }
 
 /// The rendered files, once.
@@ -115,12 +116,12 @@ impl Source {
         };
         Source {
             pool,
-            names,
+            names: Arc::new(names),
             limits,
             prepared,
             delete_on_settle,
-            sequence,
-            statements: std::sync::Arc::new(statements),
+            sequence: sequence.map(Arc::from),
+            statements: Arc::new(statements),
         }
     }
 

@@ -7,6 +7,7 @@
 mod statements;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -21,7 +22,7 @@ use crate::session::{self, Limits, Session};
 use crate::source::{ForgottenBatch, ForgottenEvent};
 use crate::sql::{ident, literal, render};
 
-/// The target, as one process sees it, for one source.
+/// The target, as one process sees it, for one source. Cheap to clone: each locked lane has one.
 #[derive(Clone)]
 pub struct Target {
     /// Connections for batches.
@@ -29,12 +30,17 @@ pub struct Target {
     /// The outbox that feeds it.
     pub source_id: Uuid,
     /// The relay's schema, unquoted.
-    pub schema: String,
+    pub schema: Arc<str>,
     /// The schema that mappings and handlers see besides `pg_catalog`.
-    pub search_path: String,
+    pub search_path: Arc<str>,
     limits: Limits,
     /// Whether statements may be sent under a name.
     prepared: bool,
+    statements: Arc<Statements>,
+}
+
+/// The rendered files, once.
+struct Statements {
     lock_lane: String,
     read_lane: String,
     append: String,
@@ -67,15 +73,17 @@ impl Target {
         Target {
             pool,
             source_id,
-            schema: schema.to_owned(),
-            search_path: search_path.to_owned(),
+            schema: schema.into(),
+            search_path: search_path.into(),
             prepared,
             // Below the deadline, or a lane that is locked for ever would look like a server that hangs.
             limits: Limits { deadline, lock: Duration::from_secs(1).min(deadline / 3) },
-            lock_lane: render(include_str!("../../sql/target/lock_lane.sql"), &names),
-            read_lane: render(include_str!("../../sql/target/read_lane.sql"), &names),
-            append: render(include_str!("../../sql/target/append.sql"), &names),
-            heads: render(include_str!("../../sql/target/heads.sql"), &names),
+            statements: Arc::new(Statements {
+                lock_lane: render(include_str!("../../sql/target/lock_lane.sql"), &names),
+                read_lane: render(include_str!("../../sql/target/read_lane.sql"), &names),
+                append: render(include_str!("../../sql/target/append.sql"), &names),
+                heads: render(include_str!("../../sql/target/heads.sql"), &names),
+            }),
         }
     }
 
@@ -104,8 +112,8 @@ impl Target {
         let script = format!(
             "{} {} {} SET LOCAL lock_timeout = {limit}; SET LOCAL statement_timeout = {limit}; {} SAVEPOINT relay;",
             self.limits.sql(),
-            render(&self.lock_lane, &number),
-            render(&self.read_lane, &number),
+            render(&self.statements.lock_lane, &number),
+            render(&self.statements.read_lane, &number),
             self.search_path_sql(),
         );
         let (session, rows) = Session::begin(&self.pool, &script).await?;
@@ -139,7 +147,7 @@ impl Target {
 
     /// The newest entry of every lane.
     pub async fn heads(&self) -> sqlx::Result<HashMap<Lane, Option<BatchKey>>> {
-        let rows = self.ask(self.query(&self.heads).bind(self.source_id)).await?;
+        let rows = self.ask(self.query(&self.statements.heads).bind(self.source_id)).await?;
         rows.iter().map(|row| Ok((row.try_get("lane")?, BatchKey::of_row(row)?))).collect()
     }
 
@@ -288,7 +296,7 @@ impl TargetLane {
         let outcome = std::iter::repeat_n(false, applied.len()).chain(std::iter::repeat_n(true, given_up.len()));
         let done = self
             .target
-            .query(&self.target.append)
+            .query(&self.target.statements.append)
             .bind(self.target.source_id)
             .bind(self.lane)
             .bind(key.token)
