@@ -175,6 +175,12 @@ impl BatchKey {
 #[serde(transparent)]
 pub struct Identity(pub String);
 
+impl Identity {
+    /// How a server tells its own, as an expression. Both logs keep what it said: it must be the same wherever it is asked.
+    pub const SQL: &'static str =
+        "(SELECT system_identifier FROM pg_control_system())::text || '/' || current_database()";
+}
+
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

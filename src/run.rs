@@ -121,12 +121,11 @@ pub fn serve_admin_api(
     stop: &CancellationToken,
 ) -> Vec<JoinHandle<()>> {
     let (sampler, backlog) = Sampler::new(operator.clone());
-    let encode = metrics.clone();
     let state = AdminState {
         operator: operator.clone(),
         backlog: backlog.clone(),
         tokens: config.admin.tokens.clone(),
-        metrics: Arc::new(move || encode.encode()),
+        metrics: metrics.clone(),
     };
     if let Ok(address) = listener.local_addr() {
         tracing::info!(%address, "the admin API listens");

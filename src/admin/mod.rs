@@ -26,6 +26,7 @@ use tower_http::trace::TraceLayer;
 
 use self::problem::Problem;
 use crate::config::Token;
+use crate::metrics::Metrics;
 use crate::operator::Operator;
 use crate::operator::backlog::Latest;
 
@@ -35,9 +36,6 @@ const BODY: usize = 1 << 20;
 const REQUEST: Duration = Duration::from_secs(30);
 /// How long a shutdown waits for requests in flight.
 const DRAIN: Duration = Duration::from_secs(7);
-
-/// Gives all metrics as text.
-pub type Encode = Arc<dyn Fn() -> String + Send + Sync>;
 
 /// What the API stands on.
 #[derive(Clone)]
@@ -49,14 +47,14 @@ pub struct AdminState {
     /// Without any, whoever reaches the socket may do all: the caller refuses addresses other than loopback then.
     pub tokens: Vec<Token>,
     /// For `/metrics`.
-    pub metrics: Encode,
+    pub metrics: Metrics,
 }
 
 struct Inner {
     operator: Operator,
     backlog: Latest,
     tokens: Vec<Token>,
-    metrics: Encode,
+    metrics: Metrics,
     shutdown: CancellationToken,
 }
 

@@ -14,6 +14,7 @@ use super::auth::Caller;
 use super::problem::Problem;
 use super::request::{Body, Kind, Many, One, page};
 use crate::event::EventId;
+use crate::metrics::CONTENT_TYPE;
 use crate::operator::{Audits, Backlog, BulkResult, Changed, Event, EventRef, Events, Verb, What};
 
 type Answer<T> = Result<Json<T>, Problem>;
@@ -23,8 +24,7 @@ type Who = Extension<Caller>;
 type Shared = State<Arc<Inner>>;
 
 pub(super) async fn metrics(State(state): Shared) -> Response {
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], (state.metrics)()).into_response()
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], state.metrics.encode()).into_response()
 }
 
 pub(super) async fn backlog(State(state): Shared) -> Answer<Backlog> {

@@ -14,6 +14,7 @@ use sqlx::postgres::PgPool;
 use crate::config::Config;
 use crate::connect;
 use crate::disposition::told;
+use crate::event::Identity;
 use crate::init::Side;
 use crate::session::{Limits, Session};
 
@@ -275,7 +276,7 @@ async fn peers(
     target: &PgPool,
     installation: &connect::Installation,
 ) -> sqlx::Result<Vec<Finding>> {
-    let identity = "(SELECT system_identifier FROM pg_control_system())::text || '/' || current_database()";
+    let identity = Identity::SQL;
     let names = crate::source::Names::new(&config.legacy, config.relay.lanes);
     let newest = "SELECT DISTINCT ON (lane) lane, token, nonce, peer";
     let on_source = names.render(&format!(

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::{Existing, InitError};
 use crate::config::Config;
+use crate::event::Identity;
 use crate::session::{Limits, Session};
 use crate::source::Names;
 use crate::sql::{ident, query, query_scalar, render};
@@ -108,8 +109,7 @@ async fn one(pool: &PgPool, sql: &str) -> sqlx::Result<PgRow> {
 }
 
 async fn identity(pool: &PgPool) -> sqlx::Result<String> {
-    let sql = "SELECT (SELECT system_identifier FROM pg_control_system())::text || '/' || current_database()";
-    one(pool, sql).await?.try_get(0)
+    one(pool, &format!("SELECT {}", Identity::SQL)).await?.try_get(0)
 }
 
 /// Waits for a worker's batch to end, no longer.

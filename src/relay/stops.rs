@@ -156,13 +156,6 @@ impl Stops {
         true
     }
 
-    /// It works again. Whether it was stopped.
-    pub fn resume(&self, aggregate_type: &str) -> bool {
-        let mut inner = self.lock();
-        inner.streaks.remove(aggregate_type);
-        inner.stopped.remove(aggregate_type).is_some()
-    }
-
     /// Ends every stop that does not end by probing, as after a new configuration.
     pub fn resume_unless(&self, mut still: impl FnMut(&str, &Stop) -> bool) {
         self.lock().stopped.retain(|kind, stopped| still(kind, &stopped.stop));

@@ -1,7 +1,7 @@
 //! What the outbox's table, columns and states are called here, as SQL.
 
 use crate::config::Legacy;
-use crate::event::Status;
+use crate::event::{Identity, Status};
 use crate::sql::{ident, literal, render};
 
 /// Renders the files of `sql/source` for one outbox.
@@ -52,6 +52,7 @@ impl Names {
             ("hash", hash_of(&kind, &id)),
             ("hash_of_key", hash_of("k.aggregate_type", "k.aggregate_id")),
             ("lane_of_key", lane_of("k.aggregate_type", "k.aggregate_id", lanes)),
+            ("identity", Identity::SQL.to_owned()),
             ("lowest", format!("({})::bigint", literal(&i64::MIN.to_string()))),
         ];
         Names { pairs, outbox, relay, legacy: legacy.clone(), lanes }

@@ -174,7 +174,11 @@ impl Target {
 
 /// What is put into the files of `sql/target`.
 pub fn names(schema: &str, source_id: Uuid) -> Vec<(&'static str, String)> {
-    vec![("relay", ident(schema)), ("source", format!("{}::uuid", literal(&source_id.to_string())))]
+    vec![
+        ("relay", ident(schema)),
+        ("source", format!("{}::uuid", literal(&source_id.to_string()))),
+        ("identity", Identity::SQL.to_owned()),
+    ]
 }
 
 impl TargetLane {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use outbox_relay::admin::{self, AdminState};
 use outbox_relay::config::{Config, OnFailure, Role, Token};
 use outbox_relay::event::Lane;
+use outbox_relay::metrics::Metrics;
 use outbox_relay::operator::backlog::Sampler;
 use outbox_relay::operator::{self, Operator};
 use outbox_relay::relay::Shared;
@@ -126,8 +127,7 @@ impl Api {
         let sampler = tokio::spawn(sampler.run(stop.clone()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let state =
-            AdminState { operator: operator.clone(), backlog, tokens, metrics: Arc::new(|| "# EOF\n".to_owned()) };
+        let state = AdminState { operator: operator.clone(), backlog, tokens, metrics: Metrics::default() };
         let server = tokio::spawn(admin::serve(listener, state, stop.clone()));
         Api { client: Client { url, token: None, headers: Vec::new() }, operator, stop, server, sampler }
     }
