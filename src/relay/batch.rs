@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 use std::time::Instant;
 
+use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::Shared;
@@ -17,11 +18,11 @@ use super::plan;
 use super::refusal::{Verdict, held};
 use super::router::{Destination, Router};
 use super::stops::{Stop, StopCode};
-use super::tally::{count, tally};
+use super::tally::{Tally, count, tally};
 pub use super::visit::{BatchError, Counts, Errand, Healed, Outcome};
 use crate::event::{Aggregate, BatchKey, Event, Lane};
 use crate::session::is_lock_timeout;
-use crate::source::{Claim, Settlement, SourceLane};
+use crate::source::{Claim, SourceLane};
 use crate::target::TargetLane;
 
 /// One batch, or one step of healing, of one lane.
@@ -119,7 +120,9 @@ async fn batch(
         .map_err(BatchError::Source)?;
     reach("claimed");
     if errand.advance && source.nothing_left(&mut claim).await.map_err(BatchError::Source)? {
-        return advance(source, target, &claim, started).await;
+        // A batch without events, for the sake of its entry: the next scan starts past the stopped ones.
+        take_effect(source, target, &claim, &Tally::default(), &[], 0).await?;
+        return Ok((Outcome::Settled(Counts { took: started.elapsed(), ..Counts::default() }), Charged::new()));
     }
     if claim.events.is_empty() {
         target.abandon().await;
@@ -153,9 +156,23 @@ async fn batch(
         source.release_lease().await;
         return Ok((Outcome::Nothing, charged));
     }
+    let settled_at = take_effect(source, target, &claim, &tally, &pass, relay.batch).await?;
+    let counts = count(&claim, &tally, settled_at, started);
+    Ok((Outcome::Settled(counts), charged))
+}
+
+/// What was applied takes effect, and only then is settled; both logs get the batch's entry. The source's clock.
+async fn take_effect(
+    mut source: SourceLane,
+    mut target: TargetLane,
+    claim: &Claim,
+    tally: &Tally<'_>,
+    pass: &[String],
+    release_at_most: u32,
+) -> Result<DateTime<Utc>, BatchError> {
     let key = BatchKey { token: source.token, nonce: Uuid::new_v4() };
-    let peers = (source.identity.clone(), target.identity.clone());
-    let appended = target.append(key, &peers.0, &tally.applied, &tally.given_up).await.map_err(BatchError::Target)?;
+    let (here, there) = (source.identity.clone(), target.identity.clone());
+    let appended = target.append(key, &here, &tally.applied, &tally.given_up).await.map_err(BatchError::Target)?;
     if !appended {
         return Err(BatchError::Overtaken);
     }
@@ -163,33 +180,12 @@ async fn batch(
     target.commit().await.map_err(BatchError::Target)?;
     // From here on the batch has taken effect.
     reach("target_committed");
-    let settled_at = source
-        .settle(key, &peers.1, &claim, &tally.settlement, &pass, relay.batch)
-        .await
-        .map_err(BatchError::of_settling)?;
+    let settled = source.settle(key, &there, claim, &tally.settlement, pass, release_at_most).await;
+    let settled_at = settled.map_err(BatchError::of_settling)?;
     reach("settled");
     source.commit().await.map_err(BatchError::Source)?;
     reach("source_committed");
-    let counts = count(&claim, &tally, settled_at, started);
-    Ok((Outcome::Settled(counts), charged))
-}
-
-/// A batch without events, for the sake of its entry: the next scan starts past the stopped ones.
-async fn advance(
-    mut source: SourceLane,
-    mut target: TargetLane,
-    claim: &Claim,
-    started: Instant,
-) -> Result<(Outcome, Charged), BatchError> {
-    let key = BatchKey { token: source.token, nonce: Uuid::new_v4() };
-    let peers = (source.identity.clone(), target.identity.clone());
-    if !target.append(key, &peers.0, &[], &[]).await.map_err(BatchError::Target)? {
-        return Err(BatchError::Overtaken);
-    }
-    target.commit().await.map_err(BatchError::Target)?;
-    source.settle(key, &peers.1, claim, &Settlement::default(), &[], 0).await.map_err(BatchError::of_settling)?;
-    source.commit().await.map_err(BatchError::Source)?;
-    Ok((Outcome::Settled(Counts { took: started.elapsed(), ..Counts::default() }), Charged::new()))
+    Ok(settled_at)
 }
 
 /// Which events go to the target, and what is clear about the others.

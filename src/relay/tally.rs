@@ -13,6 +13,7 @@ use crate::source::{Claim, Recheck, Settlement};
 use crate::telemetry::TraceParent;
 
 /// What is written where.
+#[derive(Default)]
 pub(super) struct Tally<'a> {
     pub(super) applied: Vec<&'a Event>,
     pub(super) given_up: Vec<&'a Event>,
