@@ -17,6 +17,8 @@ const RECOMPILE_EVERY: Duration = Duration::from_secs(2);
 const RETAIN_EVERY: Duration = Duration::from_secs(10);
 /// Between two sweeps of all lanes, at the least; and a sweep costs at most a hundredth of the time.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
+/// Before what a sweep missed (a busy lane, a source that was away for a moment) is tried again. It costs a hundredth, too.
+const SWEEP_AGAIN: Duration = Duration::from_millis(500);
 
 /// Aggregates that a sweep looks at under one lock.
 const AGGREGATES_A_STEP: u32 = 2000;
@@ -49,45 +51,69 @@ pub(super) async fn retain(shared: Arc<Shared>, stop: CancellationToken) {
 pub(super) async fn sweep(shared: Arc<Shared>, stop: CancellationToken) {
     loop {
         let started = Instant::now();
-        // Where nothing is held no lane is locked, for locking burns a transaction id.
-        let lanes = shared.source.holding().await.unwrap_or_else(|error| {
+        let all = sweep_once(&shared, &stop).await.unwrap_or_else(|error| {
             tracing::debug!(%error, "the sweep waits");
-            Vec::new()
+            false
         });
-        for lane in lanes {
-            if stop.is_cancelled() {
-                return;
-            }
-            match sweep_lane(&shared, lane).await {
-                Ok(0) => {}
-                Ok(released) => tracing::info!(lane = lane.0, released, "released held events that nothing blocks"),
-                Err(error) => tracing::debug!(lane = lane.0, %error, "the sweep waits"),
-            }
-        }
-        let pause = SWEEP_EVERY.max(started.elapsed() * 100);
+        let pause = if all { SWEEP_EVERY } else { SWEEP_AGAIN };
         tokio::select! {
             () = stop.cancelled() => return,
             () = shared.sweep_now.notified() => {}
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(pause.max(started.elapsed() * 100)) => {}
         }
     }
 }
 
-async fn sweep_lane(shared: &Shared, lane: Lane) -> sqlx::Result<usize> {
+/// Sweeps every lane that holds something. Whether all of them were had.
+async fn sweep_once(shared: &Shared, stop: &CancellationToken) -> sqlx::Result<bool> {
+    let mut all = true;
+    // Where nothing is held no lane is locked, for locking burns a transaction id.
+    for lane in shared.source.holding().await? {
+        if stop.is_cancelled() {
+            return Ok(true);
+        }
+        match sweep_lane(shared, lane).await {
+            Ok(swept) => {
+                all &= swept.whole;
+                if swept.released > 0 {
+                    tracing::info!(
+                        lane = lane.0,
+                        released = swept.released,
+                        "released held events that nothing blocks"
+                    );
+                }
+            }
+            Err(error) => {
+                all = false;
+                tracing::debug!(lane = lane.0, %error, "the sweep waits");
+            }
+        }
+    }
+    Ok(all)
+}
+
+struct SweptLane {
+    released: usize,
+    /// Else a worker had the lane at some step.
+    whole: bool,
+}
+
+async fn sweep_lane(shared: &Shared, lane: Lane) -> sqlx::Result<SweptLane> {
     let router = shared.router();
     let (mapped, pass) = (router.mapped(), router.passing());
     let mut released = 0;
     let mut from = Some(i64::MIN);
     // Step by step, so that the lane's workers go on in between.
     while let Some(hash) = from {
-        // Busy: its turn comes with the next sweep.
-        let Some(mut locked) = shared.source.lock_lane(lane).await? else { break };
+        let Some(mut locked) = shared.source.lock_lane(lane).await? else {
+            return Ok(SweptLane { released, whole: false });
+        };
         let swept = locked.sweep(hash, AGGREGATES_A_STEP, &mapped, &pass, shared.config.relay.batch).await?;
         locked.commit().await?;
         released += swept.released.len();
         from = swept.next;
     }
-    Ok(released)
+    Ok(SweptLane { released, whole: true })
 }
 
 /// Uses the operator's files anew when they change, and tries wrong mappings again.

@@ -415,6 +415,25 @@ async fn an_unmapped_event_type_waits_and_holds_back_its_aggregate() {
 }
 
 #[tokio::test]
+async fn a_lane_that_is_busy_when_its_event_type_is_mapped_is_swept_soon_after() {
+    let stage = stage("", |config| config.relay.lanes = 1).await;
+    let unmapped = stage.user(1, "UserPromoted", "Ada", 1).await;
+    let running = stage.start().await;
+    becomes(&stage, unmapped, "held").await;
+    let mut busy = stage.pair.legacy.pool.begin().await.unwrap();
+    busy.execute("SELECT FROM outbox_relay.lane FOR UPDATE").await.unwrap();
+    let mut mended = users();
+    mended.events.insert("UserPromoted".to_owned(), Action::Upsert);
+    running.shared.use_entities(vec![mended, oracle()], true).await.unwrap();
+    // Longer than it takes to find the lane locked, and much shorter than the pause between two sweeps.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    busy.rollback().await.unwrap();
+    let soon = Duration::from_secs(10);
+    eventually(soon, "it is processed", || async { stage.status(unmapped).await == "processed" }).await;
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn one_poison_event_of_a_quiet_entity_does_not_stop_it() {
     let stage = stage("", |_| {}).await;
     let running = stage.start().await;
