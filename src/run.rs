@@ -98,6 +98,9 @@ async fn relay_until_told(
             }
         }
     };
+    if ended == Ended::Shutdown {
+        tracing::info!("told to end: the batches in flight are finished first");
+    }
     stop.cancel();
     relay.await??;
     tracing::info!("the relay has ended");
@@ -248,7 +251,6 @@ pub fn on_signals() -> std::io::Result<CancellationToken> {
             }
             match first {
                 None => {
-                    tracing::info!("told to end: the batches in flight are finished first");
                     shutdown.cancel();
                     first = Some(Instant::now());
                 }

@@ -109,6 +109,11 @@ Examples:
   outbox-relay run --until-empty --timeout 10m    0: all is applied; 1: failed, held or stopped events remain")]
     Run(RunArgs),
     /// Show the backlog, the lag and what stands in the way
+    #[command(after_long_help = "\
+Examples:
+  outbox-relay status
+  outbox-relay status --watch          every two seconds
+  outbox-relay status --watch 10s --json")]
     Status(StatusArgs),
     /// List events, or show one with its error and history
     #[command(subcommand)]
@@ -134,6 +139,19 @@ Examples:
     Pause(PauseArgs),
     /// Go on after a pause
     Resume(ResumeArgs),
+    /// Print a script that completes commands and flags in a shell
+    #[command(after_long_help = "\
+Examples:
+  outbox-relay completions bash > /etc/bash_completion.d/outbox-relay
+  outbox-relay completions zsh > \"${fpath[1]}/_outbox-relay\"
+  outbox-relay completions fish > ~/.config/fish/completions/outbox-relay.fish")]
+    Completions(CompletionsArgs),
+    /// Print the manual page, or write one for each command into a folder
+    #[command(after_long_help = "\
+Examples:
+  outbox-relay man | man -l -
+  outbox-relay man --into /usr/local/share/man/man1")]
+    Man(ManArgs),
 }
 
 /// See [`Command::Demo`].
@@ -237,9 +255,27 @@ pub struct RunArgs {
     pub listen: Option<SocketAddr>,
 }
 
+/// See [`Command::Completions`].
+#[derive(Debug, Clone, Args)]
+pub struct CompletionsArgs {
+    /// Which shell
+    pub shell: clap_complete::Shell,
+}
+
+/// See [`Command::Man`].
+#[derive(Debug, Clone, Default, Args)]
+pub struct ManArgs {
+    /// A folder that is there: outbox-relay.1, outbox-relay-run.1 and so on
+    #[arg(long, value_name = "FOLDER")]
+    pub into: Option<PathBuf>,
+}
+
 /// See [`Command::Status`].
 #[derive(Debug, Clone, Default, Args)]
 pub struct StatusArgs {
+    /// Show it again and again, until Ctrl-C; with --json, one line each time
+    #[arg(long, value_name = "EVERY", num_args = 0..=1, default_missing_value = "2s", value_parser = duration)]
+    pub watch: Option<Duration>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

@@ -11,7 +11,7 @@ pub(super) async fn command(args: &CheckArgs, config: Config) -> anyhow::Result<
     if args.json {
         output::json(&serde_json::json!({ "items": findings }))?;
     } else {
-        output::print(check::render(&findings))?;
+        output::print(output::painted(&check::render(&findings)))?;
     }
     Ok(if check::any_problem(&findings) { Exit::Found } else { Exit::Done })
 }

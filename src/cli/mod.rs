@@ -6,6 +6,7 @@ mod config;
 pub mod confirm;
 mod demo;
 mod init;
+mod manual;
 mod map;
 mod operator;
 pub mod output;
@@ -51,13 +52,15 @@ pub async fn dispatch(cli: &Cli) -> anyhow::Result<Exit> {
         Command::Config(args) => config::command(args, cli),
         Command::Map(args) => map::command(args, config()?).await,
         Command::Run(args) => run::command(args, config()?).await,
-        Command::Status(args) => operator::status(args.json, config()?).await,
+        Command::Status(args) => operator::status(args, config()?).await,
         Command::Events(args) => operator::events(args, config()?).await,
         Command::Failures(args) => operator::failures(args.json, config()?).await,
         Command::Replay(args) => operator::replay(args, config()?).await,
         Command::Skip(args) => operator::skip(&args.change, config()?).await,
         Command::Pause(args) => operator::pause(args, config()?).await,
         Command::Resume(args) => operator::resume(args, config()?).await,
+        Command::Completions(args) => manual::completions(args),
+        Command::Man(args) => manual::man(args),
     }
 }
 

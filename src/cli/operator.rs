@@ -1,14 +1,19 @@
 //! `status`, `events`, `failures`, `replay`, `skip`, `pause`, `resume`: what the admin API does, from a shell.
 
+use serde::Serialize;
 use serde_json::json;
 
-use super::args::{ChangeArgs, EventsCommand, EventsListArgs, FilterArgs, PauseArgs, ReplayArgs, ResumeArgs};
+use super::args::{
+    ChangeArgs, EventsCommand, EventsListArgs, FilterArgs, PauseArgs, ReplayArgs, ResumeArgs, StatusArgs,
+};
 use super::confirm::confirm;
 use super::{Exit, output};
 use crate::config::Config;
 use crate::connect;
 use crate::event::EventId;
-use crate::operator::{Bulk, By, Event, EventRef, Filter, Operator, Pause, Verb, What, render};
+use crate::operator::{
+    Backlog, Bulk, By, Event, EventRef, Filter, Operator, Pause, Paused, Result as OperatorResult, Verb, What, render,
+};
 use crate::run::on_signals;
 
 /// Operators need the source only, and what `init` made there.
@@ -19,31 +24,66 @@ async fn operator(config: &Config) -> anyhow::Result<Operator> {
 }
 
 /// `status`
-pub(super) async fn status(json_wanted: bool, config: Config) -> anyhow::Result<Exit> {
+pub(super) async fn status(args: &StatusArgs, config: Config) -> anyhow::Result<Exit> {
     let operator = operator(&config).await?;
-    let backlog = operator.count_backlog().await?;
-    let paused = operator.paused().await?;
-    let divergent = operator.divergent().await?;
-    if json_wanted {
-        output::json(&json!({"backlog": backlog, "paused": paused, "divergent": divergent}))?;
+    let Some(every) = args.watch else {
+        let status = Status::of(&operator).await?;
+        if args.json {
+            output::json(&status)?;
+        } else {
+            output::print(status.render())?;
+        }
         return Ok(Exit::Done);
+    };
+    let stop = on_signals()?;
+    loop {
+        let seen = tokio::select! {
+            () = stop.cancelled() => return Ok(Exit::Done),
+            seen = Status::of(&operator) => seen,
+        };
+        match seen {
+            Ok(status) if args.json => output::json_line(&status)?,
+            Ok(status) => output::refresh(status.render())?,
+            // Whoever watches wants to see it come back.
+            Err(error) if args.json => output::json_line(&json!({"error": error.to_string()}))?,
+            Err(error) => output::refresh(format_args!("{error}\n"))?,
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(Exit::Done),
+            () = tokio::time::sleep(every) => {}
+        }
     }
-    output::print(render::backlog(&backlog))?;
-    for pause in paused {
-        let what = pause.aggregate_type.unwrap_or_else(|| "everything".to_owned());
-        output::print(format_args!(
-            "paused: {what}, by {} since {}: {}\n",
-            pause.actor,
-            pause.at.to_rfc3339(),
-            pause.reason
-        ))?;
+}
+
+/// What the legacy database tells of the relay, whoever runs it.
+#[derive(Serialize)]
+struct Status {
+    backlog: Backlog,
+    paused: Vec<Paused>,
+    divergent: u64,
+}
+
+impl Status {
+    async fn of(operator: &Operator) -> OperatorResult<Status> {
+        let backlog = operator.count_backlog().await?;
+        Ok(Status { backlog, paused: operator.paused().await?, divergent: operator.divergent().await? })
     }
-    if divergent > 0 {
-        output::print(format_args!(
-            "{divergent} events are in the new database that the outbox does not have: their aggregates need a resync\n"
-        ))?;
+
+    fn render(&self) -> String {
+        let mut text = render::backlog(&self.backlog);
+        for pause in &self.paused {
+            let what = pause.aggregate_type.as_deref().unwrap_or("everything");
+            let said = format!("paused: {what}, by {} since {}: {}", pause.actor, pause.at.to_rfc3339(), pause.reason);
+            text += &(render::one_line(&said) + "\n");
+        }
+        if self.divergent > 0 {
+            let n = self.divergent;
+            text += &format!(
+                "{n} events are in the new database that the outbox does not have: their aggregates need a resync\n"
+            );
+        }
+        text
     }
-    Ok(Exit::Done)
 }
 
 /// `events list`, `events show`

@@ -1,11 +1,15 @@
 //! The same answers for people at a terminal.
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{Attribute, Cell, CellAlignment, Color, Table, presets};
 
 use super::{Audits, Backlog, Cause, Events};
 
 fn table(header: &[&str], numbers: &[usize]) -> Table {
     let mut table = Table::new();
+    // Colours are for terminals, and for those who want them: https://no-color.org
+    if std::env::var_os("NO_COLOR").is_some_and(|wish| !wish.is_empty()) {
+        table.force_no_tty();
+    }
     table.load_style(presets::NOTHING).set_header(header);
     for at in numbers {
         if let Some(column) = table.column_mut(*at) {
@@ -23,12 +27,20 @@ fn lines(table: &Table) -> String {
 pub fn backlog(backlog: &Backlog) -> String {
     const WORDS: [&str; 5] = ["pending", "retry", "held", "failed", "stopped"];
     let mut table = table(&["", WORDS[0], WORDS[1], WORDS[2], WORDS[3], WORDS[4]], &[1, 2, 3, 4, 5]);
+    let row = |name: Cell, counts: [u64; 5]| {
+        let cells = WORDS.iter().zip(counts).map(|(word, n)| match *word {
+            "failed" if n > 0 => Cell::new(n).fg(Color::Red).add_attribute(Attribute::Bold),
+            "stopped" | "held" | "retry" if n > 0 => Cell::new(n).fg(Color::Yellow),
+            _ => Cell::new(n),
+        });
+        std::iter::once(name).chain(cells)
+    };
     for (kind, by_status) in &backlog.by_aggregate_type {
-        let counts = WORDS.map(|word| by_status.get(word).copied().unwrap_or(0).to_string());
-        table.add_row([kind.clone()].into_iter().chain(counts));
+        let counts = WORDS.map(|word| by_status.get(word).copied().unwrap_or(0));
+        table.add_row(row(Cell::new(one_line(kind)), counts));
     }
     let sums = [backlog.pending, backlog.retry, backlog.held, backlog.failed, backlog.stopped];
-    table.add_row(["all".to_owned()].into_iter().chain(sums.map(|n| n.to_string())));
+    table.add_row(row(Cell::new("all").add_attribute(Attribute::Bold), sums));
     let oldest = match backlog.oldest_pending_seconds {
         Some(age) => format!("the oldest pending event is {} old", duration(age)),
         None => "nothing is pending".to_owned(),
@@ -45,8 +57,8 @@ pub fn events(events: &Events) -> String {
     for event in &events.items {
         table.add_row([
             event.id.to_string(),
-            format!("{} {}", event.aggregate.kind, event.aggregate.id),
-            event.event_type.clone(),
+            one_line(&format!("{} {}", event.aggregate.kind, event.aggregate.id)),
+            one_line(&event.event_type),
             event.status.clone(),
             event.attempts.to_string(),
             time(event.created_at),
@@ -111,8 +123,8 @@ fn duration(seconds: f64) -> String {
     humantime::format_duration(whole).to_string()
 }
 
-/// Control characters would let an error draw on the operator's terminal.
-fn one_line(text: &str) -> String {
+/// Control characters would let what an application wrote draw on the operator's terminal.
+pub fn one_line(text: &str) -> String {
     let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     match clean.char_indices().nth(160) {
         Some((at, _)) => format!("{}…", &clean[..at]),

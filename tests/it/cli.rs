@@ -1,6 +1,14 @@
-//! The program itself, as a shell meets it; no database is needed here.
+//! The program itself, as a shell meets it.
 
+use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Output, Stdio};
+
+use clap::CommandFactory as _;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use outbox_relay::cli::Cli;
+
+use crate::support::stage::Stage;
 
 fn outbox_relay(folder: &tempfile::TempDir) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_outbox-relay"));
@@ -58,4 +66,53 @@ fn a_reader_that_leaves_early_is_no_panic() {
     drop(reader);
     let output = outbox_relay(&folder).arg("config").stdout(Stdio::from(writer)).output().unwrap();
     assert_eq!((output.status.code(), told(&output).as_str()), (Some(0), ""));
+}
+
+#[test]
+fn every_command_is_completed_and_has_a_manual_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let commands: Vec<String> = Cli::command().get_subcommands().map(|command| command.get_name().to_owned()).collect();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = outbox_relay(&folder).args(["completions", shell]).output().unwrap();
+        let script = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{shell}");
+        assert!(commands.iter().all(|command| script.contains(command.as_str())), "{shell}: {script}");
+    }
+    let output = outbox_relay(&folder).arg("man").output().unwrap();
+    assert!(String::from_utf8(output.stdout).unwrap().contains(".TH outbox-relay 1"));
+    assert!(outbox_relay(&folder).args(["man", "--into", "."]).status().unwrap().success());
+    for command in commands {
+        let page = std::fs::read_to_string(folder.path().join(format!("outbox-relay-{command}.1"))).unwrap();
+        assert!(page.contains(".SH SYNOPSIS"), "{command}: {page}");
+    }
+    let output = outbox_relay(&folder).args(["man", "--into", "nowhere"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(told(&output).contains("nowhere cannot be written into"), "{}", told(&output));
+}
+
+#[tokio::test]
+async fn a_status_is_watched_until_told_to_end_and_has_no_colours_where_there_is_no_terminal() {
+    let stage = Stage::new().await;
+    stage.event("User\u{1b}[31m", "1", "UserCreated", "{}").await;
+    let folder = tempfile::tempdir().unwrap();
+    let status = |arguments: &[&str]| {
+        let mut command = outbox_relay(&folder);
+        command.arg("status").args(arguments);
+        command.env("OUTBOX_RELAY_LEGACY__URL", &stage.pair.legacy.url);
+        command.env("OUTBOX_RELAY_NEW__URL", &stage.pair.new.url);
+        command
+    };
+    let output = status(&[]).output().unwrap();
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", told(&output));
+    assert!(text.contains("User [31m") && !text.contains('\u{1b}'), "{text:?}");
+    let mut watching = status(&["--watch", "50ms", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let lines: Vec<String> =
+        BufReader::new(watching.stdout.take().unwrap()).lines().take(3).map(Result::unwrap).collect();
+    for line in lines {
+        let seen: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(seen["backlog"]["stopped"], 1, "{line}");
+    }
+    kill(Pid::from_raw(i32::try_from(watching.id()).unwrap()), Signal::SIGTERM).unwrap();
+    assert_eq!(watching.wait().unwrap().code(), Some(0));
 }
