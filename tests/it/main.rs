@@ -15,6 +15,7 @@ mod healing;
 mod init;
 mod map;
 mod mapping;
+mod monitoring;
 mod pgbouncer;
 mod privileges;
 mod readme;

@@ -1,0 +1,81 @@
+//! Alert rules and the dashboard speak of metrics that there are, and the rules do what they say.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+use crate::documented::metrics_known;
+use crate::readme::page;
+
+const RULES: &str = "deploy/prometheus/alerts.yaml";
+const TESTS: &str = "deploy/prometheus/alerts.test.yaml";
+const DASHBOARD: &str = "deploy/grafana/outbox-relay.json";
+
+/// Words of a text that begin as our metrics do, without what a histogram adds.
+fn named(text: &str) -> BTreeSet<String> {
+    text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+        .filter(|word| word.starts_with("outbox_relay_"))
+        .map(|word| ["_bucket", "_sum", "_count"].iter().find_map(|s| word.strip_suffix(s)).unwrap_or(word).to_owned())
+        .collect()
+}
+
+fn expressions() -> Vec<String> {
+    let dashboard: serde_json::Value = serde_json::from_str(&page(DASHBOARD)).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let targets = panels.iter().filter_map(|panel| panel["targets"].as_array()).flatten();
+    targets.map(|target| target["expr"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn alert_rules_and_the_dashboard_name_only_metrics_that_there_are() {
+    let known = metrics_known();
+    for path in [RULES, TESTS, DASHBOARD] {
+        let unknown: Vec<String> = named(&page(path)).difference(&known).cloned().collect();
+        assert!(unknown.is_empty(), "{path}: {unknown:?}");
+    }
+}
+
+#[test]
+fn every_alert_has_a_remedy_in_the_operations_guide_and_leads_to_a_heading_of_it() {
+    let guide = page("docs/operations.md");
+    let anchors: BTreeSet<String> = guide
+        .lines()
+        .filter_map(|line| line.trim_start_matches('#').strip_prefix(' ').filter(|_| line.starts_with('#')))
+        .map(|heading| heading.to_lowercase().replace(' ', "-").replace(['.', ','], ""))
+        .collect();
+    let rules = page(RULES);
+    for alert in rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
+        assert!(guide.contains(&format!("| {alert} |")), "{alert} has no remedy");
+        assert!(page(TESTS).contains(&format!("alertname: {alert}\n")), "{alert} is never seen to fire");
+    }
+    for runbook in rules.lines().filter_map(|line| line.trim().strip_prefix("runbook: docs/operations.md#")) {
+        assert!(anchors.contains(runbook), "{runbook}: no such heading among {anchors:?}");
+    }
+}
+
+#[test]
+fn the_alert_rules_fire_when_they_should_and_no_sooner() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let found = Command::new(root.join("scripts/promtool")).output().unwrap();
+    if !found.status.success() {
+        eprintln!("skipped: {}", String::from_utf8_lossy(&found.stderr));
+        return;
+    }
+    let promtool = String::from_utf8(found.stdout).unwrap();
+    for arguments in [["check", "rules", RULES], ["test", "rules", TESTS]] {
+        let output = Command::new(promtool.trim()).args(arguments).current_dir(root).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}\n{said}");
+    }
+    // The dashboard's expressions, as rules: whatever Prometheus cannot parse is found.
+    let folder = tempfile::tempdir().unwrap();
+    let mut rules = String::from("groups:\n- name: dashboard\n  rules:\n");
+    for (at, expression) in expressions().iter().enumerate() {
+        let expression = expression.replace("$__rate_interval", "1m").replace("$instance", ".*");
+        rules += &format!("  - record: panel:{at}\n    expr: {expression:?}\n");
+    }
+    let file = folder.path().join("dashboard.yaml");
+    std::fs::write(&file, rules).unwrap();
+    let output = Command::new(promtool.trim()).args(["check", "rules"]).arg(&file).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
