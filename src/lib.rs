@@ -16,6 +16,7 @@
 //! - [`config`]: what the operator wrote, checked
 //! - [`event`]: the words of the protocol
 //! - [`source`], [`target`]: everything that is said to each database, in transactions of [`session`], over [`connect`]
+//! - [`lease`], [`heal`]: a lane locked on both sides, and how two logs that differ are made to agree
 //! - [`mapping`]: from the old shape to the new
 //! - [`disposition`], [`retry`]: whose an error is, and how long to wait
 //! - [`sql`]: statements and the names in them
@@ -29,7 +30,10 @@ pub mod connect;
 pub mod demo;
 pub mod disposition;
 pub mod event;
+mod failpoint;
+pub mod heal;
 pub mod init;
+pub mod lease;
 pub mod map;
 pub mod mapping;
 pub mod metrics;

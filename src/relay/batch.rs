@@ -12,8 +12,6 @@ use uuid::Uuid;
 
 use super::Shared;
 use super::apply::{ApplyError, Applying, Charged};
-use super::failpoint::reach;
-use super::heal;
 use super::plan;
 use super::refusal::{Verdict, held};
 use super::router::{Destination, Router};
@@ -21,7 +19,9 @@ use super::stops::{Stop, StopCode};
 use super::tally::{Tally, count, tally};
 pub use super::visit::{BatchError, Counts, Errand, Healed, Outcome};
 use crate::event::{Aggregate, BatchKey, Event, Lane};
-use crate::session::is_lock_timeout;
+use crate::failpoint::reach;
+use crate::heal;
+use crate::lease::{self, LeaseError, Taken};
 use crate::source::{Claim, SourceLane};
 use crate::target::TargetLane;
 
@@ -44,30 +44,20 @@ pub async fn run_once(shared: &Shared, lane: Lane, errand: Errand) -> Result<(Ou
 
 async fn attempt(shared: &Shared, lane: Lane, errand: Errand) -> Result<(Outcome, Charged), BatchError> {
     let started = Instant::now();
-    let Some(mut source) = shared.source.lock_lane(lane).await.map_err(BatchError::Source)? else {
-        return Ok((Outcome::Busy, Charged::new()));
+    let (mut source, target) = match lease::take(&shared.source, &shared.target, lane, None).await? {
+        Taken::Busy => return Ok((Outcome::Busy, Charged::new())),
+        Taken::Differ(source, target) => {
+            let healed = heal::run_once(source, target, &shared.router().passing(), shared.config.relay.batch).await?;
+            return Ok((Outcome::Healed(healed), Charged::new()));
+        }
+        Taken::Both(source, target) => (source, target),
     };
-    reach("source_locked");
-    let Some(target) = shared.target.lock_lane(lane).await.map_err(of_target_lock)? else {
-        return Err(BatchError::Stopped(format!("the new database has no lane {lane} for this outbox: run init")));
-    };
-    reach("target_locked");
-    check_peers(&source, &target)?;
-    let target_key = target.newest.as_ref().map(|(key, _)| *key);
-    if source.newest.is_none() && target_key.is_none() {
-        return Err(BatchError::Stopped(format!(
-            "lane {lane}: neither database has a log of it: run outbox-relay init"
-        )));
-    }
-    if source.newest.as_ref().map(|entry| entry.key) != target_key {
-        return heal::run_once(shared, source, target).await.map(|outcome| (outcome, Charged::new()));
-    }
     if source.all_paused() {
         target.abandon().await;
         source.release_lease().await;
         return Ok((Outcome::Paused, Charged::new()));
     }
-    if let Some(newest) = target_key {
+    if let Some((newest, _)) = &target.newest {
         source.draw_above(newest.token).await.map_err(BatchError::Source)?;
     }
     // Given back however this ends: a probe that a deadline cut off must not be the last one.
@@ -76,32 +66,6 @@ async fn attempt(shared: &Shared, lane: Lane, errand: Errand) -> Result<(Outcome
     excluded.sort();
     excluded.dedup();
     batch(shared, source, target, errand, &excluded, started).await
-}
-
-fn of_target_lock(error: sqlx::Error) -> BatchError {
-    if is_lock_timeout(&error) { BatchError::TargetBusy } else { BatchError::Target(error) }
-}
-
-/// A clone or a restored dump has another identity than the one that the logs were written against.
-fn check_peers(source: &SourceLane, target: &TargetLane) -> Result<(), BatchError> {
-    let lane = source.lane;
-    let moved = |side: &str, known: &str, found: &str| {
-        Err(BatchError::Stopped(format!(
-            "lane {lane}: the {side} database is {found}, but the log was written against {known}. If it was moved on purpose: \
-             outbox-relay init --moved"
-        )))
-    };
-    if let Some(entry) = &source.newest
-        && entry.peer != target.identity
-    {
-        return moved("new", &entry.peer.0, &target.identity.0);
-    }
-    if let Some((_, peer)) = &target.newest
-        && *peer != source.identity
-    {
-        return moved("legacy", &peer.0, &source.identity.0);
-    }
-    Ok(())
 }
 
 async fn batch(
@@ -181,7 +145,7 @@ async fn take_effect(
     // From here on the batch has taken effect.
     reach("target_committed");
     let settled = source.settle(key, &there, claim, &tally.settlement, pass, release_at_most).await;
-    let settled_at = settled.map_err(BatchError::of_settling)?;
+    let settled_at = settled.map_err(LeaseError::of_settling)?;
     reach("settled");
     source.commit().await.map_err(BatchError::Source)?;
     reach("source_committed");

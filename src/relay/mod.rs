@@ -5,8 +5,6 @@
 
 mod apply;
 pub mod batch;
-mod failpoint;
-mod heal;
 mod keeper;
 mod plan;
 mod refusal;

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::event::Status;
+pub use crate::heal::Healed;
+use crate::lease::LeaseError;
 use crate::session::is_lock_timeout;
-use crate::source::{SettleError, Settled};
 
 /// Why a worker goes to a lane.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -60,15 +61,6 @@ pub struct Counts {
     pub took: Duration,
 }
 
-/// A step of healing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Healed {
-    /// The target had forgotten a batch: so many events are pending again.
-    PutBack(u64),
-    /// The source had forgotten a batch.
-    Settled(Settled),
-}
-
 /// Why nothing came of it.
 #[derive(Debug, thiserror::Error)]
 pub enum BatchError {
@@ -101,13 +93,16 @@ impl BatchError {
         let BatchError::Source(error) = self else { return false };
         is_lock_timeout(error)
     }
+}
 
-    /// What could not be settled.
-    pub(super) fn of_settling(error: SettleError) -> BatchError {
+impl From<LeaseError> for BatchError {
+    fn from(error: LeaseError) -> BatchError {
         match error {
-            SettleError::Database(error) => BatchError::Source(error),
-            SettleError::NotTheNewest => BatchError::Overtaken,
-            SettleError::Vanished { .. } => BatchError::Stopped(error.to_string()),
+            LeaseError::Source(error) => BatchError::Source(error),
+            LeaseError::Target(error) => BatchError::Target(error),
+            LeaseError::TargetBusy => BatchError::TargetBusy,
+            LeaseError::Overtaken => BatchError::Overtaken,
+            LeaseError::Stopped(why) => BatchError::Stopped(why),
         }
     }
 }

@@ -8,12 +8,20 @@ use std::collections::HashSet;
 
 use chrono::{DateTime, Utc};
 
-use super::Shared;
-use super::failpoint::reach;
-use super::visit::{BatchError, Healed, Outcome};
 use crate::event::{BatchKey, Token};
-use crate::source::SourceLane;
+use crate::failpoint::reach;
+use crate::lease::LeaseError;
+use crate::source::{Settled, SourceLane};
 use crate::target::TargetLane;
+
+/// A step of healing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Healed {
+    /// The target had forgotten a batch: so many events are pending again.
+    PutBack(u64),
+    /// The source had forgotten a batch.
+    Settled(Settled),
+}
 
 /// A side's log, newest first, and its mark: the newest token that was forgotten on purpose.
 #[derive(Debug, Clone, Default)]
@@ -59,20 +67,22 @@ pub(crate) fn next_step(source: &Log, target: &Log) -> Step {
     }
 }
 
-/// One step, under both locks, in a source transaction of its own; the target is only read.
-pub(super) async fn run_once(
-    shared: &Shared,
+/// One step, under both locks, in a source transaction of its own; the target is only read. `pass`: aggregate types whose failed
+/// events hold nobody back; at most about `release_at_most` held events are released.
+pub async fn run_once(
     mut source: SourceLane,
     mut target: TargetLane,
-) -> Result<Outcome, BatchError> {
+    pass: &[String],
+    release_at_most: u32,
+) -> Result<Healed, LeaseError> {
     let lane = source.lane;
     let (step, put_back_at) = read_next_step(&mut source, &mut target).await?;
     let healed = match step {
-        Step::Nothing => return Err(BatchError::Overtaken),
+        Step::Nothing => return Err(LeaseError::Overtaken),
         Step::PutBack(key) => {
-            let done = source.put_back_newest().await.map_err(BatchError::Source)?;
+            let done = source.put_back_newest().await.map_err(LeaseError::Source)?;
             if done.missing > 0 {
-                return Err(BatchError::Stopped(format!(
+                return Err(LeaseError::Stopped(format!(
                     "lane {lane}: the new database forgot batch {}, and {} of its events are no longer in the outbox to be \
                      applied again: verify and resync what happened since {}",
                     key.token,
@@ -89,12 +99,12 @@ pub(super) async fn run_once(
             Healed::PutBack(done.events)
         }
         Step::Settle(key) => {
-            let entry = target.log_entry(key.token).await.map_err(BatchError::Target)?;
+            let entry = target.log_entry(key.token).await.map_err(LeaseError::Target)?;
             let identity = target.identity.clone();
             let done = source
-                .settle_forgotten(&entry, &identity, &shared.router().passing(), shared.config.relay.batch)
+                .settle_forgotten(&entry, &identity, pass, release_at_most)
                 .await
-                .map_err(BatchError::of_settling)?;
+                .map_err(LeaseError::of_settling)?;
             if done.divergent > 0 {
                 tracing::error!(
                     lane = lane.0,
@@ -114,7 +124,7 @@ pub(super) async fn run_once(
         }
         Step::Impossible { since, until } => {
             let time = |at: Option<DateTime<Utc>>| at.map_or("the beginning".to_owned(), |at| at.to_rfc3339());
-            return Err(BatchError::Stopped(format!(
+            return Err(LeaseError::Stopped(format!(
                 "lane {lane}: no batch is left that both databases remember; what happened between {} and {} must be verified, \
                  then: outbox-relay init --target-is-current",
                 time(since),
@@ -123,10 +133,10 @@ pub(super) async fn run_once(
         }
     };
     reach("heal_step");
-    source.commit().await.map_err(BatchError::Source)?;
+    source.commit().await.map_err(LeaseError::Source)?;
     reach("heal_committed");
     target.abandon().await;
-    Ok(Outcome::Healed(healed))
+    Ok(healed)
 }
 
 /// The next step, and when the source's newest entry was settled. Reads the ends of both logs, and more of them only until a
@@ -134,13 +144,13 @@ pub(super) async fn run_once(
 async fn read_next_step(
     source: &mut SourceLane,
     target: &mut TargetLane,
-) -> Result<(Step, Option<DateTime<Utc>>), BatchError> {
+) -> Result<(Step, Option<DateTime<Utc>>), LeaseError> {
     let mut reach = 64;
     loop {
         // From the lower of both on, neither log has a hole, so the newest common entry found is the newest there is.
         let ends = (
-            source.token_of(reach).await.map_err(BatchError::Source)?,
-            target.token_of(reach).await.map_err(BatchError::Target)?,
+            source.token_of(reach).await.map_err(LeaseError::Source)?,
+            target.token_of(reach).await.map_err(LeaseError::Target)?,
         );
         let from = match ends {
             (Some(source), Some(target)) => source.min(target),
@@ -148,12 +158,12 @@ async fn read_next_step(
         };
         // The marks after the entries: who forgets leaves the mark in the same transaction.
         let source_log = Log {
-            entries: source.log(from).await.map_err(BatchError::Source)?,
-            mark: source.mark().await.map_err(BatchError::Source)?,
+            entries: source.log(from).await.map_err(LeaseError::Source)?,
+            mark: source.mark().await.map_err(LeaseError::Source)?,
         };
         let target_log = Log {
-            entries: target.log(from).await.map_err(BatchError::Target)?,
-            mark: target.mark().await.map_err(BatchError::Target)?,
+            entries: target.log(from).await.map_err(LeaseError::Target)?,
+            mark: target.mark().await.map_err(LeaseError::Target)?,
         };
         let step = next_step(&source_log, &target_log);
         if from.0 == i64::MIN || !matches!(step, Step::Impossible { .. }) {

@@ -4,11 +4,11 @@
 
 /// A place between two steps.
 #[cfg(not(feature = "failpoints"))]
-pub(super) fn reach(_name: &str) {}
+pub(crate) fn reach(_name: &str) {}
 
 /// Aborts the process here if it was told to, `<name>` or `<name>:<n>` for the n-th time it comes by.
 #[cfg(feature = "failpoints")]
-pub(super) fn reach(name: &str) {
+pub(crate) fn reach(name: &str) {
     use std::sync::atomic::{AtomicU32, Ordering};
     static PASSED: AtomicU32 = AtomicU32::new(0);
     let Ok(wanted) = std::env::var("OUTBOX_RELAY_FAILPOINT") else { return };
