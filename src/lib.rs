@@ -5,6 +5,7 @@
 //! - [`init`]: makes the outbox and the relay's own tables
 //! - [`check`]: reads everything, changes nothing, and says what is wrong
 //! - [`map`]: shows what one event would write
+//! - [`plan`]: shows what the split does to foreign keys
 //! - [`relay`]: claims, applies and settles, batch by batch, and heals
 //! - [`retention`]: deletes what is old enough
 //! - [`operator`]: what operators see and do, over HTTP by [`admin`]
@@ -38,6 +39,7 @@ pub mod map;
 pub mod mapping;
 pub mod metrics;
 pub mod operator;
+pub mod plan;
 pub mod relay;
 pub mod retention;
 pub mod retry;

@@ -100,6 +100,14 @@ Examples:
   outbox-relay map users --payload user.json
   outbox-relay map users --id 4711 --psql | psql $NEW_DATABASE")]
     Map(MapArgs),
+    /// Show what the split does to foreign keys, and in which order to fill the new tables; change nothing
+    #[command(after_long_help = "\
+Exits 0; with --orphans 1 if rows refer to nothing.
+
+Examples:
+  outbox-relay plan
+  outbox-relay plan --orphans --json")]
+    Plan(PlanArgs),
     /// Relay events, and serve the admin API
     #[command(after_long_help = "\
 Waits for databases that are not up yet. SIGTERM and SIGINT finish the batches in flight; a second one ends at once.
@@ -233,6 +241,17 @@ pub struct MapArgs {
     /// Print a script instead, that runs in psql as it is
     #[arg(long, conflicts_with = "json")]
     pub psql: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// See [`Command::Plan`].
+#[derive(Debug, Clone, Default, Args)]
+pub struct PlanArgs {
+    /// Look for rows that refer to nothing, within each database and across; reads every table that moves
+    #[arg(long)]
+    pub orphans: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

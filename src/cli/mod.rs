@@ -10,6 +10,7 @@ mod manual;
 mod map;
 mod operator;
 pub mod output;
+mod plan;
 mod run;
 
 use std::io::Write;
@@ -51,6 +52,7 @@ pub async fn dispatch(cli: &Cli) -> anyhow::Result<Exit> {
         Command::Check(args) => check::command(args, config()?).await,
         Command::Config(args) => config::command(args, cli),
         Command::Map(args) => map::command(args, config()?).await,
+        Command::Plan(args) => plan::command(args, config()?).await,
         Command::Run(args) => run::command(args, config()?).await,
         Command::Status(args) => operator::status(args, config()?).await,
         Command::Events(args) => operator::events(args, config()?).await,

@@ -17,6 +17,7 @@ mod map;
 mod mapping;
 mod monitoring;
 mod pgbouncer;
+mod plan;
 mod privileges;
 mod readme;
 mod relay;

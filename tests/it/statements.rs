@@ -47,6 +47,10 @@ async fn prepare_all(stage: &Stage) {
             prepare(new, &name, &render(&render(&file, &target_names), &lane)).await;
         }
     }
+    for (name, sql) in files("plan") {
+        prepare(legacy, &name, &sql).await;
+        prepare(new, &name, &sql).await;
+    }
     // These are put together from more than names; the list must have every file.
     let sent: BTreeMap<_, _> = operator::statements(&names).into_iter().collect();
     let known: BTreeSet<&str> = sent.keys().copied().collect();

@@ -1,0 +1,20 @@
+//! `plan`: what the split does to foreign keys.
+
+use super::args::PlanArgs;
+use super::{Exit, output};
+use crate::config::Config;
+use crate::{connect, plan};
+
+/// Prints the plan; with `--orphans` also rows that refer to nothing, and then exits 1 if there are any.
+pub(super) async fn command(args: &PlanArgs, config: Config) -> anyhow::Result<Exit> {
+    let legacy = connect::pool(&config.legacy.url, config.legacy.prepared_statements, 2)?;
+    let new = connect::pool(&config.new.url, config.new.prepared_statements, 2)?;
+    let planned = plan::plan(&config, &legacy, &new).await?;
+    let orphans = if args.orphans { Some(plan::orphans(&planned, &legacy, &new).await?) } else { None };
+    if args.json {
+        output::json(&serde_json::json!({ "plan": planned, "orphans": orphans }))?;
+    } else {
+        output::print(plan::render(&planned, orphans.as_deref()))?;
+    }
+    Ok(if orphans.iter().flatten().any(|of| of.count > 0) { Exit::Found } else { Exit::Done })
+}

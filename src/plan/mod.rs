@@ -1,0 +1,405 @@
+//! `plan`: what the split does to foreign keys, read from both catalogs.
+//!
+//! Guarantees: it changes nothing; every statement that it prints runs as it is. It knows constraints that are declared; a
+//! reference that only the application knows is not seen. Which tables move is what the entities say.
+
+pub mod order;
+mod orphans;
+mod render;
+
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+use sqlx::Row;
+use sqlx::postgres::{PgPool, PgRow};
+
+pub use self::orphans::{Orphans, Sample, orphans};
+pub use self::render::render;
+use crate::config::{Config, Entity, TableName};
+use crate::init::Side;
+use crate::session::{Limits, Session};
+use crate::sql::{ident, query};
+
+/// What the split does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// The entities that have a table, with the legacy table of each.
+    pub moves: Vec<Move>,
+    /// The order in which to fill the new tables: each step after those that it refers to.
+    pub order: Vec<Step>,
+    /// Constraints of the legacy database that would have one end in each.
+    pub crossing: Vec<Crossing>,
+    /// Constraints of the legacy database whose both ends move.
+    pub moving: Vec<Moving>,
+    /// Constraints of the new database that an entity's rows depend on, and whose other table no entity fills.
+    pub unfilled: Vec<ForeignKey>,
+    /// References that can be looked through for orphans.
+    #[serde(skip)]
+    pub(crate) references: Vec<Reference>,
+}
+
+/// An entity's table, and where it comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Move {
+    /// The entity's name.
+    pub entity: String,
+    /// The legacy table; `None`: none is known.
+    #[serde(serialize_with = "some_name")]
+    pub legacy: Option<TableName>,
+    /// Whether the legacy table is a guess: one of the same name.
+    pub guessed: bool,
+    /// The new table.
+    #[serde(serialize_with = "name")]
+    pub new: TableName,
+}
+
+/// A foreign key as a catalog has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ForeignKey {
+    /// Its name.
+    pub name: String,
+    /// The table that refers.
+    #[serde(serialize_with = "name")]
+    pub child: TableName,
+    /// The columns that refer.
+    pub columns: Vec<String>,
+    /// The table that is referred to.
+    #[serde(serialize_with = "name")]
+    pub parent: TableName,
+    /// The columns that are referred to.
+    pub parent_columns: Vec<String>,
+    /// What happens to a row whose parent is deleted, if it is not refused: `CASCADE`, `SET NULL`, `SET DEFAULT`.
+    pub on_delete: Option<String>,
+    /// Whether it may be checked as late as the commit.
+    pub deferrable: bool,
+    /// Whether rows that were there before it are known to obey it.
+    pub validated: bool,
+    /// `FOREIGN KEY (…) REFERENCES …`, with schemas.
+    pub definition: String,
+}
+
+/// A step of the order: one entity, or several whose tables refer to each other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Step {
+    /// The entities.
+    pub entities: Vec<String>,
+    /// The constraints of the new database that make it a cycle; empty for one entity.
+    pub cycle: Vec<String>,
+    /// On the new database, before the first copy of a cycle.
+    pub before: Vec<String>,
+    /// On the new database, once its tables are filled.
+    pub after: Vec<String>,
+}
+
+/// A constraint whose ends part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Crossing {
+    /// The constraint, on the legacy database.
+    pub constraint: ForeignKey,
+    /// Which end moves.
+    pub moves: End,
+    /// What the split takes away.
+    pub why: String,
+    /// On the legacy database, before the new one is written to by the service.
+    pub drop: Vec<String>,
+    /// On the legacy database, should it become the only one again.
+    pub restore: Vec<String>,
+}
+
+/// An end of a reference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum End {
+    /// The table that refers.
+    Child,
+    /// The table that is referred to.
+    Parent,
+}
+
+/// A constraint whose ends move both.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Moving {
+    /// The constraint, on the legacy database.
+    pub constraint: ForeignKey,
+    /// The constraint between the new tables that does the same.
+    pub kept_by: Option<String>,
+    /// On the new database, where nothing does it yet; empty where the new columns are called otherwise.
+    pub create: Vec<String>,
+}
+
+/// Something that refers to something: where each end is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Reference {
+    pub(crate) what: String,
+    pub(crate) child: (Side, TableName, Vec<String>),
+    pub(crate) parent: (Side, TableName, Vec<String>),
+}
+
+/// A table's columns and the types of those, by name; and its primary key.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Columns {
+    pub(crate) types: Vec<(String, String)>,
+    pub(crate) primary_key: Vec<String>,
+}
+
+impl Columns {
+    fn has(&self, columns: &[String]) -> bool {
+        columns.iter().all(|column| self.types.iter().any(|(name, _)| name == column))
+    }
+
+    pub(crate) fn type_of(&self, column: &str) -> Option<&str> {
+        self.types.iter().find(|(name, _)| name == column).map(|(_, of)| of.as_str())
+    }
+}
+
+const LIMITS: Limits = Limits { deadline: Duration::from_secs(30), lock: Duration::from_secs(1) };
+
+/// A read-only transaction in which nothing is found but by its full name.
+async fn reading(pool: &PgPool) -> sqlx::Result<Session> {
+    let script = format!("SET TRANSACTION READ ONLY; {} SET LOCAL search_path = pg_catalog;", LIMITS.sql());
+    Session::begin(pool, &script).await.map(|(session, _)| session)
+}
+
+/// Reads both catalogs, and works out what the split does.
+pub async fn plan(config: &Config, legacy: &PgPool, new: &PgPool) -> sqlx::Result<Plan> {
+    crate::connect::reach(legacy).await?;
+    crate::connect::reach(new).await?;
+    let (on_legacy, on_new) = (foreign_keys(legacy).await?, foreign_keys(new).await?);
+    let mut moves = Vec::new();
+    let mut columns_of_new = Vec::new();
+    for entity in &config.entities {
+        let Some(table) = &entity.table else { continue };
+        columns_of_new.push((table.clone(), columns(new, table).await?));
+        moves.push(origin(entity, table, legacy).await?);
+    }
+    Ok(work_out(moves, &on_legacy, &on_new, &columns_of_new))
+}
+
+/// The legacy table of an entity.
+async fn origin(entity: &Entity, table: &TableName, legacy: &PgPool) -> sqlx::Result<Move> {
+    let guessed = !columns(legacy, table).await?.types.is_empty();
+    Ok(Move { entity: entity.name.clone(), legacy: guessed.then(|| table.clone()), guessed, new: table.clone() })
+}
+
+async fn foreign_keys(pool: &PgPool) -> sqlx::Result<Vec<ForeignKey>> {
+    let mut session = reading(pool).await?;
+    let rows = query(include_str!("../../sql/plan/foreign_keys.sql"), false).fetch_all(session.connection()).await?;
+    session.rollback().await;
+    rows.iter().map(foreign_key).collect()
+}
+
+fn foreign_key(row: &PgRow) -> sqlx::Result<ForeignKey> {
+    let table =
+        |schema, table| Ok::<_, sqlx::Error>(TableName { schema: row.try_get(schema)?, table: row.try_get(table)? });
+    let definition: String = row.try_get("definition")?;
+    Ok(ForeignKey {
+        name: row.try_get("name")?,
+        child: table("child_schema", "child_table")?,
+        columns: row.try_get("columns")?,
+        parent: table("parent_schema", "parent_table")?,
+        parent_columns: row.try_get("parent_columns")?,
+        on_delete: row.try_get("on_delete")?,
+        deferrable: row.try_get("deferrable")?,
+        validated: row.try_get("validated")?,
+        definition: definition.trim_end_matches(" NOT VALID").to_owned(),
+    })
+}
+
+pub(crate) async fn columns(pool: &PgPool, table: &TableName) -> sqlx::Result<Columns> {
+    let mut session = reading(pool).await?;
+    let sql = include_str!("../../sql/plan/columns.sql");
+    let rows = query(sql, false).bind(&table.schema).bind(&table.table).fetch_all(session.connection()).await?;
+    session.rollback().await;
+    let mut columns = Columns::default();
+    let mut key: Vec<(i32, String)> = Vec::new();
+    for row in &rows {
+        let name: String = row.try_get("name")?;
+        if let Some(place) = row.try_get("place")? {
+            key.push((place, name.clone()));
+        }
+        columns.types.push((name, row.try_get("type_name")?));
+    }
+    key.sort();
+    columns.primary_key = key.into_iter().map(|(_, name)| name).collect();
+    Ok(columns)
+}
+
+/// From both catalogs to the plan; asks nobody.
+fn work_out(
+    moves: Vec<Move>,
+    on_legacy: &[ForeignKey],
+    on_new: &[ForeignKey],
+    columns: &[(TableName, Columns)],
+) -> Plan {
+    let has =
+        |table: &TableName, names: &[String]| columns.iter().any(|(of, columns)| of == table && columns.has(names));
+    let by_legacy = |table: &TableName| moves.iter().filter(|m| m.legacy.as_ref() == Some(table)).collect::<Vec<_>>();
+    let mut plan = Plan {
+        moves: Vec::new(),
+        order: Vec::new(),
+        crossing: Vec::new(),
+        moving: Vec::new(),
+        unfilled: Vec::new(),
+        references: Vec::new(),
+    };
+    for key in on_legacy {
+        let (children, parents) = (by_legacy(&key.child), by_legacy(&key.parent));
+        if children.is_empty() && parents.is_empty() {
+            continue;
+        }
+        plan.references.push(key.within(Side::Legacy));
+        if let ([.., _], [.., _]) = (children.as_slice(), parents.as_slice()) {
+            let pairs = children.iter().flat_map(|child| parents.iter().map(move |parent| (&child.new, &parent.new)));
+            plan.moving.push(moving(key, pairs.collect(), on_new, &has, &mut plan.references));
+            continue;
+        }
+        let moves = if parents.is_empty() { End::Child } else { End::Parent };
+        plan.crossing.push(crossing(key, moves));
+        for (end, of, columns) in children
+            .iter()
+            .map(|m| (End::Child, m, &key.columns))
+            .chain(parents.iter().map(|m| (End::Parent, m, &key.parent_columns)))
+        {
+            if !has(&of.new, columns) {
+                continue;
+            }
+            let mut reference = key.within(Side::Legacy);
+            let moved = (Side::New, of.new.clone(), columns.clone());
+            match end {
+                End::Child => reference.child = moved,
+                End::Parent => reference.parent = moved,
+            }
+            plan.references.push(reference);
+        }
+    }
+    let filled = |table: &TableName| moves.iter().any(|m| m.new == *table);
+    for key in on_new.iter().filter(|key| filled(&key.child)) {
+        plan.references.push(key.within(Side::New));
+        if !filled(&key.parent) {
+            plan.unfilled.push(key.clone());
+        }
+    }
+    plan.order = steps(&moves, on_new);
+    plan.moves = moves;
+    plan
+}
+
+impl ForeignKey {
+    /// Both ends in one database.
+    fn within(&self, side: Side) -> Reference {
+        Reference {
+            what: self.name.clone(),
+            child: (side, self.child.clone(), self.columns.clone()),
+            parent: (side, self.parent.clone(), self.parent_columns.clone()),
+        }
+    }
+
+    fn drop_sql(&self) -> String {
+        format!("ALTER TABLE {} DROP CONSTRAINT IF EXISTS {};", quoted(&self.child), ident(&self.name))
+    }
+
+    /// Two steps: the first locks for a moment only, the second reads the table while others write.
+    fn create_sql(&self) -> Vec<String> {
+        create(&self.child, &self.name, &self.definition)
+    }
+}
+
+fn create(child: &TableName, name: &str, definition: &str) -> Vec<String> {
+    let (child, name) = (quoted(child), ident(name));
+    vec![
+        format!("ALTER TABLE {child} ADD CONSTRAINT {name} {definition} NOT VALID;"),
+        format!("ALTER TABLE {child} VALIDATE CONSTRAINT {name};"),
+    ]
+}
+
+fn quoted(table: &TableName) -> String {
+    format!("{}.{}", ident(&table.schema), ident(&table.table))
+}
+
+fn list(columns: &[String]) -> String {
+    columns.iter().map(|c| ident(c)).collect::<Vec<_>>().join(", ")
+}
+
+fn crossing(key: &ForeignKey, moves: End) -> Crossing {
+    let (child, parent) = (&key.child, &key.parent);
+    let mut why = match moves {
+        End::Parent => format!(
+            "{parent} moves, {child} stays: once the service writes {parent}, its new rows are not in the legacy table, and this \
+             constraint refuses rows of {child} that refer to them"
+        ),
+        End::Child => format!(
+            "{child} moves, {parent} stays: nothing keeps a row of {parent} from being deleted while the service's rows refer to it; \
+             and the rows that are left behind in the legacy table would keep it from being deleted for ever"
+        ),
+    };
+    if let Some(action) = &key.on_delete {
+        why += &format!(". ON DELETE {action} no longer happens by itself: an event must do it");
+    }
+    Crossing { constraint: key.clone(), moves, why, drop: vec![key.drop_sql()], restore: key.create_sql() }
+}
+
+fn moving(
+    key: &ForeignKey,
+    pairs: Vec<(&TableName, &TableName)>,
+    on_new: &[ForeignKey],
+    has: &dyn Fn(&TableName, &[String]) -> bool,
+    references: &mut Vec<Reference>,
+) -> Moving {
+    // Among several references between the same tables the one of the same columns, if columns are called the same.
+    let between: Vec<&ForeignKey> = on_new.iter().filter(|k| pairs.contains(&(&k.child, &k.parent))).collect();
+    let same_columns = between.iter().find(|k| k.columns == key.columns);
+    let named_alike = pairs.iter().find(|(child, parent)| has(child, &key.columns) && has(parent, &key.parent_columns));
+    let kept_by = same_columns.or(if named_alike.is_none() { between.first() } else { None }).map(|k| k.name.clone());
+    let mut create_sql = Vec::new();
+    if let (None, Some((child, parent))) = (&kept_by, named_alike) {
+        let (columns, parent_columns) = (list(&key.columns), list(&key.parent_columns));
+        // What follows the parent's columns: ON DELETE and the like.
+        let rest = key.definition.rsplit_once(')').map_or("", |(_, rest)| rest);
+        let definition = format!("FOREIGN KEY ({columns}) REFERENCES {} ({parent_columns}){rest}", quoted(parent));
+        create_sql = create(child, &key.name, &definition);
+        references.push(Reference {
+            what: format!("{} (not in the new database yet)", key.name),
+            child: (Side::New, (*child).clone(), key.columns.clone()),
+            parent: (Side::New, (*parent).clone(), key.parent_columns.clone()),
+        });
+    }
+    Moving { constraint: key.clone(), kept_by, create: create_sql }
+}
+
+fn steps(moves: &[Move], on_new: &[ForeignKey]) -> Vec<Step> {
+    let mut needs = Vec::new();
+    for (child, of_child) in moves.iter().enumerate() {
+        for (parent, of_parent) in moves.iter().enumerate() {
+            let refers =
+                |key: &&ForeignKey| key.child == of_child.new && key.parent == of_parent.new && key.child != key.parent;
+            if on_new.iter().any(|key| refers(&key)) {
+                needs.push((child, parent));
+            }
+        }
+    }
+    let step = |group: Vec<usize>| {
+        let tables: Vec<&TableName> = group.iter().map(|n| &moves[*n].new).collect();
+        let within = |key: &&ForeignKey| {
+            tables.contains(&&key.child) && tables.contains(&&key.parent) && key.child != key.parent
+        };
+        let cycle: Vec<&ForeignKey> = if group.len() > 1 { on_new.iter().filter(within).collect() } else { Vec::new() };
+        Step {
+            entities: group.iter().map(|n| moves[*n].entity.clone()).collect(),
+            cycle: cycle.iter().map(|key| key.name.clone()).collect(),
+            before: cycle.iter().map(|key| key.drop_sql()).collect(),
+            after: cycle.iter().flat_map(|key| key.create_sql()).collect(),
+        }
+    };
+    order::order(moves.len(), &needs).into_iter().map(step).collect()
+}
+
+fn name<S: Serializer>(table: &TableName, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(table)
+}
+
+fn some_name<S: Serializer>(table: &Option<TableName>, to: S) -> Result<S::Ok, S::Error> {
+    match table {
+        Some(table) => to.collect_str(table),
+        None => to.serialize_none(),
+    }
+}
