@@ -1,6 +1,7 @@
 //! Who calls, and what they may.
 //!
-//! With tokens: every path but `/healthz` and `/readyz` needs one; reading needs any, changing needs an admin's. Without: whoever
+//! With tokens: every path needs one but `/healthz`, `/readyz`, and the API's own description, which is the same for everybody and
+//! which a browser is to show; reading needs any, changing needs an admin's. Without: whoever
 //! reaches the socket may do all, which is why it is a loopback one; a page in a browser on that machine is kept out by its
 //! `Host` (a rebound name) and by the content type that changes need (no page may send that to another origin unasked).
 
@@ -41,7 +42,8 @@ impl Caller {
 
 /// Before every handler.
 pub(super) async fn authenticate(State(state): State<Arc<Inner>>, mut request: Request, next: Next) -> Response {
-    let open = matches!(request.uri().path(), "/healthz" | "/readyz");
+    let open =
+        matches!(request.uri().path(), "/healthz" | "/readyz" | "/v1/openapi.json" | "/v1/docs" | "/v1/docs.css");
     match caller(&state.tokens, request.method(), request.headers()) {
         Ok(caller) => {
             request.extensions_mut().insert(caller);

@@ -4,6 +4,8 @@
 //! shutdown ends calls in flight in order. Payloads and Postgres' DETAIL go to whoever may read, and never to the log.
 
 mod auth;
+mod browse;
+mod document;
 mod health;
 mod problem;
 mod request;
@@ -18,12 +20,13 @@ use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::trace::TraceLayer;
 
+use self::document::Document;
+pub use self::document::openapi;
 use self::problem::Problem;
 use crate::config::Token;
 use crate::metrics::Metrics;
@@ -56,6 +59,7 @@ struct Inner {
     tokens: Vec<Token>,
     metrics: Metrics,
     shutdown: CancellationToken,
+    document: Document,
 }
 
 /// Serves until `shutdown`; then requests in flight end, calls for many events between two of their transactions.
@@ -88,22 +92,10 @@ fn app(state: AdminState, shutdown: CancellationToken) -> Router {
         }
         usable
     });
-    let state = Arc::new(Inner { operator, backlog, tokens, metrics, shutdown });
-    Router::new()
-        .route("/healthz", get(health::healthz))
-        .route("/readyz", get(health::readyz))
-        .route("/metrics", get(routes::metrics))
-        .route("/v1/backlog", get(routes::backlog))
-        .route("/v1/events", get(routes::events))
-        .route("/v1/events/{id}", get(routes::event))
-        .route("/v1/events/{id}/replay", post(routes::replay))
-        .route("/v1/events/{id}/skip", post(routes::skip))
-        .route("/v1/events/replay", post(routes::replay_many))
-        .route("/v1/events/skip", post(routes::skip_many))
-        .route("/v1/failures", get(routes::failures))
-        .route("/v1/pause", get(routes::paused).post(routes::pause))
-        .route("/v1/resume", post(routes::resume))
-        .route("/v1/audit", get(routes::audits))
+    let (router, document) = document::routes().split_for_parts();
+    let document = Document::of(document);
+    let state = Arc::new(Inner { operator, backlog, tokens, metrics, shutdown, document });
+    router
         .method_not_allowed_fallback(no_method)
         .fallback(no_route)
         .layer(DefaultBodyLimit::max(BODY))

@@ -3,7 +3,8 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::disposition;
 use crate::operator::OperatorError;
@@ -14,13 +15,45 @@ pub(super) struct Problem {
     status: StatusCode,
     code: String,
     detail: String,
-    more: Map<String, Value>,
+    counts: Box<Counts>,
     challenge: Option<&'static str>,
+}
+
+/// What a call for many events counted before it came to nothing, or to an early end.
+#[derive(Debug, Clone, Copy, Default, Serialize, ToSchema)]
+struct Counts {
+    /// `not_as_expected`: how many events the caller expected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expected: Option<u64>,
+    /// `not_as_expected`, `unfinished`: how many matched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    matched: Option<u64>,
+    /// `unfinished`: how many were changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    changed: Option<u64>,
+}
+
+/// Why a call came to nothing (RFC 9457).
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub(super) struct Document<'a> {
+    /// `urn:outbox-relay:problem:` and the code.
+    r#type: String,
+    /// What the status says.
+    title: &'static str,
+    /// The status.
+    status: u16,
+    /// For programs: stable, and listed in docs/operations.md.
+    code: &'a str,
+    /// For people.
+    detail: &'a str,
+    #[serde(flatten)]
+    counts: Counts,
 }
 
 impl Problem {
     pub(super) fn new(status: StatusCode, code: impl Into<String>, detail: impl Into<String>) -> Problem {
-        Problem { status, code: code.into(), detail: detail.into(), more: Map::new(), challenge: None }
+        Problem { status, code: code.into(), detail: detail.into(), counts: Box::default(), challenge: None }
     }
 
     pub(super) fn malformed(detail: impl Into<String>) -> Problem {
@@ -46,21 +79,23 @@ impl Problem {
         problem
     }
 
-    fn with(mut self, key: &str, value: impl Into<Value>) -> Problem {
-        self.more.insert(key.to_owned(), value.into());
+    fn counted(mut self, expected: Option<u64>, matched: u64, changed: Option<u64>) -> Problem {
+        *self.counts = Counts { expected, matched: Some(matched), changed };
         self
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let mut body = self.more;
-        body.insert("type".to_owned(), json!(format!("urn:outbox-relay:problem:{}", self.code)));
-        body.insert("title".to_owned(), json!(self.status.canonical_reason().unwrap_or_default()));
-        body.insert("status".to_owned(), json!(self.status.as_u16()));
-        body.insert("code".to_owned(), json!(self.code));
-        body.insert("detail".to_owned(), json!(self.detail));
-        let mut response = (self.status, Json(Value::Object(body))).into_response();
+        let document = Document {
+            r#type: format!("urn:outbox-relay:problem:{}", self.code),
+            title: self.status.canonical_reason().unwrap_or_default(),
+            status: self.status.as_u16(),
+            code: &self.code,
+            detail: &self.detail,
+            counts: *self.counts,
+        };
+        let mut response = (self.status, Json(document)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if let Some(challenge) = self.challenge {
@@ -80,16 +115,15 @@ impl From<OperatorError> for Problem {
             OperatorError::NotFound(_) => Problem::new(StatusCode::NOT_FOUND, "not_found", detail),
             OperatorError::Refused { code, .. } => Problem::new(StatusCode::CONFLICT, code, detail),
             OperatorError::NotAsExpected { expected, matched } => {
-                Problem::new(StatusCode::CONFLICT, "not_as_expected", detail)
-                    .with("expected", expected)
-                    .with("matched", matched)
+                let problem = Problem::new(StatusCode::CONFLICT, "not_as_expected", detail);
+                problem.counted(Some(expected), matched, None)
             }
             OperatorError::Invalid { code, .. } => Problem::unprocessable(code, detail),
             OperatorError::Busy(_) => Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail),
             OperatorError::NotCounted => Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not_counted", detail),
             OperatorError::Unfinished { matched, changed, .. } => {
                 let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unfinished", detail);
-                problem.with("matched", matched).with("changed", changed)
+                problem.counted(None, matched, Some(changed))
             }
             OperatorError::Database(ref inner) if disposition::is_transient(inner) => {
                 tracing::warn!(error = %detail, "an operator's call could not reach the legacy database");

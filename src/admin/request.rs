@@ -8,6 +8,7 @@ use axum::http::{StatusCode, header};
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use utoipa::{IntoParams, ToSchema};
 
 use super::problem::Problem;
 use crate::event::{EventId, Status};
@@ -35,23 +36,33 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     }
 }
 
-/// For one event.
-#[derive(Debug, Default, Deserialize)]
+/// What is to be done with one event.
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct One {
+    /// Kept in the audit table.
+    #[schema(required, value_type = String, pattern = r"\S")]
     pub(super) reason: Option<String>,
+    /// Only for a replay: also an event that was processed, or that a newer one of its aggregate has overtaken.
     pub(super) force: bool,
 }
 
-/// For many.
-#[derive(Debug, Default, Deserialize)]
+/// What is to be done with many events, and with which.
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Many {
+    /// Which: all that is named must hold. Without a status: events in retry and failed.
+    #[schema(value_type = Option<Filter>)]
     filter: Option<serde_json::Map<String, serde_json::Value>>,
+    /// How many the caller believes they are: nothing is done if they are not as many.
     expected: Option<u64>,
+    /// An empty filter is meant.
     all: bool,
+    /// Only count.
     dry_run: bool,
+    /// Replay also where a newer event of the aggregate was applied.
     force: bool,
+    /// Kept in the audit table. Needed unless this is a dry run.
     pub(super) reason: Option<String>,
 }
 
@@ -65,13 +76,32 @@ impl Many {
     }
 }
 
-/// For pause and resume.
-#[derive(Debug, Default, Deserialize)]
+/// What is to be paused or resumed.
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schema(as = Flow)]
 pub(super) struct Kind {
+    /// One aggregate type; without it, everything.
+    #[schema(min_length = 1)]
     pub(super) aggregate_type: Option<String>,
+    /// Everything, said aloud; not together with an aggregate type.
     pub(super) all: bool,
+    /// Kept in the audit table.
+    #[schema(required, value_type = String, pattern = r"\S")]
     pub(super) reason: Option<String>,
+}
+
+/// Which part of a list.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "documents what `page` takes apart by hand, to refuse unknown words and repeated ones")]
+pub(super) struct Paging {
+    /// At most so many items; 100 if not said.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<u32>,
+    /// Where to go on: an answer's `next_cursor`.
+    #[param(pattern = "^-?[0-9]{1,18}$")]
+    cursor: Option<String>,
 }
 
 /// A list's query.

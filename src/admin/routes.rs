@@ -7,15 +7,18 @@ use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::Inner;
 use super::auth::Caller;
 use super::problem::Problem;
-use super::request::{Body, Kind, Many, One, page};
+use super::request::{Body, Kind, Many, One, Paging, page};
 use crate::event::EventId;
 use crate::metrics::CONTENT_TYPE;
-use crate::operator::{Audits, Backlog, BulkResult, Changed, Event, EventRef, Events, Verb, What};
+use crate::operator::{
+    Audits, Backlog, BulkResult, Cause, Changed, Event, EventRef, Events, Filter, Pause, Paused, Verb, What,
+};
 
 type Answer<T> = Result<Json<T>, Problem>;
 type Id = Result<Path<String>, PathRejection>;
@@ -23,29 +26,72 @@ type Pairs = Result<Query<Vec<(String, String)>>, QueryRejection>;
 type Who = Extension<Caller>;
 type Shared = State<Arc<Inner>>;
 
+/// Why events fail.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Failures {
+    /// The most frequent first.
+    items: Vec<Cause>,
+}
+
+/// What does not flow because somebody said so.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Pauses {
+    /// All that is paused now.
+    paused: Vec<Paused>,
+}
+
+/// What a resumption did.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Resumed {
+    /// False: it flowed already.
+    changed: bool,
+    /// All that is still paused.
+    paused: Vec<Paused>,
+}
+
+/// What the relay counts and measures, for Prometheus.
+#[utoipa::path(get, path = "/metrics", responses((status = OK, body = String, content_type = CONTENT_TYPE)))]
 pub(super) async fn metrics(State(state): Shared) -> Response {
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], state.metrics.encode()).into_response()
 }
 
+/// How many events wait, and for what; as of a moment ago.
+#[utoipa::path(get, path = "/v1/backlog", responses((status = OK, body = Backlog)))]
 pub(super) async fn backlog(State(state): Shared) -> Answer<Backlog> {
     let sample = state.backlog.get().await?;
     Ok(Json(Backlog::clone(&sample)))
 }
 
+/// Events, oldest first.
+#[utoipa::path(get, path = "/v1/events", params(Filter, Paging), responses((status = OK, body = Events)))]
 pub(super) async fn events(State(state): Shared, pairs: Pairs) -> Answer<Events> {
     let page = page(query(pairs)?, true)?;
     Ok(Json(state.operator.events(&page.filter, page.limit, page.cursor.map(EventId)).await?))
 }
 
+/// One event, with its payload, its error and the history of its attempts.
+#[utoipa::path(get, path = "/v1/events/{id}", params(EventRef), responses((status = OK, body = Event)))]
 pub(super) async fn event(State(state): Shared, id: Id) -> Answer<Event> {
     Ok(Json(state.operator.event(&named(id)?).await?))
 }
 
-pub(super) async fn failures(State(state): Shared) -> Answer<Value> {
+/// Why events fail: the causes of what is in retry or failed now.
+#[utoipa::path(get, path = "/v1/failures", responses((status = OK, body = Failures)))]
+pub(super) async fn failures(State(state): Shared) -> Answer<Failures> {
     let items = state.operator.failures().await?;
-    Ok(Json(json!({"items": items})))
+    Ok(Json(Failures { items }))
 }
 
+/// Tries one event again as if it had never been tried: a failed one, one in retry, a skipped one.
+///
+/// Answers the event as it is then. What is pending already is left as it is.
+#[utoipa::path(
+    post,
+    path = "/v1/events/{id}/replay",
+    params(EventRef),
+    request_body = One,
+    responses((status = OK, body = Changed))
+)]
 pub(super) async fn replay(
     State(state): Shared,
     Extension(who): Who,
@@ -56,6 +102,14 @@ pub(super) async fn replay(
     Ok(Json(state.operator.replay(&named(id)?, body.force, &by).await?))
 }
 
+/// Passes over one event that fails; those held behind it go on.
+#[utoipa::path(
+    post,
+    path = "/v1/events/{id}/skip",
+    params(EventRef),
+    request_body = One,
+    responses((status = OK, body = Changed))
+)]
 pub(super) async fn skip(State(state): Shared, Extension(who): Who, id: Id, Body(body): Body<One>) -> Answer<Changed> {
     let by = who.by(body.reason.as_deref())?;
     if body.force {
@@ -64,6 +118,10 @@ pub(super) async fn skip(State(state): Shared, Extension(who): Who, id: Id, Body
     Ok(Json(state.operator.skip(&named(id)?, &by).await?))
 }
 
+/// Replays all that match: failed and retry events, and skipped ones where the filter's status says so.
+///
+/// Lane by lane, in short transactions: a call that ended early is repeated.
+#[utoipa::path(post, path = "/v1/events/replay", request_body = Many, responses((status = OK, body = BulkResult)))]
 pub(super) async fn replay_many(
     State(state): Shared,
     Extension(who): Who,
@@ -72,6 +130,10 @@ pub(super) async fn replay_many(
     many(&state, &who, Verb::Replay, &body).await
 }
 
+/// Skips all that match: failed and retry events.
+///
+/// Lane by lane, in short transactions: a call that ended early is repeated.
+#[utoipa::path(post, path = "/v1/events/skip", request_body = Many, responses((status = OK, body = BulkResult)))]
 pub(super) async fn skip_many(State(state): Shared, Extension(who): Who, Body(body): Body<Many>) -> Answer<BulkResult> {
     many(&state, &who, Verb::Skip, &body).await
 }
@@ -84,10 +146,23 @@ async fn many(state: &Inner, who: &Caller, verb: Verb, body: &Many) -> Answer<Bu
     Ok(Json(state.operator.bulk(verb, &bulk, &by, &state.shutdown).await?))
 }
 
-pub(super) async fn paused(State(state): Shared) -> Answer<Value> {
+/// What is paused.
+#[utoipa::path(get, path = "/v1/pause", responses((status = OK, body = Pauses)))]
+pub(super) async fn paused(State(state): Shared) -> Answer<Pauses> {
     let paused = state.operator.paused().await?;
-    Ok(Json(json!({"paused": paused})))
+    Ok(Json(Pauses { paused }))
 }
+
+/// Pauses an aggregate type, or everything, for every instance and across restarts.
+///
+/// Answers when no batch of the kind is in flight any more; 202 if one still is after longer than a batch may take: it is
+/// paused then as well, and the same call again waits again.
+#[utoipa::path(
+    post,
+    path = "/v1/pause",
+    request_body = Kind,
+    responses((status = OK, body = Pause), (status = ACCEPTED, body = Pause))
+)]
 
 pub(super) async fn pause(
     State(state): Shared,
@@ -105,12 +180,16 @@ pub(super) async fn pause(
     Ok((status, Json(done)).into_response())
 }
 
-pub(super) async fn resume(State(state): Shared, Extension(who): Who, Body(body): Body<Kind>) -> Answer<Value> {
+/// Lets flow again what was paused.
+#[utoipa::path(post, path = "/v1/resume", request_body = Kind, responses((status = OK, body = Resumed)))]
+pub(super) async fn resume(State(state): Shared, Extension(who): Who, Body(body): Body<Kind>) -> Answer<Resumed> {
     let by = who.by(body.reason.as_deref())?;
     let done = state.operator.resume(&what(body)?, &by).await?;
-    Ok(Json(json!({"changed": done.changed, "paused": done.paused})))
+    Ok(Json(Resumed { changed: done.changed, paused: done.paused }))
 }
 
+/// What was done, by whom and why; newest first.
+#[utoipa::path(get, path = "/v1/audit", params(Paging), responses((status = OK, body = Audits)))]
 pub(super) async fn audits(State(state): Shared, pairs: Pairs) -> Answer<Audits> {
     let page = page(query(pairs)?, false)?;
     Ok(Json(state.operator.audits(page.limit, page.cursor).await?))

@@ -5,6 +5,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
+use utoipa::ToSchema;
 
 use super::{Operator, OperatorError, Result, count};
 use crate::source::Names;
@@ -32,7 +33,7 @@ impl By {
 }
 
 /// One thing that was done.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Audit {
     /// In order.
     pub id: i64,
@@ -43,6 +44,7 @@ pub struct Audit {
     /// `replay`, `skip`, `pause`, `resume`.
     pub action: String,
     /// To what.
+    #[schema(value_type = serde_json::Map<String, serde_json::Value>)]
     pub subject: Box<RawValue>,
     /// Why.
     pub reason: String,
@@ -53,7 +55,7 @@ pub struct Audit {
 }
 
 /// A page of them.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Audits {
     /// Newest first.
     pub items: Vec<Audit>,

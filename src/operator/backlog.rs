@@ -12,6 +12,7 @@ use serde::Serialize;
 use sqlx::Row;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use utoipa::ToSchema;
 
 use super::{Operator, OperatorError, Result, count};
 use crate::event::Status;
@@ -27,7 +28,7 @@ const COUNT_WITHIN: Duration = Duration::from_secs(300);
 const FIRST_WITHIN: Duration = Duration::from_secs(3);
 
 /// How many events wait, and for what.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct Backlog {
     /// Waiting to be claimed.
     pub pending: u64,
@@ -43,6 +44,7 @@ pub struct Backlog {
     /// Age of the oldest of `pending`.
     pub oldest_pending_seconds: Option<f64>,
     /// The same by aggregate type and status.
+    #[schema(value_type = BTreeMap<String, BTreeMap<String, u64>>)]
     pub by_aggregate_type: BTreeMap<String, BTreeMap<&'static str, u64>>,
     /// When it was counted, by the source's clock.
     pub as_of: DateTime<Utc>,

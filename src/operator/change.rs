@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde_json::json;
 use sqlx::Row;
 use tokio_util::sync::CancellationToken;
+use utoipa::ToSchema;
 
 use super::events::statement;
 use super::{By, Event, EventRef, Filter, Operator, OperatorError, Result, audit};
@@ -82,7 +83,7 @@ pub struct Bulk {
 }
 
 /// What a call for many did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ToSchema)]
 pub struct BulkResult {
     /// Events that matched.
     pub matched: u64,
@@ -93,7 +94,7 @@ pub struct BulkResult {
 }
 
 /// What a call for one did.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Changed {
     /// False: it was so already.
     pub changed: bool,

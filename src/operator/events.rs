@@ -9,6 +9,10 @@ use sqlx::Row;
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{Executor, Postgres};
+use utoipa::openapi::Required;
+use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::schema::{AnyOfBuilder, KnownFormat, ObjectBuilder, SchemaFormat, Type};
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::{ORDERED, Operator, OperatorError, Result, count};
@@ -18,22 +22,28 @@ use crate::source::Names;
 use crate::sql::{literal, query, query_scalar, render};
 
 /// Which events are meant. Everything that is named must hold.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, IntoParams)]
 #[serde(deny_unknown_fields, default)]
-#[expect(missing_docs, reason = "the event's own words")]
+#[into_params(parameter_in = Query)]
 pub struct Filter {
+    /// Where they stand.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<Status>,
+    /// The outbox's `aggregate_type`, letter by letter, as are the next two.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub aggregate_type: Option<String>,
+    /// The outbox's `aggregate_id`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub aggregate_id: Option<String>,
+    /// The outbox's `event_type`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event_type: Option<String>,
-    /// As [`Operator::failures`] names it; only events in retry and failed have one.
+    /// As the list of failures names it; only events in retry and failed have one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
+    /// Only these; in a query, numbers with commas between them.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[param(style = Form, explode = false, value_type = Option<Vec<i64>>)]
     pub ids: Option<Vec<EventId>>,
     /// At this time or later.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -71,6 +81,22 @@ pub enum EventRef {
     EventId(Uuid),
 }
 
+impl IntoParams for EventRef {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let number =
+            ObjectBuilder::new().schema_type(Type::Integer).format(Some(SchemaFormat::KnownFormat(KnownFormat::Int64)));
+        let uuid =
+            ObjectBuilder::new().schema_type(Type::String).format(Some(SchemaFormat::KnownFormat(KnownFormat::Uuid)));
+        let parameter = ParameterBuilder::new()
+            .name("id")
+            .parameter_in(ParameterIn::Path)
+            .required(Required::True)
+            .description(Some("Which event: its id, or its event_id."))
+            .schema(Some(AnyOfBuilder::new().item(number).item(uuid)));
+        vec![parameter.build()]
+    }
+}
+
 impl std::str::FromStr for EventRef {
     type Err = String;
     fn from_str(text: &str) -> std::result::Result<Self, String> {
@@ -90,7 +116,7 @@ impl std::fmt::Display for EventRef {
 }
 
 /// An event in a list; no payload.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 #[expect(missing_docs, reason = "the outbox's columns")]
 pub struct Listed {
     pub id: EventId,
@@ -110,7 +136,7 @@ pub struct Listed {
 }
 
 /// A page of events.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Events {
     /// Oldest first.
     pub items: Vec<Listed>,
@@ -119,7 +145,7 @@ pub struct Events {
 }
 
 /// One event.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Event {
     /// As in lists.
     #[serde(flatten)]
@@ -127,8 +153,10 @@ pub struct Event {
     /// Its lane.
     pub lane: Lane,
     /// Exactly as the outbox has it; a string where that is no JSON.
+    #[schema(value_type = serde_json::Value)]
     pub payload: Box<RawValue>,
     /// Likewise.
+    #[schema(value_type = serde_json::Value)]
     pub headers: Option<Box<RawValue>>,
     /// Why it is in retry or failed.
     pub failure: Option<Failure>,
@@ -141,7 +169,7 @@ pub struct Event {
 }
 
 /// Why an event fails now.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 #[expect(missing_docs, reason = "as Postgres names them")]
 pub struct Failure {
     pub entity: String,
@@ -159,7 +187,7 @@ pub struct Failure {
 }
 
 /// A failed attempt.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 #[expect(missing_docs, reason = "the history's columns")]
 pub struct Attempt {
     pub at: DateTime<Utc>,

@@ -5,13 +5,14 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::Row;
+use utoipa::ToSchema;
 
 use super::{Operator, Result, count};
 use crate::event::EventId;
 use crate::sql::query;
 
 /// All events that fail for one cause.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Cause {
     /// Names it; the same after a restart.
     pub cause: String,

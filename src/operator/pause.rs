@@ -10,6 +10,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::json;
 use sqlx::Row;
+use utoipa::ToSchema;
 
 use super::{By, Operator, Result, audit};
 use crate::event::Lane;
@@ -42,7 +43,7 @@ impl What {
 }
 
 /// Something that is paused.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Paused {
     /// Which; `None` is all.
     pub aggregate_type: Option<String>,
@@ -55,7 +56,7 @@ pub struct Paused {
 }
 
 /// What a pause or a resumption did.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Pause {
     /// False if it was so already.
     pub changed: bool,

@@ -1,5 +1,7 @@
 //! The admin API: real HTTP on a real listener, in front of a real relay.
 
+#![allow(unreachable_pub, reason = "there is nobody outside")]
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,12 +19,13 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::support::contract;
 use crate::support::stage::{Stage, oracle, users};
 use crate::support::{DEADLINE, eventually};
 
 /// The API of a process, with or without a relay.
-struct Api {
-    client: Client,
+pub struct Api {
+    pub client: Client,
     operator: Operator,
     stop: CancellationToken,
     server: JoinHandle<std::io::Result<()>>,
@@ -31,7 +34,7 @@ struct Api {
 
 /// Somebody with a token, or without.
 #[derive(Clone)]
-struct Client {
+pub struct Client {
     url: String,
     token: Option<&'static str>,
     headers: Vec<(&'static str, &'static str)>,
@@ -39,10 +42,10 @@ struct Client {
 
 /// An answer.
 #[derive(Debug)]
-struct Reply {
-    status: u16,
-    headers: ureq::http::HeaderMap,
-    text: String,
+pub struct Reply {
+    pub status: u16,
+    pub headers: ureq::http::HeaderMap,
+    pub text: String,
 }
 
 impl Reply {
@@ -52,7 +55,7 @@ impl Reply {
 
     /// The answer of a call that worked.
     #[track_caller]
-    fn ok(&self) -> Value {
+    pub fn ok(&self) -> Value {
         assert_eq!(self.status, 200, "{self:?}");
         self.json()
     }
@@ -70,7 +73,7 @@ impl Reply {
 }
 
 impl Client {
-    fn with(&self, token: Option<&'static str>) -> Client {
+    pub fn with(&self, token: Option<&'static str>) -> Client {
         Client { token, ..self.clone() }
     }
 
@@ -79,7 +82,7 @@ impl Client {
         self
     }
 
-    async fn get(&self, path: &str) -> Reply {
+    pub async fn get(&self, path: &str) -> Reply {
         self.send("GET", path, None).await
     }
 
@@ -87,8 +90,8 @@ impl Client {
         self.send("POST", path, Some(body.to_string())).await
     }
 
-    async fn send(&self, method: &'static str, path: &str, body: Option<String>) -> Reply {
-        let uri = format!("{}{path}", self.url);
+    pub async fn send(&self, method: &'static str, path: &str, body: Option<String>) -> Reply {
+        let (uri, said) = (format!("{}{path}", self.url), path.to_owned());
         let Client { token, headers, .. } = self.clone();
         let call = move || {
             let config =
@@ -110,6 +113,7 @@ impl Client {
             };
             let mut response = response.expect("an answer");
             let text = response.body_mut().read_to_string().unwrap();
+            contract::holds(method, &said, &response, &text);
             Reply { status: response.status().as_u16(), headers: response.headers().clone(), text }
         };
         tokio::task::spawn_blocking(call).await.unwrap()
@@ -117,7 +121,7 @@ impl Client {
 }
 
 impl Api {
-    async fn start(config: &Config, tokens: Vec<Token>, relay: Option<Arc<Shared>>) -> Api {
+    pub async fn start(config: &Config, tokens: Vec<Token>, relay: Option<Arc<Shared>>) -> Api {
         let operator = Operator::new(config).unwrap();
         if let Some(relay) = relay {
             operator.attach(relay);
@@ -132,7 +136,7 @@ impl Api {
         Api { client: Client { url, token: None, headers: Vec::new() }, operator, stop, server, sampler }
     }
 
-    async fn stop(self) {
+    pub async fn stop(self) {
         self.stop.cancel();
         self.server.await.unwrap().unwrap();
         self.sampler.await.unwrap();
@@ -141,7 +145,7 @@ impl Api {
 
 impl Stage {
     /// The API without tokens, beside a relay whose batches the test does by hand.
-    async fn api(&self) -> (Arc<Shared>, Api) {
+    pub async fn api(&self) -> (Arc<Shared>, Api) {
         let shared = self.shared().await;
         let api = Api::start(&self.config, Vec::new(), Some(shared.clone())).await;
         (shared, api)
@@ -173,7 +177,7 @@ async fn strict() -> Stage {
     Stage::with(|config| config.retry.attempts = 1).await
 }
 
-fn tokens() -> Vec<Token> {
+pub fn tokens() -> Vec<Token> {
     vec![
         Token { name: "ops".into(), role: Role::Admin, secret: "all-of-it".into() },
         Token { name: "board".into(), role: Role::Read, secret: "only-look".into() },

@@ -16,6 +16,7 @@ mod init;
 mod map;
 mod mapping;
 mod monitoring;
+mod openapi;
 mod pgbouncer;
 mod plan;
 mod privileges;

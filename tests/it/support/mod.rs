@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "a file of tests uses the part that it needs; there is nobody outside")]
 
 pub mod child;
+pub mod contract;
 pub mod past;
 pub mod proxy;
 pub mod stage;
