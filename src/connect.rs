@@ -120,9 +120,11 @@ pub async fn installation(pool: &PgPool, config: &Config) -> Result<Installation
 /// The version of the relay's own tables.
 pub const SCHEMA_VERSION: i32 = 1;
 
-/// The lanes of a few keys: must be the same for ever.
+/// The lanes of a few keys: must be the same for ever. The third key is é and 日本 in UTF-8; written as bytes, for a database in
+/// another encoding could not even be told of them.
 pub const TEST_LANES: &str = "SELECT array_agg({lane_of_key} ORDER BY k.n) FROM (VALUES (1, 'User', '1'), (2, 'Order', 'a-b-c'), \
-                              (3, 'é', '日本'), (4, '', '')) AS k (n, aggregate_type, aggregate_id)";
+    (3, convert_from(decode('c3a9', 'hex'), getdatabaseencoding()), convert_from(decode('e697a5e69cac', 'hex'), getdatabaseencoding())), \
+    (4, '', '')) AS k (n, aggregate_type, aggregate_id)";
 
 fn not_initialised() -> ConnectError {
     ConnectError::NotReady("the relay's tables are not there yet: run outbox-relay init".to_owned())

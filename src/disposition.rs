@@ -141,7 +141,21 @@ pub fn told(error: &sqlx::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn an_outage_is_never_an_events_failure_and_a_value_never_the_operators(
+            outage in "(08|57P|58|40)[0-9A-Z]{2,3}", value in "(22|23)[0-9A-Z]{3}", any in ".{0,6}"
+        ) {
+            prop_assert!(matches!(of_sqlstate(&outage), Disposition::Transient | Disposition::Contended), "{outage}");
+            prop_assert!(matches!(of_sqlstate(&value), Disposition::Event | Disposition::Waiting), "{value}");
+            // Whatever a server, an extension or a RAISE makes up, something is decided.
+            let _ = of_sqlstate(&any);
+        }
+    }
 
     #[test]
     fn what_the_network_said_is_told_as_it_is() {

@@ -125,6 +125,12 @@ impl From<OperatorError> for Problem {
                 let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unfinished", detail);
                 problem.counted(None, matched, Some(changed))
             }
+            // A character that this database's encoding does not have: what was asked for cannot be in there.
+            OperatorError::Database(ref inner)
+                if matches!(disposition::said(inner).code.as_str(), "22021" | "22P05") =>
+            {
+                Problem::malformed(detail)
+            }
             OperatorError::Database(ref inner) if disposition::is_transient(inner) => {
                 tracing::warn!(error = %detail, "an operator's call could not reach the legacy database");
                 Problem::new(StatusCode::SERVICE_UNAVAILABLE, "database_away", detail)

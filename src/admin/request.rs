@@ -32,18 +32,50 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
             let code = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE { "too_large" } else { "malformed" };
             Problem::new(rejection.status(), code, rejection.body_text())
         })?;
-        serde_json::from_slice(&bytes).map(Body).map_err(|error| Problem::malformed(format!("the body: {error}")))
+        json(&bytes).map(Body)
     }
 }
 
-/// What is to be done with one event.
+/// Refuses what no text of Postgres can hold: a NUL is none of the database's errors, but the caller's.
+fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    let malformed = |error: serde_json::Error| Problem::malformed(format!("the body: {error}"));
+    // Only an escape can put one there: JSON has no bare control characters.
+    if body.windows(6).any(|escape| escape == b"\\u0000")
+        && holds_nul(&serde_json::from_slice(body).map_err(malformed)?)
+    {
+        return Err(Problem::malformed(NUL));
+    }
+    serde_json::from_slice(body).map_err(malformed)
+}
+
+const NUL: &str = "a text holds \\u0000, which no text in Postgres can";
+
+fn holds_nul(value: &serde_json::Value) -> bool {
+    match value {
+        serde_json::Value::String(text) => text.contains('\0'),
+        serde_json::Value::Array(items) => items.iter().any(holds_nul),
+        serde_json::Value::Object(fields) => fields.iter().any(|(key, value)| key.contains('\0') || holds_nul(value)),
+        _ => false,
+    }
+}
+
+/// Why one event is skipped.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct One {
+pub(super) struct Skip {
     /// Kept in the audit table.
     #[schema(required, value_type = String, pattern = r"\S")]
     pub(super) reason: Option<String>,
-    /// Only for a replay: also an event that was processed, or that a newer one of its aggregate has overtaken.
+}
+
+/// Why and how one event is replayed.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Replay {
+    /// Kept in the audit table.
+    #[schema(required, value_type = String, pattern = r"\S")]
+    pub(super) reason: Option<String>,
+    /// Also an event that was processed, or that a newer one of its aggregate has overtaken.
     pub(super) force: bool,
 }
 
@@ -119,6 +151,9 @@ const LIMIT_MAX: u32 = 1000;
 pub(super) fn page(pairs: Vec<(String, String)>, with_filter: bool) -> Result<Page, Problem> {
     let mut words: BTreeMap<String, String> = BTreeMap::new();
     for (key, value) in pairs {
+        if value.contains('\0') {
+            return Err(Problem::malformed(format!("{key}: {NUL}")));
+        }
         if let Some(twice) = words.insert(key.clone(), value) {
             return Err(Problem::malformed(format!("{key} is given twice, once as {twice:?}")));
         }
@@ -157,7 +192,8 @@ fn status(word: &str) -> Result<Status, Problem> {
 }
 
 fn ids(list: &str) -> Result<Vec<EventId>, Problem> {
-    let ids = list.split(',').map(|id| id.trim().parse().map(EventId)).collect::<Result<_, _>>();
+    let said = list.split(',').filter(|_| !list.is_empty());
+    let ids = said.map(|id| id.trim().parse().map(EventId)).collect::<Result<_, _>>();
     ids.map_err(|_| Problem::malformed("ids: numbers with commas between them"))
 }
 
@@ -167,6 +203,8 @@ fn time(key: &str, value: &str) -> Result<DateTime<Utc>, Problem> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn of(query: &[(&str, &str)]) -> Result<Page, Problem> {
@@ -188,5 +226,82 @@ mod tests {
             assert!(of(&[wrong]).is_err(), "{wrong:?}");
         }
         assert!(of(&[("limit", "1"), ("limit", "2")]).is_err());
+    }
+
+    /// Text of any kind that Postgres takes.
+    fn text() -> impl Strategy<Value = Option<String>> {
+        proptest::option::of("[^\0]{0,20}")
+    }
+
+    fn filter() -> impl Strategy<Value = Filter> {
+        let status = proptest::option::of(proptest::sample::select(&Status::ALL[..]));
+        let ids = proptest::option::of(proptest::collection::vec(any::<i64>().prop_map(EventId), 0..5));
+        let time = || {
+            proptest::option::of(
+                (0i64..4_000_000_000).prop_map(|at| DateTime::from_timestamp(at, 0).unwrap_or_default()),
+            )
+        };
+        (status, text(), text(), text(), text(), ids, time(), time()).prop_map(
+            |(status, aggregate_type, aggregate_id, event_type, cause, ids, created_after, created_before)| Filter {
+                status,
+                aggregate_type,
+                aggregate_id,
+                event_type,
+                cause,
+                ids,
+                created_after,
+                created_before,
+            },
+        )
+    }
+
+    /// As a client would write it.
+    fn query(filter: &Filter) -> Vec<(String, String)> {
+        let said = serde_json::to_value(filter).unwrap_or_default();
+        let pairs = said.as_object().into_iter().flatten().map(|(key, value)| {
+            let value = match value {
+                serde_json::Value::Array(ids) => ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+                other => other.as_str().unwrap_or_default().to_owned(),
+            };
+            (key.clone(), value)
+        });
+        pairs.collect()
+    }
+
+    proptest! {
+        #[test]
+        fn a_filter_means_the_same_in_a_query_and_in_a_body(
+            filter in filter(), limit in 1..=LIMIT_MAX, cursor in any::<i64>(), all in any::<bool>()
+        ) {
+            let mut pairs = query(&filter);
+            pairs.extend([("limit".to_owned(), limit.to_string()), ("cursor".to_owned(), cursor.to_string())]);
+            prop_assert_eq!(page(pairs, true).unwrap(), Page { filter: filter.clone(), limit, cursor: Some(cursor) });
+            let body = serde_json::json!({"filter": filter, "all": all, "reason": "x"}).to_string();
+            let bulk = json::<Many>(body.as_bytes()).unwrap().bulk().unwrap();
+            prop_assert_eq!(bulk, Bulk { filter, all, ..Bulk::default() });
+        }
+
+        #[test]
+        fn no_query_is_half_understood(pairs in proptest::collection::vec(("(limit|cursor|status|ids|created_after|aggregate_id|[a-z]{1,8})", ".{0,12}"), 0..5)) {
+            if let Ok(understood) = page(pairs.clone(), true) {
+                // Every pair has left its mark.
+                let said = query(&understood.filter).len();
+                let paging = pairs.iter().filter(|(key, _)| key == "limit" || key == "cursor").count();
+                prop_assert_eq!(said + paging, pairs.len());
+            }
+        }
+
+        #[test]
+        fn no_body_makes_it_panic_and_no_nul_gets_through(
+            body in "([{}\\[\\],:\"0-9a-z]|\"filter\":|\"reason\":|\"aggregate_id\":|\\\\u0000|null|true){0,25}", bytes in any::<Vec<u8>>()
+        ) {
+            let _ = json::<Many>(&bytes);
+            let _ = json::<Kind>(body.as_bytes());
+            if let Ok(many) = json::<Many>(body.as_bytes()) {
+                let said = format!("{many:?}");
+                prop_assert!(!said.contains("\\0"));
+                let _ = many.bulk();
+            }
+        }
     }
 }

@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use super::Inner;
 use super::auth::Caller;
 use super::problem::Problem;
-use super::request::{Body, Kind, Many, One, Paging, page};
+use super::request::{Body, Kind, Many, Paging, Replay, Skip, page};
 use crate::event::EventId;
 use crate::metrics::CONTENT_TYPE;
 use crate::operator::{
@@ -89,14 +89,14 @@ pub(super) async fn failures(State(state): Shared) -> Answer<Failures> {
     post,
     path = "/v1/events/{id}/replay",
     params(EventRef),
-    request_body = One,
+    request_body = Replay,
     responses((status = OK, body = Changed))
 )]
 pub(super) async fn replay(
     State(state): Shared,
     Extension(who): Who,
     id: Id,
-    Body(body): Body<One>,
+    Body(body): Body<Replay>,
 ) -> Answer<Changed> {
     let by = who.by(body.reason.as_deref())?;
     Ok(Json(state.operator.replay(&named(id)?, body.force, &by).await?))
@@ -107,14 +107,11 @@ pub(super) async fn replay(
     post,
     path = "/v1/events/{id}/skip",
     params(EventRef),
-    request_body = One,
+    request_body = Skip,
     responses((status = OK, body = Changed))
 )]
-pub(super) async fn skip(State(state): Shared, Extension(who): Who, id: Id, Body(body): Body<One>) -> Answer<Changed> {
+pub(super) async fn skip(State(state): Shared, Extension(who): Who, id: Id, Body(body): Body<Skip>) -> Answer<Changed> {
     let by = who.by(body.reason.as_deref())?;
-    if body.force {
-        return Err(Problem::malformed("force: a skip does not know it"));
-    }
     Ok(Json(state.operator.skip(&named(id)?, &by).await?))
 }
 

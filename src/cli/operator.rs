@@ -144,8 +144,7 @@ fn show(event: &Event) -> anyhow::Result<String> {
     for attempt in &event.history {
         text.push_str(&format!("  {}  {}: {}\n", attempt.at.to_rfc3339(), attempt.code, attempt.message));
     }
-    let payload: serde_json::Value = serde_json::from_str(event.payload.get())?;
-    text.push_str(&serde_json::to_string_pretty(&payload)?);
+    text.push_str(&render::json(event.payload.get()));
     text.push('\n');
     // Control characters would let a payload draw on the operator's terminal.
     Ok(text.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect())

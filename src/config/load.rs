@@ -633,7 +633,52 @@ name = "empty"
         assert_eq!(config.entities_changed().unwrap_err().problems()[0].code, Code::Syntax);
     }
 
+    /// A whole file, with a secret in it.
+    const WHOLE: &str = "[legacy]\nurl = \"postgres://relay:hunter2s3cret@legacy:5432/monolith?sslmode=require\"\noutbox = \"app.outbox\"\n\
+        columns = { id = \"relay_id\", event_id = \"id\", aggregate_type = \"aggregatetype\", aggregate_id = \"aggregateid\" }\n\
+        [new]\nurl = \"postgres://relay:hunter2s3cret@new/users\"\n[relay]\nworkers = 4\nbatch_bytes = \"16MiB\"\ndeadline = \"30s\"\n\
+        [retry]\ninitial = \"1s\"\n[admin]\nlisten = \"127.0.0.1:8080\"\n[[entity]]\naggregate_type = \"User\"\ntable = \"users\"\n\
+        key = [\"id\"]\n[entity.events]\nUserCreated = \"upsert\"\nUserDeleted = \"delete\"\n";
+
     proptest::proptest! {
+        #[test]
+        fn a_file_with_a_slip_is_understood_or_refused_with_a_place_and_never_shows_a_password(
+            at in 0..WHOLE.len(), deleted in 0usize..2, inserted in "[\\PC\n]{0,3}|[\"'\\[\\]{}=#.]{1,3}|\n(key|url|\\[relay\\]) ?= ?", name in "[A-Z_]{0,12}", value in "\\PC{0,12}"
+        ) {
+            let text = format!("{}{inserted}{}", &WHOLE[..at], &WHOLE[at + deleted..]);
+            let variables = BTreeMap::from([(format!("{PREFIX}RELAY__{name}"), value.clone()), (format!("{PREFIX}LEGACY__{name}"), value)]);
+            let mut shown = String::new();
+            let problems = match Document::parse(Path::new("x.toml"), &text) {
+                Ok(document) => {
+                    let overrides = Overrides::default();
+                    let mut reader = Reader::new(Some(&document), &variables, &overrides);
+                    shown += &format!("{:?}", read(&mut reader));
+                    reader.report_unknown();
+                    shown += &format!("{:?}", reader.settings);
+                    reader.problems
+                }
+                Err(problems) => {
+                    proptest::prop_assert!(!problems.is_empty());
+                    problems
+                }
+            };
+            for problem in &problems {
+                proptest::prop_assert!(!problem.what.is_empty() && !problem.remedy.is_empty(), "{problem:?}");
+                if let Place::File { line, column, .. } = &problem.place {
+                    let known = text.lines().count() + 1;
+                    proptest::prop_assert!((1..=known).contains(line) && *column >= 1, "{problem:?} of {known} lines");
+                }
+            }
+            shown += &in_order(problems).to_string();
+            // The slip itself may have cut the address apart, and the password with it.
+            let is_whole = text.matches("hunter2s3cret").count() == 2;
+            let place = WHOLE.find("postgres://relay").unwrap()..WHOLE.find("@legacy").unwrap();
+            let other = WHOLE.rfind("postgres://relay").unwrap()..WHOLE.find("@new").unwrap();
+            if is_whole && !place.contains(&at) && !other.contains(&at) {
+                proptest::prop_assert!(!shown.contains("hunter2"), "{shown}");
+            }
+        }
+
         #[test]
         fn no_file_makes_the_loader_panic(text in "([a-z=\\[\\]{}\"'.0-9\n é#]|legacy|entity|events|url|key){0,60}") {
             if let Ok(document) = Document::parse(Path::new("x"), &text) {

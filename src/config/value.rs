@@ -296,9 +296,11 @@ pub(super) const ADDRESS: Text<SocketAddr> = Text {
 
 /// A filter of `tracing`.
 pub(super) const FILTER: Text<String> = Text {
-    parse: |text| match EnvFilter::try_new(text) {
-        Ok(_) => Ok(text.to_owned()),
-        Err(error) => Err(format!("it is not a log filter ({error})")),
+    // Beyond ASCII, there are texts that make the library panic.
+    parse: |text| match text.is_ascii().then(|| EnvFilter::try_new(text)) {
+        None => Err("a log filter has no characters beyond ASCII".to_owned()),
+        Some(Ok(_)) => Ok(text.to_owned()),
+        Some(Err(error)) => Err(format!("it is not a log filter ({error})")),
     },
     show: String::clone,
 };
@@ -369,6 +371,7 @@ mod tests {
         assert!(Truth.parse(&Scalar::Text("true")).is_err());
         assert!(Truth.parse(&Scalar::Bare("yes")).is_err());
         assert!(FILTER.parse(&Scalar::Text("info,outbox_relay=loud")).is_err());
+        assert!(FILTER.parse(&Scalar::Text(" nಖ[5")).is_err());
         assert!(NAME.parse(&Scalar::Integer(Some(1))).is_err());
     }
 
@@ -378,6 +381,34 @@ mod tests {
             let nanos = Duration::from_nanos(nanos);
             prop_assert_eq!(humantime::parse_duration(&show_duration(nanos)).unwrap(), nanos);
             prop_assert_eq!(show_size(bytes).parse::<ByteSize>().unwrap().as_u64(), bytes);
+        }
+
+        #[test]
+        fn any_text_is_a_value_within_its_range_or_is_refused(
+            text in "([-+0-9.,eE_ ]{0,8}(ns|us|ms|s|m|h|d|w|y|B|KB|KiB|MiB|GiB|TiB|PB|EiB)?){0,3}|\\PC{0,12}|[-a-z0-9:.\\[\\]=,*]{0,16}", number in any::<i64>()
+        ) {
+            let (times, sizes) = (Duration::ZERO..=36_500 * DAY, 1..=1 << 40);
+            for found in [Scalar::Bare(&text), Scalar::Text(&text), Scalar::Integer(Some(number)), Scalar::Integer(None)] {
+                if let Ok(time) = Time(times.clone()).parse(&found) {
+                    prop_assert!(times.contains(&time));
+                }
+                if let Ok(size) = Size(sizes.clone()).parse(&found) {
+                    prop_assert!(sizes.contains(&size));
+                }
+                if let Ok(n) = Number(1..=256u16).parse(&found) {
+                    prop_assert!((1..=256).contains(&n));
+                }
+                let _ = Truth.parse(&found).is_ok();
+                let _ = ADDRESS.parse(&found).is_ok();
+                let _ = FILTER.parse(&found).is_ok();
+                let _ = TABLE.parse(&found).is_ok();
+                if let Ok(name) = NAME.parse(&found) {
+                    prop_assert!(!name.is_empty() && name.len() <= 63);
+                }
+                if let Err(wrong) = Url.parse(&found) {
+                    prop_assert!(text.len() < 4 || !wrong.why.contains(&text), "{}", wrong.why);
+                }
+            }
         }
     }
 }

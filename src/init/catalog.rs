@@ -21,6 +21,7 @@ pub(super) struct SourceCatalog {
     pub(super) made_for: Option<(i32, String)>,
     pub(super) knows_a_target: bool,
     pub(super) lanes: i64,
+    pub(super) encoding: String,
 }
 
 /// What stands on the target.
@@ -29,6 +30,7 @@ pub(super) struct TargetCatalog {
     pub(super) objects: Vec<String>,
     pub(super) has_installation: bool,
     pub(super) version: Option<i32>,
+    pub(super) encoding: String,
 }
 
 impl SourceCatalog {
@@ -196,6 +198,7 @@ pub(super) async fn source(config: &Config, names: &Names, pool: &PgPool) -> sql
         catalog.lanes = query_scalar(&sql, false).fetch_one(session.connection()).await?;
     }
     catalog.outbox = outbox(config, names, &mut session, !catalog.has_installation).await?;
+    catalog.encoding = query_scalar(ENCODING, false).fetch_one(session.connection()).await?;
     session.rollback().await;
     Ok(catalog)
 }
@@ -209,9 +212,12 @@ pub(super) async fn target(config: &Config, pool: &PgPool) -> sqlx::Result<Targe
         catalog.version = query_scalar(&sql, false).fetch_optional(session.connection()).await?;
         catalog.has_installation = catalog.version.is_some();
     }
+    catalog.encoding = query_scalar(ENCODING, false).fetch_one(session.connection()).await?;
     session.rollback().await;
     Ok(catalog)
 }
+
+const ENCODING: &str = "SELECT pg_catalog.current_setting('server_encoding')";
 
 /// The outbox's columns; none where it is not there.
 pub(crate) async fn columns(names: &Names, session: &mut Session) -> sqlx::Result<Columns> {

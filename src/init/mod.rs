@@ -123,6 +123,7 @@ pub async fn plan(config: &Config, source: &PgPool, target: &PgPool, choices: Ch
     let on_source = catalog::source(config, &names, source).await.map_err(InitError::legacy)?;
     let on_target = catalog::target(config, target).await.map_err(InitError::new)?;
     refuse_another_installation(config, &names, &on_source, &on_target)?;
+    refuse_encodings(&on_source.encoding, &on_target.encoding)?;
     if on_source.knows_a_target && !on_target.has_installation && !choices.restarts() {
         return Err(InitError::Refused(introduce::lost_target()));
     }
@@ -261,6 +262,18 @@ fn target_steps(config: &Config, catalog: &catalog::TargetCatalog) -> Vec<Step> 
         steps.push(Step::together("what this installation is", "nothing", render(&row, &names)));
     }
     steps
+}
+
+/// The new database must be able to write what the outbox can hold, in the relay's own log as well: the id of an aggregate that
+/// it has no letters for would stop that aggregate's whole lane.
+fn refuse_encodings(source: &str, target: &str) -> Result<(), InitError> {
+    if matches!(target, "UTF8" | "SQL_ASCII") || target == source {
+        return Ok(());
+    }
+    Err(InitError::Refused(format!(
+        "the new database's encoding is {target}, the legacy one's {source}: it cannot write every text that the outbox can hold. \
+         Create it anew with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+    )))
 }
 
 fn refuse_another_installation(

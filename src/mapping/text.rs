@@ -174,7 +174,32 @@ mod tests {
         }
     }
 
+    /// Parts of a statement that end where they end, whatever stands in them.
+    fn part() -> impl Strategy<Value = String> {
+        prop_oneof![
+            "[a-z_]{1,6} ",
+            "[^';\\\\\"]{0,6}".prop_map(|inside| format!(" '{}'';{}' ", inside, inside)),
+            "[^\"]{0,6}".prop_map(|inside| format!(" \"{inside};\" ")),
+            "[^$]{0,6}".prop_map(|inside| format!(" $a${inside};$$;$a$ ")),
+            "[^$]{0,6}".prop_map(|inside| format!(" $${inside};$$ ")),
+            "[^'\\\\]{0,6}".prop_map(|inside| format!(" E'{inside};\\';' ")),
+            "[^*/]{0,6}".prop_map(|inside| format!(" /* {inside}; /* ; */ ; */ ")),
+            "[^\n]{0,6}".prop_map(|inside| format!(" -- {inside};\n ")),
+            Just(" ($1 + 2) ".to_owned()),
+        ]
+    }
+
     proptest! {
+        #[test]
+        fn a_statement_ends_at_its_own_semicolon(parts in proptest::collection::vec(part(), 0..6), more in part()) {
+            let text = format!("SELECT {}", parts.concat());
+            prop_assert_eq!(body(&text), (None, text.as_str(), false));
+            let (ended, two) = (format!("{text}; -- done;\n ;"), format!("{text}; {more} SELECT"));
+            prop_assert_eq!(body(&ended), (None, text.as_str(), false));
+            let (_, first, several) = body(&two);
+            prop_assert_eq!((first, several), (text.as_str(), true));
+        }
+
         #[test]
         fn no_text_breaks_it(text in "[-a-zA-Z'\"$;/* \\\\\nwéß1]{0,40}") {
             let statement = parse(&text);

@@ -327,11 +327,29 @@ pub(super) fn statements(names: &Names) -> Vec<(&'static str, String)> {
     files.into_iter().map(|(name, file)| (name, statement(names, file, &[Status::Failed]))).collect()
 }
 
-/// As it stands there; as a string where that is no JSON, as in an adopted table with a text payload.
+/// As it stands there; as a string where that is no JSON, as in an adopted table with a text payload, or where it is, but many a
+/// client could not read the answer.
 pub(super) fn raw(text: String) -> Box<RawValue> {
-    let is_json = serde_json::from_str::<&RawValue>(&text).is_ok();
+    let is_json = serde_json::from_str::<&RawValue>(&text).is_ok() && !has_half_a_character(&text);
     let raw = if is_json { RawValue::from_string(text) } else { serde_json::value::to_raw_value(&text) };
     raw.unwrap_or_else(|_| RawValue::NULL.to_owned())
+}
+
+/// Whether JSON has an escape for one half of a surrogate pair without the other: `json` takes that, `jsonb` does not.
+fn has_half_a_character(json: &str) -> bool {
+    let unit = |text: &str| u16::from_str_radix(text.strip_prefix("\\u")?.get(..4)?, 16).ok();
+    let mut rest = json;
+    while let Some(at) = rest.find('\\') {
+        rest = &rest[at..];
+        let length = match unit(rest) {
+            Some(0xd800..0xdc00) if unit(&rest[6..]).is_some_and(|low| (0xdc00..0xe000).contains(&low)) => 12,
+            Some(0xd800..0xe000) => return true,
+            Some(_) => 6,
+            None => 2,
+        };
+        rest = rest.get(length..).unwrap_or_default();
+    }
+    false
 }
 
 fn listed(row: &PgRow, names: &Names) -> sqlx::Result<Listed> {
@@ -376,4 +394,39 @@ fn attempt(row: &PgRow) -> sqlx::Result<Attempt> {
         code: row.try_get("code")?,
         message: row.try_get("message")?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn an_event_is_named_by_its_number_or_its_uuid_and_by_nothing_else(
+            id in any::<i64>(), uuid in any::<u128>(), text in "[-+0-9a-fA-F{}urn: é]{0,40}"
+        ) {
+            for named in [EventRef::Id(EventId(id)), EventRef::EventId(Uuid::from_u128(uuid))] {
+                prop_assert_eq!(named.to_string().parse::<EventRef>(), Ok(named));
+            }
+            if let Err(why) = text.parse::<EventRef>() {
+                prop_assert!(why.contains("neither an id"));
+            }
+        }
+
+        #[test]
+        fn whatever_the_payload_the_answer_can_be_read(text in "\"(\\\\\\\\|\\\\u[d0][89abcdef0][0-9a-f]{2}|\\\\n|a|é){0,8}\"") {
+            let shown = raw(text.clone());
+            prop_assert!(serde_json::from_str::<String>(shown.get()).is_ok(), "{text}");
+            prop_assert_eq!(shown.get() == text, serde_json::from_str::<String>(&text).is_ok());
+        }
+
+        #[test]
+        fn what_the_outbox_holds_is_shown_as_it_is_or_as_a_string(text in "\\PC{0,40}") {
+            let shown = raw(text.clone());
+            let as_it_is = shown.get() == text;
+            prop_assert!(as_it_is || serde_json::from_str::<String>(shown.get()).unwrap() == text);
+        }
+    }
 }

@@ -131,3 +131,98 @@ pub fn one_line(text: &str) -> String {
         None => clean,
     }
 }
+
+/// JSON with a line for each part. Moves white space and nothing else: a number keeps all of its digits, and neither depth nor
+/// keys that come twice are in the way.
+pub fn json(text: &str) -> String {
+    const STEP: &str = "  ";
+    /// Deeper than this, only lines are broken: the indentation of 10,000 levels would take 100 MB.
+    const DEEPEST: usize = 40;
+    let mut out = String::with_capacity(text.len() * 2);
+    let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
+    let mut tokens = text.chars().peekable();
+    let line = |out: &mut String, depth: usize| {
+        out.push('\n');
+        out.extend(std::iter::repeat_n(STEP, depth.min(DEEPEST)));
+    };
+    while let Some(c) = tokens.next() {
+        if in_string {
+            out.push(c);
+            in_string = escaped || c != '"';
+            escaped = c == '\\' && !escaped;
+            continue;
+        }
+        match c {
+            c if c.is_ascii_whitespace() => {}
+            '{' | '[' => {
+                out.push(c);
+                while tokens.next_if(char::is_ascii_whitespace).is_some() {}
+                if let Some(close) = tokens.next_if(|next| matches!(next, '}' | ']')) {
+                    out.push(close);
+                } else {
+                    depth += 1;
+                    line(&mut out, depth);
+                }
+            }
+            '}' | ']' => {
+                depth = depth.saturating_sub(1);
+                line(&mut out, depth);
+                out.push(c);
+            }
+            ',' => {
+                out.push(c);
+                line(&mut out, depth);
+            }
+            ':' => out.push_str(": "),
+            other => {
+                in_string = other == '"';
+                out.push(other);
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn json_is_laid_out_and_otherwise_left_alone() {
+        let text = r#"{"a":1e400,"a":[1.10, {} ,[ ]],"b":"{\\\"x\", [1]}"}"#;
+        let lines =
+            "{\n  \"a\": 1e400,\n  \"a\": [\n    1.10,\n    {},\n    []\n  ],\n  \"b\": \"{\\\\\\\"x\\\", [1]}\"\n}";
+        assert_eq!(json(text), lines);
+        let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
+        assert_eq!(json(&deep).matches('[').count(), 10_000);
+    }
+
+    fn value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            ".{0,8}".prop_map(Value::from)
+        ];
+        leaf.prop_recursive(4, 24, 4, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                proptest::collection::btree_map(".{0,6}", inner, 0..4)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn laid_out_json_is_the_same_json(value in value(), text in "\\PC{0,40}") {
+            let laid_out = json(&value.to_string());
+            prop_assert_eq!(serde_json::from_str::<Value>(&laid_out).unwrap(), value.clone());
+            prop_assert_eq!(laid_out, serde_json::to_string_pretty(&value).unwrap());
+            let _ = json(&text);
+        }
+    }
+}

@@ -35,7 +35,7 @@ pub struct Api {
 /// Somebody with a token, or without.
 #[derive(Clone)]
 pub struct Client {
-    url: String,
+    pub url: String,
     token: Option<&'static str>,
     headers: Vec<(&'static str, &'static str)>,
 }
@@ -62,7 +62,7 @@ impl Reply {
 
     /// The code of a call that did not, which must be a problem document.
     #[track_caller]
-    fn problem(&self, status: u16) -> String {
+    pub fn problem(&self, status: u16) -> String {
         assert_eq!(self.status, status, "{self:?}");
         assert_eq!(self.headers["content-type"], "application/problem+json", "{self:?}");
         let body = self.json();
@@ -86,7 +86,7 @@ impl Client {
         self.send("GET", path, None).await
     }
 
-    async fn post(&self, path: &str, body: Value) -> Reply {
+    pub async fn post(&self, path: &str, body: Value) -> Reply {
         self.send("POST", path, Some(body.to_string())).await
     }
 
@@ -167,7 +167,7 @@ impl Stage {
         self.pair.new.value(sql).await
     }
 
-    async fn audits(&self) -> i64 {
+    pub async fn audits(&self) -> i64 {
         self.pair.legacy.value("SELECT count(*) FROM outbox_relay.audit").await
     }
 }

@@ -60,6 +60,13 @@ impl Child {
         self.signal(Signal::SIGCONT);
     }
 
+    /// The most memory that it has had so far, in bytes; `None` where the system does not tell.
+    pub fn peak(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
+    }
+
     pub fn is_running(&mut self) -> bool {
         self.process.try_wait().expect("the child").is_none()
     }

@@ -59,7 +59,9 @@ pub fn holds<T>(method: &str, path: &str, response: &ureq::http::Response<T>, te
     let content = &documented["content"][media];
     assert!(content.is_object(), "{method} {path}: {status} as {media:?} is not documented: {documented}");
     if media.contains("json") {
-        let answer: Value = serde_json::from_str(text).unwrap();
+        // Numbers in payloads may be beyond what this library reads: there, that it is JSON must do.
+        let _: &serde_json::value::RawValue = serde_json::from_str(text).unwrap();
+        let Ok(answer) = serde_json::from_str::<Value>(text) else { return };
         let place = format!(
             "/paths/{}/{}/responses/{status}/content/{}/schema",
             escape(template),
