@@ -8,7 +8,7 @@
 //! - [`plan`]: shows what the split does to foreign keys
 //! - [`relay`]: claims, applies and settles, batch by batch, and heals
 //! - [`retention`]: deletes what is old enough
-//! - [`operator`]: what operators see and do, over HTTP by [`admin`]
+//! - [`operator`]: what operators see and do, over HTTP by [`admin`], in a browser by [`page`]
 //! - [`run`]: the relay and the admin API in one process
 //! - [`demo`]: all of it on one machine
 //!
@@ -39,6 +39,7 @@ pub mod map;
 pub mod mapping;
 pub mod metrics;
 pub mod operator;
+mod page;
 pub mod plan;
 pub mod relay;
 pub mod retention;

@@ -1,29 +1,32 @@
 //! Who calls, and what they may.
 //!
-//! With tokens: every path needs one but `/healthz`, `/readyz`, and the API's own description, which is the same for everybody and
-//! which a browser is to show; reading needs any, changing needs an admin's. Without: whoever
-//! reaches the socket may do all, which is why it is a loopback one; a page in a browser on that machine is kept out by its
+//! With tokens: every path needs one, in a header or as a [`session`], but `/healthz`, `/readyz`, the page's sign-in, and the API's
+//! own description, which is the same for everybody and which a browser is to show; reading needs any, changing needs an admin's.
+//! Without: whoever reaches the socket may do all, which is why it is a loopback one; a page in a browser on that machine is kept out by its
 //! `Host` (a rebound name) and by the content type that changes need (no page may send that to another origin unasked).
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse, Redirect, Response};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
-use super::Inner;
 use super::problem::Problem;
+use super::{Inner, session};
 use crate::config::{Role, Token};
 use crate::operator::{By, Result as OperatorResult};
+use crate::page::{self, Visitor};
 
 /// Who calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Caller {
     /// The token's name; `None` where no tokens are configured.
     token: Option<String>,
+    role: Role,
     /// Whom the caller says to act for.
     on_behalf: Option<String>,
 }
@@ -35,6 +38,11 @@ impl Caller {
         self.on_behalf.as_ref().map_or_else(|| token.to_owned(), |person| format!("{token} ({person})"))
     }
 
+    /// What the caller may do, and so see.
+    pub(super) fn role(&self) -> Role {
+        self.role
+    }
+
     pub(super) fn by(&self, reason: Option<&str>) -> OperatorResult<By> {
         By::new(self.actor(), reason.unwrap_or_default())
     }
@@ -42,14 +50,21 @@ impl Caller {
 
 /// Before every handler.
 pub(super) async fn authenticate(State(state): State<Arc<Inner>>, mut request: Request, next: Next) -> Response {
-    let open =
-        matches!(request.uri().path(), "/healthz" | "/readyz" | "/v1/openapi.json" | "/v1/docs" | "/v1/docs.css");
+    let path = request.uri().path();
+    let open = matches!(path, "/healthz" | "/readyz" | "/v1/openapi.json" | "/v1/docs" | "/v1/docs.css")
+        || page::is_open(path);
     match caller(&state.tokens, request.method(), request.headers()) {
         Ok(caller) => {
+            let visitor = Visitor { name: caller.token.clone(), role: caller.role() };
+            request.extensions_mut().insert(visitor);
             request.extensions_mut().insert(caller);
         }
         // Codes only: the handler sees that nobody is known.
         Err(refusal) if open && refusal.is_about_tokens => {}
+        // Somebody at a browser is asked, and then goes on to where they wanted.
+        Err(refusal) if refusal.is_about_tokens && is_for_eyes(&request) => {
+            return Redirect::to(&session::sign_in_address(request.uri())).into_response();
+        }
         Err(refusal) => return refusal.problem.into_response(),
     }
     next.run(request).await
@@ -68,21 +83,37 @@ fn caller(tokens: &[Token], method: &Method, headers: &HeaderMap) -> Result<Call
             let problem = Problem::new(StatusCode::FORBIDDEN, "host", detail);
             return Err(Refusal { problem, is_about_tokens: false });
         }
-        return Ok(Caller { token: None, on_behalf: on_behalf(headers) });
+        return Ok(Caller { token: None, role: Role::Admin, on_behalf: on_behalf(headers) });
     }
     let presented = bearer(headers);
-    let known = presented.and_then(|secret| find(tokens, secret));
+    let known = match presented {
+        Some(secret) => find(tokens, secret),
+        // A browser sends its cookie with whatever makes it ask: a change must come from this server's own page.
+        None => session::holder(tokens, headers, SystemTime::now())
+            .filter(|_| is_reading(method) || page::is_own_form(headers)),
+    };
     let Some(token) = known else {
         return Err(Refusal { problem: Problem::unauthorized(presented.is_some()), is_about_tokens: true });
     };
-    if token.role < Role::Admin && !matches!(*method, Method::GET | Method::HEAD) {
+    if token.role < Role::Admin && !is_reading(method) {
         let detail = format!("the token {} may read, not change", token.name);
         return Err(Refusal {
             problem: Problem::new(StatusCode::FORBIDDEN, "read_only", detail),
             is_about_tokens: true,
         });
     }
-    Ok(Caller { token: Some(token.name.clone()), on_behalf: on_behalf(headers) })
+    Ok(Caller { token: Some(token.name.clone()), role: token.role, on_behalf: on_behalf(headers) })
+}
+
+fn is_reading(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
+}
+
+/// Whether a person asks, and not a program.
+pub(super) fn is_for_eyes(request: &Request) -> bool {
+    let headers = request.headers();
+    let accepts = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    is_reading(request.method()) && accepts.contains("text/html") && !headers.contains_key(header::AUTHORIZATION)
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
@@ -93,7 +124,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// Compares with every token, so that the time taken tells neither which one it was nor how much of it was right.
-fn find<'t>(tokens: &'t [Token], secret: &str) -> Option<&'t Token> {
+pub(super) fn find<'t>(tokens: &'t [Token], secret: &str) -> Option<&'t Token> {
     let mut found = u32::MAX;
     for (at, token) in (0u32..).zip(tokens) {
         let same: Choice = token.secret.as_bytes().ct_eq(secret.as_bytes());

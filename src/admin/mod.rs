@@ -1,4 +1,4 @@
-//! The admin API: what operators see and do, over HTTP.
+//! The admin server: what operators see and do, over HTTP. The API is here; the page in a browser is [`crate::page`].
 //!
 //! Guarantees: every error is a problem document (RFC 9457); nothing changes without a reason and a row in the audit table; a
 //! shutdown ends calls in flight in order. Payloads and Postgres' DETAIL go to whoever may read, and never to the log.
@@ -10,16 +10,18 @@ mod health;
 mod problem;
 mod request;
 mod routes;
+mod session;
 
 use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Router};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -32,6 +34,7 @@ use crate::config::Token;
 use crate::metrics::Metrics;
 use crate::operator::Operator;
 use crate::operator::backlog::Latest;
+use crate::page::{self, Visitor};
 
 /// The largest body.
 const BODY: usize = 1 << 20;
@@ -92,10 +95,17 @@ fn app(state: AdminState, shutdown: CancellationToken) -> Router {
         }
         usable
     });
+    let pages = page::routes(&operator, &backlog, &shutdown);
+    let sign_in = Router::new()
+        .route(page::SIGN_IN, get(session::ask).post(session::begin))
+        .route(page::SIGN_OUT, post(session::end))
+        .layer(from_fn(page::guarded));
     let (router, document) = document::routes().split_for_parts();
     let document = Document::of(document);
     let state = Arc::new(Inner { operator, backlog, tokens, metrics, shutdown, document });
     router
+        .merge(pages)
+        .merge(sign_in)
         .method_not_allowed_fallback(no_method)
         .fallback(no_route)
         .layer(DefaultBodyLimit::max(BODY))
@@ -106,8 +116,11 @@ fn app(state: AdminState, shutdown: CancellationToken) -> Router {
         .with_state(state)
 }
 
-async fn no_route() -> Problem {
-    Problem::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this address")
+async fn no_route(visitor: Option<Extension<Visitor>>, request: Request) -> Response {
+    match visitor {
+        Some(Extension(visitor)) if auth::is_for_eyes(&request) => page::nothing_here(&visitor),
+        _ => Problem::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this address").into_response(),
+    }
 }
 
 async fn no_method() -> Problem {
@@ -134,6 +147,6 @@ async fn in_time(request: Request, next: Next) -> Response {
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "timeout", detail).into_response()
         })
     };
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response.headers_mut().entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response
 }

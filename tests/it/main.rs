@@ -18,6 +18,7 @@ mod map;
 mod mapping;
 mod monitoring;
 mod openapi;
+mod page;
 mod pgbouncer;
 mod plan;
 mod privileges;

@@ -1,0 +1,48 @@
+//! Where a token is asked for.
+
+use axum::http::StatusCode;
+use axum::response::Response;
+use maud::html;
+
+use super::layout::{answer, bare, mark};
+
+/// Where the form is, and where it is sent to.
+pub(crate) const PATH: &str = "/sign-in";
+/// Where a session is ended.
+pub(crate) const OUT: &str = "/sign-out";
+
+/// Why the form is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SignIn {
+    /// Nobody has tried yet.
+    Asked,
+    /// The token is not known.
+    Unknown,
+    /// The form came from elsewhere.
+    Foreign,
+}
+
+/// The form; `next` is the address to go on to.
+pub(crate) fn sign_in_page(why: SignIn, next: &str) -> Response {
+    let (status, said) = match why {
+        SignIn::Asked => (StatusCode::OK, None),
+        SignIn::Unknown => {
+            (StatusCode::UNAUTHORIZED, Some("This token is not known. Look for a missing or extra character."))
+        }
+        SignIn::Foreign => (StatusCode::FORBIDDEN, Some("This form was not sent by this page. Try again here.")),
+    };
+    let body = html! {
+        form class="card sign-in" method="post" action=(PATH) {
+            div class="brand" { (mark()) span { "outbox-relay" } }
+            h1 { "Sign in" }
+            p class="faint" { "With a token of the admin API: OUTBOX_RELAY_ADMIN_TOKEN, OUTBOX_RELAY_READ_TOKEN, or one of [[admin.token]]." }
+            @if let Some(said) = said { p class="said bad" role="alert" id="why" { (said) } }
+            label for="token" { "Token" }
+            input id="token" name="token" type="password" autocomplete="current-password" required autofocus
+                spellcheck="false" aria-describedby=[said.map(|_| "why")] aria-invalid=[said.map(|_| "true")];
+            input type="hidden" name="next" value=(next);
+            button class="main" type="submit" { "Sign in" }
+        }
+    };
+    answer(status, bare("Sign in", body))
+}

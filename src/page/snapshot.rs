@@ -1,0 +1,103 @@
+//! What is so, gathered for everybody who looks: however many do, the databases are asked once.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chrono::Utc;
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use super::health::{Facts, Phase};
+use crate::operator::backlog::Latest;
+use crate::operator::{Cause, Operator, Paused};
+
+/// How long an answer of the source stands.
+const FRESH: Duration = Duration::from_millis(900);
+/// Asking may take this share of the time.
+const SHARE: u32 = 10;
+/// A source that takes longer is told of as away.
+const ASK_WITHIN: Duration = Duration::from_secs(4);
+
+/// What the source was asked, and what it said.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Asked {
+    pub(super) paused: Vec<Paused>,
+    pub(super) divergent: u64,
+    /// `None`: it could not be asked.
+    pub(super) causes: Option<Vec<Cause>>,
+    pub(super) away: Option<String>,
+}
+
+struct Kept {
+    asked: Arc<Asked>,
+    until: Instant,
+}
+
+/// The one place where pages ask.
+pub(super) struct Snapshots {
+    operator: Operator,
+    backlog: Latest,
+    shutdown: CancellationToken,
+    kept: Mutex<Option<Kept>>,
+}
+
+/// All that the overview shows.
+pub(super) struct Snapshot {
+    pub(super) facts: Facts,
+    pub(super) asked: Arc<Asked>,
+}
+
+impl Snapshots {
+    pub(super) fn new(operator: Operator, backlog: Latest, shutdown: CancellationToken) -> Snapshots {
+        Snapshots { operator, backlog, shutdown, kept: Mutex::default() }
+    }
+
+    /// As of a moment ago.
+    pub(super) async fn take(&self) -> Snapshot {
+        let asked = self.ask().await;
+        let mut facts = Facts { now: Utc::now(), ..Facts::default() };
+        facts.phase = match self.operator.relay() {
+            _ if self.shutdown.is_cancelled() => Phase::Stopping,
+            None => Phase::Starting,
+            Some(_) => Phase::Running,
+        };
+        if let Some(relay) = self.operator.relay() {
+            let state = relay.state();
+            facts.target_away = relay.breaker.report();
+            facts.stops = relay.stops.report();
+            facts.stopped_lanes = state.stopped_lanes.into_iter().collect();
+            facts.slow_lanes = state.slow_lanes.into_iter().collect();
+            facts.reload_error = state.reload_error;
+            facts.source_away = state.source_away;
+        }
+        if facts.source_away.is_none() {
+            facts.source_away.clone_from(&asked.away);
+        }
+        facts.paused.clone_from(&asked.paused);
+        facts.divergent = asked.divergent;
+        facts.backlog = self.backlog.peek();
+        Snapshot { facts, asked }
+    }
+
+    async fn ask(&self) -> Arc<Asked> {
+        let mut kept = self.kept.lock().await;
+        if let Some(kept) = kept.as_ref().filter(|kept| kept.until > Instant::now()) {
+            return kept.asked.clone();
+        }
+        let started = Instant::now();
+        let answers = async {
+            let paused = self.operator.paused().await?;
+            let divergent = self.operator.divergent().await?;
+            let causes = self.operator.failures().await?;
+            Ok::<_, crate::operator::OperatorError>(Asked { paused, divergent, causes: Some(causes), away: None })
+        };
+        let asked = match tokio::time::timeout(ASK_WITHIN, answers).await {
+            Ok(Ok(asked)) => asked,
+            Ok(Err(error)) => Asked { away: Some(error.to_string()), ..Asked::default() },
+            Err(_) => Asked { away: Some(format!("no answer within {ASK_WITHIN:?}")), ..Asked::default() },
+        };
+        let asked = Arc::new(asked);
+        *kept = Some(Kept { asked: asked.clone(), until: Instant::now() + FRESH.max(started.elapsed() * SHARE) });
+        asked
+    }
+}
