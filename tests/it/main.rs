@@ -28,4 +28,5 @@ mod server;
 mod soak;
 mod statements;
 mod support;
+mod traces;
 mod traps;
