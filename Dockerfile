@@ -6,11 +6,11 @@ FROM rust:1-slim-bookworm AS build
 WORKDIR /build
 # The dependencies as a layer of their own, which lasts until Cargo.toml or Cargo.lock changes.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir src && echo 'fn main() {}' > src/main.rs && touch src/lib.rs && cargo build --release --locked && rm -r src
+RUN mkdir src && echo 'fn main() {}' > src/main.rs && touch src/lib.rs && cargo build --release --locked --features otlp && rm -r src
 COPY src src
 COPY sql sql
 # The empty sources above may be younger than the real ones, by which cargo goes.
-RUN touch src/main.rs src/lib.rs && cargo build --release --locked
+RUN touch src/main.rs src/lib.rs && cargo build --release --locked --features otlp
 
 FROM debian:bookworm-slim
 LABEL org.opencontainers.image.title="outbox-relay" org.opencontainers.image.licenses="Apache-2.0"

@@ -4,8 +4,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use outbox_relay::cli::{self, Cli};
+use outbox_relay::telemetry;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    cli::dispatch(&Cli::parse()).await.unwrap_or_else(|error| cli::report(&error)).into()
+    let exit = cli::dispatch(&Cli::parse()).await.unwrap_or_else(|error| cli::report(&error));
+    telemetry::flush();
+    exit.into()
 }

@@ -10,7 +10,7 @@ use super::refusal::Verdict;
 use super::visit::Counts;
 use crate::event::{Event, EventId, Status};
 use crate::source::{Claim, Recheck, Settlement};
-use crate::telemetry::TraceParent;
+use crate::telemetry::{self, TraceParent};
 
 /// What is written where.
 #[derive(Default)]
@@ -75,6 +75,7 @@ pub(super) fn count(claim: &Claim, tally: &Tally<'_>, settled_at: DateTime<Utc>,
     let mut counts = Counts { more: claim.more, left: tally.left, took: started.elapsed(), ..Counts::default() };
     for event in &tally.applied {
         trace(event);
+        telemetry::applied(event, counts.took);
         *counts.processed.entry(event.aggregate.kind.clone()).or_default() += 1;
         counts.lags.push((settled_at - event.created_at).as_seconds_f64());
     }

@@ -31,4 +31,5 @@ mod server;
 mod soak;
 mod statements;
 mod support;
+mod traces;
 mod traps;

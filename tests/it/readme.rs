@@ -188,7 +188,17 @@ fn every_command_and_flag_in_the_documentation_exists() {
     let (mut known, mut flags) = (Vec::new(), vec!["--help".to_owned(), "--version".to_owned()]);
     commands(&Cli::command(), &mut known, &mut flags);
     // Of other programs that the documentation shows.
-    let others = ["--release", "--locked", "--build", "--detach", "--volumes", "--all-features", "--tests", "--edit"];
+    let others = [
+        "--release",
+        "--locked",
+        "--build",
+        "--detach",
+        "--volumes",
+        "--all-features",
+        "--features",
+        "--tests",
+        "--edit",
+    ];
     for (path, text) in pages() {
         for word in text.split(|c: char| !(c.is_alphanumeric() || c == '-')) {
             let is_flag = word.starts_with("--") && word.len() > 2 && !word[2..].starts_with('-');

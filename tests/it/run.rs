@@ -11,7 +11,7 @@ use crate::support::stage::Stage;
 use crate::support::{DEADLINE, eventually, own_servers};
 
 /// A `run` of the built binary on a stage, with a configuration file of its own. Killed when dropped.
-struct Relay {
+pub(crate) struct Relay {
     child: Child,
     _folder: tempfile::TempDir,
     log: PathBuf,
@@ -19,6 +19,11 @@ struct Relay {
 
 impl Relay {
     fn start(stage: &Stage, arguments: &[&str]) -> Relay {
+        Relay::start_with(stage, arguments, &[])
+    }
+
+    /// With these variables.
+    pub(crate) fn start_with(stage: &Stage, arguments: &[&str], variables: &[(&str, &str)]) -> Relay {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("outbox-relay.toml");
         std::fs::create_dir(folder.path().join("handlers")).unwrap();
@@ -47,6 +52,7 @@ impl Relay {
             .args(arguments)
             .arg("--config")
             .arg(&config)
+            .envs(variables.iter().copied())
             .stderr(std::fs::File::create(&log).unwrap())
             .stdout(Stdio::null())
             .spawn()
@@ -58,7 +64,7 @@ impl Relay {
         kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
     }
 
-    async fn ended(&mut self, within: Duration) -> ExitStatus {
+    pub(crate) async fn ended(&mut self, within: Duration) -> ExitStatus {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -69,7 +75,7 @@ impl Relay {
         }
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 }
