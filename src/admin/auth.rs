@@ -24,6 +24,7 @@ use crate::operator::{By, Result as OperatorResult};
 pub(super) struct Caller {
     /// The token's name; `None` where no tokens are configured.
     token: Option<String>,
+    role: Role,
     /// Whom the caller says to act for.
     on_behalf: Option<String>,
 }
@@ -33,6 +34,11 @@ impl Caller {
     pub(super) fn actor(&self) -> String {
         let token = self.token.as_deref().unwrap_or("local");
         self.on_behalf.as_ref().map_or_else(|| token.to_owned(), |person| format!("{token} ({person})"))
+    }
+
+    /// What the caller may do, and so see.
+    pub(super) fn role(&self) -> Role {
+        self.role
     }
 
     pub(super) fn by(&self, reason: Option<&str>) -> OperatorResult<By> {
@@ -68,7 +74,7 @@ fn caller(tokens: &[Token], method: &Method, headers: &HeaderMap) -> Result<Call
             let problem = Problem::new(StatusCode::FORBIDDEN, "host", detail);
             return Err(Refusal { problem, is_about_tokens: false });
         }
-        return Ok(Caller { token: None, on_behalf: on_behalf(headers) });
+        return Ok(Caller { token: None, role: Role::Admin, on_behalf: on_behalf(headers) });
     }
     let presented = bearer(headers);
     let known = presented.and_then(|secret| find(tokens, secret));
@@ -82,7 +88,7 @@ fn caller(tokens: &[Token], method: &Method, headers: &HeaderMap) -> Result<Call
             is_about_tokens: true,
         });
     }
-    Ok(Caller { token: Some(token.name.clone()), on_behalf: on_behalf(headers) })
+    Ok(Caller { token: Some(token.name.clone()), role: token.role, on_behalf: on_behalf(headers) })
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {

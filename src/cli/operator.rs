@@ -8,7 +8,7 @@ use super::args::{
 };
 use super::confirm::confirm;
 use super::{Exit, output};
-use crate::config::Config;
+use crate::config::{Config, Role};
 use crate::connect;
 use crate::event::EventId;
 use crate::operator::{
@@ -16,9 +16,9 @@ use crate::operator::{
 };
 use crate::run::on_signals;
 
-/// Operators need the source only, and what `init` made there.
+/// Operators need the source only, and what `init` made there. Who has the database's password may see what it holds.
 async fn operator(config: &Config) -> anyhow::Result<Operator> {
-    let operator = Operator::new(config)?;
+    let operator = Operator::new(config)?.seen_by(Role::Admin);
     connect::installation(operator.pool(), config).await?;
     Ok(operator)
 }
