@@ -96,7 +96,7 @@ pub(super) async fn events(command: &EventsCommand, config: Config) -> anyhow::R
             if args.json {
                 output::json(&event)?;
             } else {
-                output::print(show(&event)?)?;
+                output::print(show(&event))?;
             }
             Ok(Exit::Done)
         }
@@ -115,15 +115,15 @@ async fn list(args: &EventsListArgs, operator: &Operator) -> anyhow::Result<Exit
     Ok(if found.items.is_empty() { Exit::Found } else { Exit::Done })
 }
 
-fn show(event: &Event) -> anyhow::Result<String> {
+fn show(event: &Event) -> String {
     let listed = &event.event;
     let mut text = format!(
         "event {} ({})\n  {} of {} {}, written {}\n  {} after {} failed attempts, lane {}\n",
         listed.id,
         listed.event_id,
-        listed.event_type,
-        listed.aggregate.kind,
-        listed.aggregate.id,
+        render::one_line(&listed.event_type),
+        render::one_line(&listed.aggregate.kind),
+        render::one_line(&listed.aggregate.id),
         listed.created_at.to_rfc3339(),
         listed.status,
         listed.attempts,
@@ -147,7 +147,7 @@ fn show(event: &Event) -> anyhow::Result<String> {
     text.push_str(&render::json(event.payload.get()));
     text.push('\n');
     // Control characters would let a payload draw on the operator's terminal.
-    Ok(text.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect())
+    text.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect()
 }
 
 /// `failures`
