@@ -40,7 +40,7 @@ fn is_code(text: &str) -> bool {
 
 /// Keys of the configuration are written likewise, and so are names of files, and columns in SQL.
 fn is_something_else(code: &str) -> bool {
-    let sections = ["legacy", "new", "relay", "retry", "retention", "admin", "log", "entity"];
+    let sections = ["legacy", "new", "relay", "retry", "retention", "admin", "redact", "log", "entity"];
     let (first, last) = code.split_once('.').unwrap();
     sections.contains(&first)
         || first.len() == 1
