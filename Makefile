@@ -5,7 +5,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 CARGO_TARGET_DIR ?= target
 ARGS ?=
 
-.PHONY: build demo test lint
+.PHONY: build demo test lint sbom
 
 build:
 	cargo build --release --locked
@@ -29,3 +29,8 @@ test:
 
 lint:
 	@scripts/lint
+
+# What the program is made of, in CycloneDX. Needs Python, and the registry only for crates that were never downloaded.
+sbom:
+	@mkdir -p $(CARGO_TARGET_DIR)
+	@scripts/sbom $(CARGO_TARGET_DIR)/sbom.json

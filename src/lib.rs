@@ -20,6 +20,7 @@
 //! - [`lease`], [`heal`]: a lane locked on both sides, and how two logs that differ are made to agree
 //! - [`mapping`]: from the old shape to the new
 //! - [`disposition`], [`retry`]: whose an error is, and how long to wait
+//! - [`redact`]: what of a row may be shown to whom
 //! - [`sql`]: statements and the names in them
 //! - [`metrics`], [`telemetry`]: what is told to those who watch
 
@@ -41,6 +42,7 @@ pub mod metrics;
 pub mod operator;
 mod page;
 pub mod plan;
+pub mod redact;
 pub mod relay;
 pub mod retention;
 pub mod retry;

@@ -64,21 +64,21 @@ pub(super) async fn backlog(State(state): Shared) -> Answer<Backlog> {
 
 /// Events, oldest first.
 #[utoipa::path(get, path = "/v1/events", params(Filter, Paging), responses((status = OK, body = Events)))]
-pub(super) async fn events(State(state): Shared, pairs: Pairs) -> Answer<Events> {
+pub(super) async fn events(State(state): Shared, Extension(who): Who, pairs: Pairs) -> Answer<Events> {
     let page = page(query(pairs)?, true)?;
-    Ok(Json(state.operator.events(&page.filter, page.limit, page.cursor.map(EventId)).await?))
+    Ok(Json(state.operator.seen_by(who.role()).events(&page.filter, page.limit, page.cursor.map(EventId)).await?))
 }
 
 /// One event, with its payload, its error and the history of its attempts.
 #[utoipa::path(get, path = "/v1/events/{id}", params(EventRef), responses((status = OK, body = Event)))]
-pub(super) async fn event(State(state): Shared, id: Id) -> Answer<Event> {
-    Ok(Json(state.operator.event(&named(id)?).await?))
+pub(super) async fn event(State(state): Shared, Extension(who): Who, id: Id) -> Answer<Event> {
+    Ok(Json(state.operator.seen_by(who.role()).event(&named(id)?).await?))
 }
 
 /// Why events fail: the causes of what is in retry or failed now.
 #[utoipa::path(get, path = "/v1/failures", responses((status = OK, body = Failures)))]
-pub(super) async fn failures(State(state): Shared) -> Answer<Failures> {
-    let items = state.operator.failures().await?;
+pub(super) async fn failures(State(state): Shared, Extension(who): Who) -> Answer<Failures> {
+    let items = state.operator.seen_by(who.role()).failures().await?;
     Ok(Json(Failures { items }))
 }
 
@@ -99,7 +99,7 @@ pub(super) async fn replay(
     Body(body): Body<Replay>,
 ) -> Answer<Changed> {
     let by = who.by(body.reason.as_deref())?;
-    Ok(Json(state.operator.replay(&named(id)?, body.force, &by).await?))
+    Ok(Json(state.operator.seen_by(who.role()).replay(&named(id)?, body.force, &by).await?))
 }
 
 /// Passes over one event that fails; those held behind it go on.
@@ -112,7 +112,7 @@ pub(super) async fn replay(
 )]
 pub(super) async fn skip(State(state): Shared, Extension(who): Who, id: Id, Body(body): Body<Skip>) -> Answer<Changed> {
     let by = who.by(body.reason.as_deref())?;
-    Ok(Json(state.operator.skip(&named(id)?, &by).await?))
+    Ok(Json(state.operator.seen_by(who.role()).skip(&named(id)?, &by).await?))
 }
 
 /// Replays all that match: failed and retry events, and skipped ones where the filter's status says so.

@@ -8,7 +8,7 @@ use super::args::{
 };
 use super::confirm::confirm;
 use super::{Exit, output};
-use crate::config::Config;
+use crate::config::{Config, Role};
 use crate::connect;
 use crate::event::EventId;
 use crate::operator::{
@@ -16,9 +16,9 @@ use crate::operator::{
 };
 use crate::run::on_signals;
 
-/// Operators need the source only, and what `init` made there.
+/// Operators need the source only, and what `init` made there. Who has the database's password may see what it holds.
 async fn operator(config: &Config) -> anyhow::Result<Operator> {
-    let operator = Operator::new(config)?;
+    let operator = Operator::new(config)?.seen_by(Role::Admin);
     connect::installation(operator.pool(), config).await?;
     Ok(operator)
 }
@@ -96,7 +96,7 @@ pub(super) async fn events(command: &EventsCommand, config: Config) -> anyhow::R
             if args.json {
                 output::json(&event)?;
             } else {
-                output::print(show(&event)?)?;
+                output::print(show(&event))?;
             }
             Ok(Exit::Done)
         }
@@ -115,15 +115,15 @@ async fn list(args: &EventsListArgs, operator: &Operator) -> anyhow::Result<Exit
     Ok(if found.items.is_empty() { Exit::Found } else { Exit::Done })
 }
 
-fn show(event: &Event) -> anyhow::Result<String> {
+fn show(event: &Event) -> String {
     let listed = &event.event;
     let mut text = format!(
         "event {} ({})\n  {} of {} {}, written {}\n  {} after {} failed attempts, lane {}\n",
         listed.id,
         listed.event_id,
-        listed.event_type,
-        listed.aggregate.kind,
-        listed.aggregate.id,
+        render::one_line(&listed.event_type),
+        render::one_line(&listed.aggregate.kind),
+        render::one_line(&listed.aggregate.id),
         listed.created_at.to_rfc3339(),
         listed.status,
         listed.attempts,
@@ -147,7 +147,7 @@ fn show(event: &Event) -> anyhow::Result<String> {
     text.push_str(&render::json(event.payload.get()));
     text.push('\n');
     // Control characters would let a payload draw on the operator's terminal.
-    Ok(text.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect())
+    text.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect()
 }
 
 /// `failures`

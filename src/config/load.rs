@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use super::problem::{Code, ConfigErrors, Place, Problem};
 use super::reader::{Document, Origin, Overrides, PREFIX, Reader, Setting};
-use super::value::{ADDRESS, FILTER, NAME, Number, PHRASE, Size, TABLE, Time, Truth, Url, Word};
+use super::value::{ADDRESS, COLUMN, FILTER, List, NAME, Number, PATH, PHRASE, Size, TABLE, Time, Truth, Url, Word};
 use super::{
     Admin, Columns, Config, DEFAULT_FILE, DatabaseUrl, Legacy, Log, LogFormat, New, Relay, Retention, Retry, Role,
-    StatusWords, TableName, Token, entities,
+    StatusWords, TableName, Token, entities, names,
 };
+use crate::redact::Rules;
 
 /// The variable that names the file.
 const FILE_VARIABLE: &str = "OUTBOX_RELAY_CONFIG";
@@ -155,12 +156,18 @@ fn read(r: &mut Reader<'_>) -> Config {
         skipped: r.get("retention.skipped", Time(Duration::ZERO..=36_500 * DAY), 30 * DAY),
     };
     let admin = Admin { listen: r.get("admin.listen", ADDRESS, ([127, 0, 0, 1], 8080).into()), tokens: tokens(r) };
+    let columns = r.get("redact.columns", List(COLUMN), vec![]);
+    let redact = Rules {
+        paths: r.get("redact.paths", List(PATH), vec![]),
+        columns: columns.iter().filter_map(|text| names::column(text, &new.search_path).ok()).collect(),
+        payloads_for_readers: r.get("redact.payloads_for_readers", Truth, false),
+    };
     let log = Log {
         format: r.get("log.format", FORMAT, LogFormat::Text),
         filter: r.get("log.filter", FILTER, "info".to_owned()),
     };
     let entities = entities::read(r, &new.search_path);
-    Config { file: None, legacy, new, relay, retry, retention, admin, log, entities }
+    Config { file: None, legacy, new, relay, retry, retention, admin, redact: redact.into(), log, entities }
 }
 
 fn columns(r: &mut Reader<'_>) -> Columns {

@@ -15,12 +15,15 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use load::{Resolved, environment};
 pub use problem::{Code, ConfigErrors, Place, Problem};
 pub use reader::{Origin, Overrides, Setting};
 pub use template::template;
+
+use crate::redact::Rules;
 
 /// The configuration file, where none is named.
 pub const DEFAULT_FILE: &str = "outbox-relay.toml";
@@ -42,6 +45,8 @@ pub struct Config {
     pub retention: Retention,
     /// `[admin]`
     pub admin: Admin,
+    /// `[redact]`
+    pub redact: Arc<Rules>,
     /// `[log]`
     pub log: Log,
     /// `[[entity]]`, in the order of the file.

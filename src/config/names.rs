@@ -6,6 +6,7 @@ use std::str::FromStr;
 use sqlx::postgres::PgConnectOptions;
 
 use super::{DatabaseUrl, TableName};
+use crate::redact::Column;
 
 /// Postgres cuts longer names short, silently.
 const NAME_BYTES: usize = 63;
@@ -116,6 +117,26 @@ impl TableName {
     /// Quoted, for a statement.
     pub fn sql(&self) -> String {
         format!("\"{}\".\"{}\"", self.schema.replace('"', "\"\""), self.table.replace('"', "\"\""))
+    }
+}
+
+/// `table.column` or `schema.table.column`, `*` for all columns.
+pub(super) fn column(text: &str, default_schema: &str) -> Result<Column, String> {
+    let mut parts = Vec::new();
+    let mut rest = Some(text);
+    while let Some(text) = rest {
+        let (name, after) = part(text)?;
+        parts.push(name);
+        rest = after;
+    }
+    let all = text.ends_with(".*");
+    let column = |name: String| Some(name).filter(|_| !all);
+    match <[String; 3]>::try_from(parts) {
+        Ok([schema, table, name]) => Ok(Column { schema, table, column: column(name) }),
+        Err(parts) => match <[String; 2]>::try_from(parts) {
+            Ok([table, name]) => Ok(Column { schema: default_schema.to_owned(), table, column: column(name) }),
+            Err(_) => Err("it must be a table and a column, such as \"users.email\" or \"users.*\"".to_owned()),
+        },
     }
 }
 

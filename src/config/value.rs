@@ -10,6 +10,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::problem::{nearest, one_of};
 use super::{DatabaseUrl, TableName, names};
+use crate::redact;
 
 /// A value before its key's kind has looked at it.
 pub(super) enum Scalar<'a> {
@@ -21,6 +22,8 @@ pub(super) enum Scalar<'a> {
     Integer(Option<i64>),
     /// A TOML boolean.
     Boolean(bool),
+    /// A TOML list.
+    List(Vec<Scalar<'a>>),
     /// Something that no key takes.
     Other(&'static str),
 }
@@ -33,7 +36,7 @@ impl<'a> Scalar<'a> {
             DeValue::Boolean(truth) => Scalar::Boolean(*truth),
             DeValue::Float(_) => Scalar::Other("a number with a fraction"),
             DeValue::Datetime(_) => Scalar::Other("a date"),
-            DeValue::Array(_) => Scalar::Other("a list"),
+            DeValue::Array(items) => Scalar::List(items.iter().map(|item| Scalar::of(item.get_ref())).collect()),
             DeValue::Table(_) => Scalar::Other("a table"),
         }
     }
@@ -46,6 +49,7 @@ impl<'a> Scalar<'a> {
             Scalar::Integer(Some(number)) => number.to_string(),
             Scalar::Integer(None) => "a number beyond 64 bits".to_owned(),
             Scalar::Boolean(truth) => truth.to_string(),
+            Scalar::List(_) => "a list".to_owned(),
             Scalar::Other(what) => (*what).to_owned(),
         }
     }
@@ -284,6 +288,43 @@ pub(super) const PHRASE: Text<String> = Text {
 /// A table of the legacy database.
 pub(super) const TABLE: Text<TableName> =
     Text { parse: |text| TableName::parse(text, "public"), show: TableName::to_string };
+
+/// A list of values of one kind. A variable holds them with commas between them, or as TOML writes a list.
+pub(super) struct List<K>(pub(super) K);
+
+impl<K: Kind> Kind for List<K> {
+    type Value = Vec<K::Value>;
+
+    fn parse(&self, found: &Scalar<'_>) -> Result<Vec<K::Value>, Wrong> {
+        match found {
+            Scalar::List(items) => items.iter().map(|item| self.0.parse(item)).collect(),
+            Scalar::Bare(text) if text.trim_start().starts_with('[') => {
+                let table = format!("list = {text}");
+                let list = toml::de::DeTable::parse(&table).ok();
+                match list.as_ref().and_then(|table| Some(table.get_ref().get("list")?.get_ref())) {
+                    Some(value @ DeValue::Array(_)) => self.parse(&Scalar::of(value)),
+                    _ => Err(Wrong::new("it begins like a list, but TOML does not understand it as one")),
+                }
+            }
+            Scalar::Bare(text) => {
+                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+                items.map(|item| self.0.parse(&Scalar::Bare(item))).collect()
+            }
+            _ => Err(Wrong::new("it must be a list")),
+        }
+    }
+
+    fn show(&self, value: &Vec<K::Value>) -> String {
+        format!("[{}]", value.iter().map(|item| self.0.show(item)).collect::<Vec<_>>().join(", "))
+    }
+}
+
+/// A place in payloads.
+pub(super) const PATH: Text<redact::Path> = Text { parse: str::parse, show: redact::Path::to_string };
+
+/// A column of a table; its schema may depend on another key.
+pub(super) const COLUMN: Text<String> =
+    Text { parse: |text| names::column(text, "public").map(|_| text.to_owned()), show: String::clone };
 
 /// An address to listen on.
 pub(super) const ADDRESS: Text<SocketAddr> = Text {

@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use super::{ORDERED, Operator, OperatorError, Result, count};
 use crate::event::{Aggregate, EventId, Lane, Status};
+use crate::redact::Sight;
 use crate::session;
 use crate::source::Names;
 use crate::sql::{literal, query, query_scalar, render};
@@ -152,7 +153,7 @@ pub struct Event {
     pub event: Listed,
     /// Its lane.
     pub lane: Lane,
-    /// Exactly as the outbox has it; a string where that is no JSON.
+    /// As the outbox has it, byte for byte but for what is redacted; a string where that is no JSON.
     #[schema(value_type = serde_json::Value)]
     pub payload: Box<RawValue>,
     /// Likewise.
@@ -217,7 +218,7 @@ impl Operator {
         session.commit().await?;
         let more = rows.len() > limit as usize;
         let rows = rows.iter().take(limit as usize);
-        let items = rows.map(|row| listed(row, self.names())).collect::<sqlx::Result<Vec<_>>>()?;
+        let items = rows.map(|row| self.listed(row)).collect::<sqlx::Result<Vec<_>>>()?;
         let next_cursor = items.last().filter(|_| more).map(|last| last.id.to_string());
         Ok(Events { items, next_cursor })
     }
@@ -236,7 +237,7 @@ impl Operator {
         let sql = statement(self.names(), include_str!("../../sql/operator/event.sql"), &[]);
         let row = query(&sql, false).bind(id).fetch_optional(session.connection()).await?;
         let row = row.ok_or_else(|| OperatorError::NotFound(event.to_string()))?;
-        let listed = listed(&row, self.names())?;
+        let listed = self.listed(&row)?;
         let lane: Lane = row.try_get("lane")?;
         let sql = self.names().render(include_str!("../../sql/operator/attempts.sql"));
         let history = query(&sql, false).bind(id).fetch_all(session.connection()).await?;
@@ -251,15 +252,37 @@ impl Operator {
         session.commit().await?;
         let waits = [Status::Retry, Status::Held, Status::Failed].iter().any(|status| status.as_str() == listed.status);
         let held_behind: Option<EventId> = neighbours.try_get("held_behind")?;
+        let kind = listed.aggregate.kind.clone();
+        let payload: String = row.try_get("payload")?;
+        let headers: Option<String> = row.try_get("headers")?;
         Ok(Event {
             event: listed,
             lane,
-            payload: raw(row.try_get("payload")?),
-            headers: row.try_get::<Option<String>, _>("headers")?.map(raw),
-            failure: failure(&row)?,
-            history: history.iter().map(attempt).collect::<sqlx::Result<_>>()?,
+            payload: raw(self.sight.payload(&kind, &payload).into_owned()),
+            headers: headers.map(|headers| raw(self.sight.headers(&headers).into_owned())),
+            failure: failure(&row, &kind, &self.sight)?,
+            history: history.iter().map(|row| attempt(row, &kind, &self.sight)).collect::<sqlx::Result<_>>()?,
             held_behind: held_behind.filter(|_| waits),
             holds_back: if waits { count(&neighbours, "holds_back")? } else { 0 },
+        })
+    }
+
+    fn listed(&self, row: &PgRow) -> sqlx::Result<Listed> {
+        let word: String = row.try_get("status")?;
+        let aggregate = Aggregate { kind: row.try_get("aggregate_type")?, id: row.try_get("aggregate_id")? };
+        let last_error: Option<String> = row.try_get("last_error")?;
+        Ok(Listed {
+            id: row.try_get("id")?,
+            event_id: row.try_get("event_id")?,
+            last_error: last_error.map(|line| self.sight.last_error(&aggregate.kind, line)),
+            aggregate,
+            event_type: row.try_get("event_type")?,
+            created_at: row.try_get("created_at")?,
+            status: self.names().status(&word).map_or(word, |status| status.as_str().to_owned()),
+            attempts: row.try_get("attempts")?,
+            next_attempt_at: row.try_get("next_attempt_at")?,
+            processed_at: row.try_get("processed_at")?,
+            cause: row.try_get("cause")?,
         })
     }
 }
@@ -352,47 +375,33 @@ fn has_half_a_character(json: &str) -> bool {
     false
 }
 
-fn listed(row: &PgRow, names: &Names) -> sqlx::Result<Listed> {
-    let word: String = row.try_get("status")?;
-    Ok(Listed {
-        id: row.try_get("id")?,
-        event_id: row.try_get("event_id")?,
-        aggregate: Aggregate { kind: row.try_get("aggregate_type")?, id: row.try_get("aggregate_id")? },
-        event_type: row.try_get("event_type")?,
-        created_at: row.try_get("created_at")?,
-        status: names.status(&word).map_or(word, |status| status.as_str().to_owned()),
-        attempts: row.try_get("attempts")?,
-        next_attempt_at: row.try_get("next_attempt_at")?,
-        processed_at: row.try_get("processed_at")?,
-        last_error: row.try_get("last_error")?,
-        cause: row.try_get("cause")?,
-    })
-}
-
-fn failure(row: &PgRow) -> sqlx::Result<Option<Failure>> {
+fn failure(row: &PgRow, kind: &str, sight: &Sight) -> sqlx::Result<Option<Failure>> {
     let Some(entity) = row.try_get("entity")? else { return Ok(None) };
+    let code: String = row.try_get("code")?;
+    let detail: Option<String> = row.try_get("detail")?;
     Ok(Some(Failure {
         entity,
         disposition: row.try_get("disposition")?,
-        code: row.try_get("code")?,
-        message: row.try_get("message")?,
+        message: sight.message(kind, &code, row.try_get("message")?),
+        code,
         constraint: row.try_get("constraint_name")?,
         column: row.try_get("column_name")?,
-        detail: row.try_get("detail")?,
+        detail: detail.map(|detail| sight.detail(kind, detail)),
         place: row.try_get("place")?,
         first_at: row.try_get("first_at")?,
         last_at: row.try_get("last_at")?,
     }))
 }
 
-fn attempt(row: &PgRow) -> sqlx::Result<Attempt> {
+fn attempt(row: &PgRow, kind: &str, sight: &Sight) -> sqlx::Result<Attempt> {
+    let code: String = row.try_get("code")?;
     Ok(Attempt {
         at: row.try_get("at")?,
         attempts: row.try_get("attempts")?,
         disposition: row.try_get("disposition")?,
         cause: row.try_get("cause")?,
-        code: row.try_get("code")?,
-        message: row.try_get("message")?,
+        message: sight.message(kind, &code, row.try_get("message")?),
+        code,
     })
 }
 

@@ -51,13 +51,14 @@ impl Operator {
         session.commit().await?;
         let mut causes = Vec::with_capacity(rows.len());
         for row in &rows {
+            let (aggregate_type, code): (String, String) = (row.try_get("aggregate_type")?, row.try_get("code")?);
             causes.push(Cause {
                 cause: row.try_get("cause")?,
                 entity: row.try_get("entity")?,
-                aggregate_type: row.try_get("aggregate_type")?,
-                code: row.try_get("code")?,
+                message: self.sight.message(&aggregate_type, &code, row.try_get("message")?),
+                aggregate_type,
+                code,
                 disposition: row.try_get("disposition")?,
-                message: row.try_get("message")?,
                 place: row.try_get("place")?,
                 count: count(row, "count")?,
                 failed: count(row, "failed")?,

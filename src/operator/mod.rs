@@ -2,7 +2,8 @@
 //! stand on this, so that they cannot differ.
 //!
 //! Guarantees: everything happens on the source, under the lock of the lane concerned where events change, in transactions of a
-//! few hundred events; every change is kept in the audit table in the transaction that made it; repeating a call is harmless.
+//! few hundred events; every change is kept in the audit table in the transaction that made it; repeating a call is harmless. What
+//! is told of payloads is what the one who asks may see ([`crate::redact`]).
 //! Does not guarantee what retention has taken away: whether an event that was deleted was newer than one that is replayed.
 
 mod audit;
@@ -25,9 +26,10 @@ pub use self::change::{Bulk, BulkResult, Changed, Verb};
 pub use self::events::{Attempt, Event, EventRef, Events, Failure, Filter, Listed};
 pub use self::failures::Cause;
 pub use self::pause::{Pause, Paused, What};
-use crate::config::{Config, Entity, OnFailure};
+use crate::config::{Config, Entity, OnFailure, Role};
 use crate::connect;
 use crate::event::Lane;
+use crate::redact::{Rules, Sight};
 use crate::relay::Shared;
 use crate::session::{Limits, Session};
 use crate::source::{Names, Source};
@@ -42,6 +44,8 @@ pub struct Operator {
     entities: Arc<Vec<Entity>>,
     batch: u32,
     deadline: Duration,
+    rules: Arc<Rules>,
+    sight: Sight,
     relay: Arc<OnceLock<Arc<Shared>>>,
 }
 
@@ -100,7 +104,7 @@ pub enum OperatorError {
 pub type Result<T, E = OperatorError> = std::result::Result<T, E>;
 
 impl Operator {
-    /// Connects when it is first used. Whether `init` was run there is for [`connect::installation`] to tell.
+    /// Connects when it is first used. It tells what a reader may see: see [`Operator::seen_by`]. Whether `init` was run there is for [`connect::installation`] to tell.
     pub fn new(config: &Config) -> sqlx::Result<Operator> {
         let pool = connect::pool(&config.legacy.url, config.legacy.prepared_statements, CONNECTIONS)?;
         let names = Names::new(&config.legacy, config.relay.lanes);
@@ -117,8 +121,19 @@ impl Operator {
             entities: Arc::new(config.entities.clone()),
             batch: config.relay.batch,
             deadline,
+            rules: config.redact.clone(),
+            sight: config.redact.for_readers(),
             relay: Arc::default(),
         })
+    }
+
+    /// The same, but what it tells is what this role may see.
+    pub fn seen_by(&self, role: Role) -> Operator {
+        let sight = match role {
+            Role::Admin => self.rules.for_admins(),
+            Role::Read => self.rules.for_readers(),
+        };
+        Operator { sight, ..self.clone() }
     }
 
     /// From now on, all clones ask this relay what is stopped and what is mapped. Only the first one counts.

@@ -99,7 +99,7 @@ pub fn audits(audits: &Audits) -> String {
     for audit in &audits.items {
         table.add_row([
             time(audit.at),
-            audit.actor.clone(),
+            one_line(&audit.actor),
             audit.action.clone(),
             audit.subject.get().to_owned(),
             audit.matched.to_string(),

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use super::Shared;
 use super::plan::{self, Group};
-use super::refusal::{Verdict, cause, decide, held, loggable};
+use super::refusal::{Verdict, cause, decide, held};
 use super::router::{Destination, Router, Step};
 use super::stops::{Stop, StopCode};
 use crate::disposition::{self, Disposition, Said};
@@ -238,6 +238,8 @@ impl<'a> Applying<'a> {
             place,
         };
         let unapplied = decide(event, disposition, record, &self.shared.config.retry);
+        // Logs, and the message of a stop, are for everybody.
+        let told = self.shared.config.redact.logged(&event.aggregate.kind, &said.code, &said.message);
         let likeness = (said.code.clone(), said.column.clone(), said.constraint.clone());
         let counted = (unapplied.attempts > event.attempts).then_some((self.target.lane, event.id));
         // What waits for another row waits by itself. Twenty children before their parent are nobody's error, and a type that
@@ -247,9 +249,8 @@ impl<'a> Applying<'a> {
             let stop = Stop {
                 code: StopCode::Refused(said.code.clone()),
                 message: format!(
-                    "every event of the last {} aggregates was refused alike by {entity}: {} ({}). It resumes by itself once one passes",
+                    "every event of the last {} aggregates was refused alike by {entity}: {told} ({}). It resumes by itself once one passes",
                     super::stops::STREAK,
-                    said.message,
                     said.code
                 ),
             };
@@ -275,7 +276,7 @@ impl<'a> Applying<'a> {
                     attempts = unapplied.attempts,
                     status = %unapplied.status,
                     "event refused: {}",
-                    loggable(&said)
+                    told
                 )
             };
         }

@@ -89,20 +89,6 @@ pub(super) fn cause(entity: &str, said: &Said) -> String {
     format!("{hash:016x}")
 }
 
-/// The message as the log may have it: what data exceptions (class 22) quote is the payload's, which is never logged.
-pub(super) fn loggable(said: &Said) -> String {
-    if !said.code.starts_with("22") {
-        return said.message.clone();
-    }
-    // From the first quote to the last: the value may have quotes of its own.
-    match (said.message.find('"'), said.message.rfind('"')) {
-        (Some(first), Some(last)) if first < last => {
-            format!("{}\"…\"{}", &said.message[..first], &said.message[last + 1..])
-        }
-        _ => said.message.clone(),
-    }
-}
-
 /// A message without what is quoted in it and without numbers.
 fn pattern(message: &str) -> String {
     let mut out = String::new();
@@ -149,16 +135,6 @@ mod tests {
         assert_eq!(one, cause("users", &said("invalid input syntax for type integer: \"12x\"")));
         assert_ne!(one, cause("users", &said("invalid input syntax for type date: \"abc\"")));
         assert_ne!(one, cause("orders", &said("invalid input syntax for type integer: \"abc\"")));
-    }
-
-    #[test]
-    fn values_are_not_logged_and_names_are() {
-        assert_eq!(
-            loggable(&said("invalid input syntax for type date: \"a \"secret\" day\"")),
-            "invalid input syntax for type date: \"…\""
-        );
-        let named = Said { code: "23502".into(), ..said("null value in column \"name\"") };
-        assert_eq!(loggable(&named), "null value in column \"name\"");
     }
 
     #[test]

@@ -49,7 +49,7 @@ pub struct Reply {
 }
 
 impl Reply {
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("no JSON: {self:?}"))
     }
 
@@ -77,7 +77,7 @@ impl Client {
         Client { token, ..self.clone() }
     }
 
-    fn header(mut self, name: &'static str, value: &'static str) -> Client {
+    pub fn header(mut self, name: &'static str, value: &'static str) -> Client {
         self.headers.push((name, value));
         self
     }
@@ -152,12 +152,12 @@ impl Stage {
     }
 
     /// A user's event that the new database refuses while names are NOT NULL.
-    async fn nameless(&self, id: i64, version: i32) -> i64 {
+    pub async fn nameless(&self, id: i64, version: i32) -> i64 {
         let payload = json!({"id": id, "name": null, "version": version}).to_string();
         self.event("User", &id.to_string(), "UserCreated", &payload).await
     }
 
-    async fn mend(&self) {
+    pub async fn mend(&self) {
         self.pair.new.run("ALTER TABLE users ALTER name DROP NOT NULL").await;
     }
 
@@ -173,7 +173,7 @@ impl Stage {
 }
 
 /// Gives up at the first failure.
-async fn strict() -> Stage {
+pub async fn strict() -> Stage {
     Stage::with(|config| config.retry.attempts = 1).await
 }
 

@@ -40,7 +40,9 @@ fn is_code(text: &str) -> bool {
 
 /// Keys of the configuration are written likewise, and so are names of files, fields of logs and traces, and columns in SQL.
 fn is_something_else(code: &str) -> bool {
-    let sections = ["legacy", "new", "relay", "retry", "retention", "admin", "log", "entity", "event", "service"];
+    let sections = [
+        "legacy", "new", "relay", "retry", "retention", "admin", "redact", "log", "backfill", "entity", "event", "service",
+    ];
     let (first, last) = code.split_once('.').unwrap();
     sections.contains(&first)
         || first.len() == 1

@@ -23,6 +23,7 @@ mod pgbouncer;
 mod plan;
 mod privileges;
 mod readme;
+mod redaction;
 mod relay;
 mod retention;
 mod run;
