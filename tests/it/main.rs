@@ -29,7 +29,6 @@ mod retention;
 mod run;
 mod schemathesis;
 mod server;
-mod soak;
 mod statements;
 mod support;
 mod traces;
