@@ -1,12 +1,14 @@
 -- Deletes a lane's oldest entries together with their processed events, and leaves the mark. Under the lane's lock.
--- $1 lane, $2 seconds: entries and events older than that, $3 entries at the most. Never the newest entry. An event of an old
--- entry that was processed again since (replayed) belongs to a newer entry, and stays.
-WITH old AS (
-    SELECT token, ids, settled_at FROM {relay}.batch_log
-    WHERE lane = $1 AND settled_at < now() - make_interval(secs => $2)
-      AND token < (SELECT token FROM {relay}.batch_log WHERE lane = $1 ORDER BY lane DESC, token DESC LIMIT 1)
-    ORDER BY lane, token
-    LIMIT $3
+-- $1 lane, $2 seconds: entries and events older than that, $3 entries at the most, $4 and $5 token and nonce of the newest entry
+-- that the target is seen to have. One that is old enough, and that the target has, always stays: whatever healing puts back or
+-- settles above it, both sides remember that one. An event of an old entry that was processed again since (replayed) belongs to
+-- a newer entry, and stays.
+WITH oldest AS MATERIALIZED (
+    SELECT token, ids, settled_at FROM {relay}.batch_log WHERE lane = $1 ORDER BY lane, token LIMIT $3 + 1
+), old AS MATERIALIZED (
+    SELECT token, ids, settled_at FROM oldest
+    WHERE token < (SELECT max(token) FROM oldest WHERE settled_at < now() - make_interval(secs => $2) AND token <= $4)
+      AND EXISTS (SELECT FROM {relay}.batch_log WHERE lane = $1 AND token = $4 AND nonce = $5)
 ), ids AS MATERIALIZED (
     SELECT unnest(ids) AS id FROM old
 ), events AS (
