@@ -1,18 +1,20 @@
 //! Retention: deletes what is old enough, in small steps that lock nobody out.
 //!
 //! Guarantees: no event is deleted unless it was processed longer ago than both `[retention] processed` and
-//! `[relay] replica_lag` (healing may still need it before), and none that failed. Either log forgets only what the other is known
-//! to have: while one database is away, nothing goes on the other.
+//! `[relay] replica_lag` (healing may still need it before) and the target still has what it did, and none that failed. The
+//! target's log forgets only what the source has had for longer than a replica lags. However far within that either side goes
+//! back, both logs remember one batch. While the target is away, no processed event is deleted.
 
 use std::collections::HashMap;
 
 use crate::config::Config;
-use crate::event::{Lane, Token};
 use crate::source::Source;
 use crate::target::Target;
 
 /// Log entries a step: a step is one transaction under the lane's lock, and workers wait for it.
 const ENTRIES: i64 = 4;
+/// Entries that one lane of the target forgets at once.
+const FORGOTTEN: i64 = 1000;
 /// Skipped events a step.
 const SKIPPED: i64 = 1000;
 
@@ -31,30 +33,29 @@ pub struct Counts {
 pub async fn run_once(config: &Config, source: &Source, target: &Target) -> sqlx::Result<Counts> {
     let mut counts = Counts::default();
     let age = config.retention.processed.max(config.relay.replica_lag);
-    counts.skipped = source.retire_skipped(config.retention.skipped, SKIPPED).await?;
     let lanes = source.retirable(age).await?;
-    let on_target = if lanes.is_empty() { HashMap::new() } else { target.heads().await? };
+    // What the target has now, no failover within `replica_lag` takes from it. What it lost before now is still to be put back.
+    let there = if lanes.is_empty() { HashMap::new() } else { target.heads().await? };
     for lane in lanes {
-        let Some(Some(newest)) = on_target.get(&lane) else { continue };
+        let Some(Some(there)) = there.get(&lane) else { continue };
         // Busy: its turn comes.
         let Some(mut locked) = source.lock_lane(lane).await? else { continue };
-        let retired = locked.retire(age, ENTRIES, *newest).await?;
+        let retired = locked.retire(age, ENTRIES, *there).await?;
         locked.commit().await?;
         counts.processed += retired.events;
         counts.entries += retired.entries;
     }
+    counts.skipped = source.retire_skipped(config.retention.skipped, SKIPPED).await?;
     forget_on_target(config, source, target).await?;
     Ok(counts)
 }
 
-/// The target keeps for `replica_lag` what the source has too: the source may yet go back to before it.
+/// The target keeps what the source has not had for `replica_lag`: it may yet go back to before it.
 async fn forget_on_target(config: &Config, source: &Source, target: &Target) -> sqlx::Result<()> {
-    let (on_source, on_target) = tokio::try_join!(source.heads(), target.heads())?;
-    let both_have: Vec<(Lane, Token)> = on_target
-        .into_iter()
-        .filter_map(|(lane, head)| {
-            head.filter(|here| on_source.get(&lane) == Some(&Some(*here))).map(|key| (lane, key.token))
-        })
-        .collect();
-    target.forget_entries(&both_have, config.relay.replica_lag).await
+    let lag = config.relay.replica_lag;
+    let old = target.old_entries(lag, FORGOTTEN).await?;
+    if old.is_empty() {
+        return Ok(());
+    }
+    target.forget_entries(&source.settled_long_ago(&old, lag).await?).await
 }

@@ -1,4 +1,4 @@
--- Lanes whose second oldest entry is old enough: then the oldest may go (see retire.sql). $1 seconds.
+-- Lanes with an entry that is old enough beside the oldest one: of what is old, one stays. $1 seconds.
 SELECT n.lane
 FROM {relay}.lane n
 CROSS JOIN LATERAL (SELECT settled_at FROM {relay}.batch_log b WHERE b.lane = n.lane ORDER BY b.lane, b.token OFFSET 1 LIMIT 1) second

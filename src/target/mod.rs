@@ -158,13 +158,23 @@ impl Target {
         rows.iter().map(|row| row.try_get(0)).collect()
     }
 
-    /// Deletes what both sides have had for longer than `age` from the lanes' logs; never the newest entry. `both_have`: each
-    /// lane's newest entry that both are known to have.
-    pub async fn forget_entries(&self, both_have: &[(Lane, Token)], age: Duration) -> sqlx::Result<()> {
+    /// The oldest entries of every lane, as far as they are older than `age`; at most `entries` of a lane.
+    pub async fn old_entries(&self, age: Duration, entries: i64) -> sqlx::Result<Vec<(Lane, BatchKey)>> {
+        let sql = self.render(include_str!("../../sql/target/old_entries.sql"));
+        let question = self.query(&sql).bind(self.source_id).bind(age.as_secs_f64()).bind(entries);
+        let rows = self.ask(question).await?;
+        rows.iter()
+            .map(|row| {
+                Ok((row.try_get("lane")?, BatchKey { token: row.try_get("token")?, nonce: row.try_get("nonce")? }))
+            })
+            .collect()
+    }
+
+    /// Deletes what is older in the lanes' logs than these batches, which both sides have had for long; they stay.
+    pub async fn forget_entries(&self, below: &[(Lane, Token)]) -> sqlx::Result<()> {
         let sql = self.render(include_str!("../../sql/target/forget_entries.sql"));
-        let (lanes, tokens): (Vec<Lane>, Vec<Token>) = both_have.iter().copied().unzip();
-        let forget = self.query(&sql).bind(self.source_id).bind(lanes).bind(tokens).bind(age.as_secs_f64());
-        self.ask(forget).await.map(drop)
+        let (lanes, tokens): (Vec<Lane>, Vec<Token>) = below.iter().copied().unzip();
+        self.ask(self.query(&sql).bind(self.source_id).bind(lanes).bind(tokens)).await.map(drop)
     }
 
     fn render(&self, file: &str) -> String {
