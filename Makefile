@@ -5,7 +5,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 CARGO_TARGET_DIR ?= target
 ARGS ?=
 
-.PHONY: build demo test lint
+.PHONY: build demo test bench lint
 
 build:
 	cargo build --release --locked
@@ -26,6 +26,11 @@ test:
 		echo "Tests on a second version of Postgres: skipped."; \
 	fi
 	cargo test --locked --all-features --tests $(ARGS)
+
+# make bench CASE=drain,far SIZE=200000 ROUNDS=5
+bench:
+	@scripts/setup
+	cargo bench --locked --bench beside -- $(if $(CASE),--case $(CASE)) $(if $(SIZE),--size $(SIZE)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
 
 lint:
 	@scripts/lint
