@@ -7,7 +7,7 @@ ARGS ?=
 SECONDS ?= 600
 SEED := $(or $(SEED),$(shell date +%s))
 
-.PHONY: build demo test soak lint sbom
+.PHONY: build demo test soak bench lint sbom
 
 build:
 	cargo build --release --locked
@@ -36,6 +36,11 @@ soak:
 	OUTBOX_RELAY_SOAK_PROGRAM=$(abspath $(CARGO_TARGET_DIR))/release/outbox-relay \
 		OUTBOX_RELAY_SOAK_SECONDS=$(SECONDS) OUTBOX_RELAY_SOAK_SEED=$(SEED) \
 		cargo test --locked --all-features --test soak -- --nocapture whatever_fails
+
+# make bench CASE=drain,far SIZE=200000 ROUNDS=5
+bench:
+	@scripts/setup
+	cargo bench --locked --bench beside -- $(if $(CASE),--case $(CASE)) $(if $(SIZE),--size $(SIZE)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
 
 lint:
 	@scripts/lint

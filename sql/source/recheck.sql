@@ -1,7 +1,7 @@
 -- Read after the claim, in a later statement, for SKIP LOCKED on rows breaks order. $1 lane, $2 position, $3 highest id
 -- claimed, $4 stopped aggregate types, $5 and $6 the aggregates claimed, $7 aggregate types that pass failed events over,
 -- $8 due retries claimed. First row: how many pending events lie in the scanned range, claimed or not. Then, for each
--- aggregate that has any, its lowest event that blocks (retry, held or failed).
+-- aggregate that has any, its lowest event that blocks (retry, held or failed): a probe each, unless the whole lane has none.
 SELECT NULL::bigint AS id, NULL::text AS aggregate_type, NULL::text AS aggregate_id, NULL::text AS status,
        (SELECT count(*) FROM {outbox}
         WHERE {lane} = $1 AND {status} = {pending} AND {id} BETWEEN $2 AND $3 AND {aggregate_type}::text <> ALL ($4::text[])) AS pending
@@ -18,3 +18,4 @@ CROSS JOIN LATERAL (
     ORDER BY {lane}, {hash}, {id}
     LIMIT 1
 ) b
+WHERE EXISTS (SELECT FROM {outbox} WHERE {lane} = $1 AND {status} IN ({retry}, {held}, {failed}))

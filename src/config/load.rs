@@ -132,7 +132,7 @@ fn read(r: &mut Reader<'_>) -> Config {
     };
     let relay = Relay {
         workers: r.get("relay.workers", Number(1..=256), 4),
-        batch: r.get("relay.batch", Number(1..=100_000), 1000),
+        batch: r.get("relay.batch", Number(1..=100_000), 2000),
         batch_bytes: r.get("relay.batch_bytes", Size(1 << 10..=1 << 30), 16 << 20),
         lanes: r.get("relay.lanes", Number(1..=1024), 16),
         deadline: r.get("relay.deadline", Time(secs(1)..=HOUR), secs(30)),

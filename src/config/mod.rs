@@ -132,7 +132,7 @@ pub struct StatusWords {
 pub struct Relay {
     /// Batches in flight in this process. Default 4.
     pub workers: u16,
-    /// Events a batch. Default 1000.
+    /// Events a batch. Default 2000.
     pub batch: u32,
     /// Payload bytes a batch (a single larger event passes alone). Default 16 MiB.
     pub batch_bytes: u64,

@@ -171,7 +171,7 @@ mod tests {
         let line =
             |of: &str| text.lines().find(|line| line.starts_with(of)).unwrap_or_else(|| panic!("{of} in {text}"));
         assert!(line("workers = 7").ends_with("# OUTBOX_RELAY_RELAY__WORKERS"));
-        assert!(line("batch = 1000").ends_with("# default"));
+        assert!(line("batch = 2000").ends_with("# default"));
         assert!(line("url = \"postgres://relay@legacy").contains("outbox-relay.toml:"));
         assert!(line("url = \"postgres://n:***@new/u\"").ends_with("# OUTBOX_RELAY_NEW__URL"));
         fs::write(&file, &text).unwrap();

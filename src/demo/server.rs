@@ -48,6 +48,8 @@ pub struct Options {
     pub password: bool,
     /// Further lines of `postgresql.conf`, later ones win.
     pub settings: Vec<(String, String)>,
+    /// Size of a file of the log. Small ones make a new server, and its snapshots, quick to write; large ones what is written.
+    pub wal_segment_megabytes: u32,
 }
 
 impl Options {
@@ -68,6 +70,7 @@ impl Options {
             parent: None,
             password: true,
             settings: settings.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+            wal_segment_megabytes: 1,
         }
     }
 
@@ -148,7 +151,7 @@ impl Server {
             .with_context(|| format!("cannot create the folder {} for a Postgres server", dir.display()))?;
         let mut server = Self {
             _guard: Guard::over(&dir)?,
-            name: options.name,
+            name: options.name.clone(),
             binaries,
             account,
             dir,
@@ -160,7 +163,7 @@ impl Server {
         if let Some(account) = &server.account {
             chown(&server.dir, Some(account.uid), Some(account.gid))?;
         }
-        server.initdb(&options.settings).await?;
+        server.initdb(&options).await?;
         server.launch_on_a_free_port().await?;
         Ok(server)
     }
@@ -301,12 +304,11 @@ impl Server {
         self.launch().await
     }
 
-    async fn initdb(&self, settings: &[(String, String)]) -> anyhow::Result<()> {
+    async fn initdb(&self, options: &Options) -> anyhow::Result<()> {
         let mut command = self.command("initdb");
         command.arg("--pgdata").arg(self.dir.join("data"));
         command.args(["--username=postgres", "--no-locale", "--encoding=UTF8", "--no-sync"]);
-        // Small files make a new server, and its snapshots, quick to write.
-        command.arg("--wal-segsize=1");
+        command.arg(format!("--wal-segsize={}", options.wal_segment_megabytes));
         if let Some(password) = &self.password {
             let file = self.dir.join("password");
             fs::write(&file, password)?;
@@ -319,7 +321,7 @@ impl Server {
         }
         run(command).await?;
         let mut file = File::options().append(true).open(self.dir.join("data/postgresql.conf"))?;
-        for (setting, value) in settings {
+        for (setting, value) in &options.settings {
             writeln!(file, "{setting} = {value}")?;
         }
         // For snapshots: there is nothing to fetch, which ends the recovery, and nobody is let in before, only to read.

@@ -76,13 +76,19 @@ impl<'a> Applying<'a> {
     pub(super) async fn apply(&mut self, todo: Vec<usize>) -> Result<(), ApplyError> {
         // A stack, the earlier half on top: what fails holds back only what comes later.
         let mut parts = vec![todo];
+        // Whether there is something that an undo must not take along. Nearly always all passes at once, and nothing follows.
+        let mut to_keep = false;
         while let Some(part) = parts.pop() {
             let part = self.still_possible(part);
             if part.is_empty() {
                 continue;
             }
+            if std::mem::take(&mut to_keep) {
+                self.target.keep().await.map_err(ApplyError::Transient)?;
+            }
             let Err(refusal) = self.try_together(&part).await else {
-                self.passed(&part).await?;
+                self.passed(&part);
+                to_keep = true;
                 continue;
             };
             let disposition = disposition::of(&refusal.error);
@@ -143,8 +149,7 @@ impl<'a> Applying<'a> {
         Ok(())
     }
 
-    async fn passed(&mut self, part: &[usize]) -> Result<(), ApplyError> {
-        self.target.keep().await.map_err(ApplyError::Transient)?;
+    fn passed(&mut self, part: &[usize]) {
         let mut kinds = HashSet::new();
         for at in part {
             self.verdicts[*at] = Some(Verdict::Applied);
@@ -155,7 +160,6 @@ impl<'a> Applying<'a> {
                 tracing::info!(aggregate_type = kind, "flows again");
             }
         }
-        Ok(())
     }
 
     /// Whether the error is the operator's, whatever its code: by its code, or because it comes with zero events too.

@@ -172,6 +172,11 @@ impl Board {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether more lanes are on their way than there are workers: to find more would only lengthen the queue.
+    fn is_crowded(&self, workers: usize) -> bool {
+        self.lock().values().filter(|place| place.taken).count() > workers
+    }
+
     /// Sends a worker there, unless one is on its way.
     fn offer(&self, lane: Lane, errand: Errand) {
         let mut lanes = self.lock();
@@ -264,6 +269,10 @@ pub async fn run(shared: Arc<Shared>, shutdown: CancellationToken) -> anyhow::Re
 /// Whether a drain is over: `None` while something is pending, waits for its next attempt, or is only half settled.
 pub async fn drained(shared: &Shared) -> sqlx::Result<Option<Remaining>> {
     let stopped: Vec<String> = shared.stops.report().into_iter().map(|stop| stop.aggregate_type).collect();
+    // An index probe a lane says so at once while a backlog drains; the whole question walks over what was settled already.
+    if !shared.source.look(&stopped, false, true).await?.is_empty() {
+        return Ok(None);
+    }
     let remaining = shared.source.remaining(&stopped).await?;
     if remaining.pending || remaining.retry || !scout::differing_lanes(shared).await?.is_empty() {
         return Ok(None);

@@ -13,6 +13,8 @@ use crate::retry::Pause;
 
 /// The shortest pause between looks.
 const POLL_MIN: Duration = Duration::from_millis(2);
+/// The longest pause while all workers are busy and lanes queue for them: a look takes its share of the processors from them.
+const POLL_CROWDED: Duration = Duration::from_millis(50);
 /// How often both logs' newest entries are compared, for a target that went back while nothing was pending.
 const COMPARE_EVERY: Duration = Duration::from_secs(1);
 
@@ -71,7 +73,13 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
                     let lanes = 0..i32::from(shared.config.relay.lanes);
                     lanes.for_each(|lane| board.offer(Lane(lane), Errand { advance: true, ..Errand::default() }));
                 }
-                pause = if sightings.is_empty() { (pause * 3 / 2).min(shared.config.relay.poll_max) } else { POLL_MIN };
+                pause = if sightings.is_empty() {
+                    (pause * 3 / 2).min(shared.config.relay.poll_max)
+                } else if board.is_crowded(shared.config.relay.workers.into()) {
+                    (started.elapsed() * 20).clamp(POLL_MIN, POLL_CROWDED)
+                } else {
+                    POLL_MIN
+                };
             }
             Err(error) => {
                 pause = away.next_pause();

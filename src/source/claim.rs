@@ -70,6 +70,7 @@ impl SourceLane {
             .await?;
         let locked: i64 = rows.first().map(|row| row.try_get("locked")).transpose()?.unwrap_or(0);
         let mut claimed = rows.iter().map(|row| event(row, Status::Pending)).collect::<sqlx::Result<Vec<_>>>()?;
+        claimed.sort_by_key(|e| e.id);
         let all = locked < i64::from(events) && rows.len() as i64 == locked;
         let bound = if all { i64::MAX } else { claimed.last().map_or(i64::MAX, |e| e.id.0) };
         if due {

@@ -1,0 +1,119 @@
+//! The relay: the program as it is built, with a configuration file, in a process of its own.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, ensure};
+
+use super::Drain;
+use crate::ground::{Effect, Ground, Load, Pair, TRANSFORM, value};
+use crate::meter;
+
+/// How the relay is set up; everything else is its default.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Setup {
+    /// Lines of the section `[relay]`.
+    pub(crate) relay: String,
+    /// Lines of further sections.
+    pub(crate) more: String,
+    /// Ports that lead to the servers, when not their own.
+    pub(crate) ports: Option<(u16, u16)>,
+    /// How many processes; none is one.
+    pub(crate) instances: usize,
+}
+
+/// A folder with a configuration, `init` done.
+pub(crate) struct Installed {
+    folder: tempfile::TempDir,
+}
+
+impl Installed {
+    pub(crate) fn new(ground: &Ground, pair: &Pair, effect: Effect, setup: &Setup) -> Result<Installed> {
+        let folder = tempfile::tempdir()?;
+        let at = folder.path();
+        let (legacy, new) = ground.addresses(pair, setup.ports);
+        let entity = match effect {
+            Effect::Upsert => {
+                std::fs::write(at.join("user.sql"), format!("SELECT {TRANSFORM}\nFROM event\n"))?;
+                "table = \"users\"\nkey = [\"id\"]\nmapping = \"user.sql\"\n[entity.events]\nUserChanged = \"upsert\"\n"
+            }
+            Effect::Row => {
+                let sql = "SELECT id AS event, aggregate_id AS aggregate, (payload->>'version')::bigint AS version\nFROM event\n";
+                std::fs::write(at.join("row.sql"), sql)?;
+                "table = \"applied\"\nkey = [\"event\"]\nmapping = \"row.sql\"\n[entity.events]\nUserChanged = \"upsert\"\n"
+            }
+            Effect::Counts => {
+                std::fs::write(
+                    at.join("counts.sql"),
+                    format!("WITH changed AS (SELECT event.id AS event, {TRANSFORM} FROM event),\n{COUNTS}"),
+                )?;
+                "[entity.events]\nUserChanged = { sql = \"counts.sql\" }\n"
+            }
+        };
+        std::fs::write(
+            at.join("outbox-relay.toml"),
+            format!(
+                "[legacy]\nurl = \"{legacy}\"\n[new]\nurl = \"{new}\"\n[admin]\nlisten = \"127.0.0.1:0\"\n[log]\nfilter = \"warn\"\n{}\n[relay]\n{}\n\
+                 [[entity]]\naggregate_type = \"User\"\n{entity}",
+                setup.more, setup.relay
+            ),
+        )?;
+        let installed = Installed { folder };
+        let done = installed.command().arg("init").stdout(Stdio::null()).status()?;
+        ensure!(done.success(), "init failed");
+        Ok(installed)
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(Path::new(env!("CARGO_BIN_EXE_outbox-relay")));
+        command.current_dir(self.folder.path());
+        command
+    }
+
+    /// Starts a relay; the end of it is the caller's.
+    pub(crate) fn start(&self, arguments: &[&str]) -> Result<Child> {
+        self.command().arg("run").args(arguments).stdout(Stdio::null()).spawn().context("cannot start the relay")
+    }
+}
+
+const COUNTS: &str = "noted AS (\n  INSERT INTO applied (event, aggregate, version) SELECT event, id::text, version FROM changed)\n\
+    INSERT INTO users (id, name, email, city, version)\nSELECT id, name, email, city, version FROM changed ORDER BY id\n\
+    ON CONFLICT (id) DO UPDATE SET name = excluded.name, email = excluded.email, city = excluded.city,\n  \
+    version = excluded.version, changes = users.changes + 1\n";
+
+/// Seconds since 1970, by this machine's clock, which is the servers' too.
+pub(crate) fn now() -> Result<f64> {
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64())
+}
+
+/// From the start of the processes until the last event is settled.
+pub(super) async fn drain(ground: &Ground, pair: &Pair, load: Load, setup: &Setup) -> Result<Drain> {
+    let installed = Installed::new(ground, pair, load.effect, setup)?;
+    load.write(&pair.legacy).await?;
+    let before = ground.settled().await?;
+    let started = now()?;
+    let mut relays = Vec::new();
+    for _ in 0..setup.instances.max(1) {
+        relays.push(installed.start(&["--until-empty", "--timeout", "30m"])?);
+    }
+    let mut memory_mb: f64 = 0.0;
+    for relay in &mut relays {
+        let status = loop {
+            if let Ok(mb) = meter::peak_memory(relay.id()) {
+                memory_mb = memory_mb.max(mb);
+            }
+            match relay.try_wait()? {
+                Some(status) => break status,
+                None => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        };
+        ensure!(status.success(), "the relay ended with {status}");
+    }
+    let cpu = ground.cpu()?.since(before);
+    let open: i64 = value(&pair.legacy, "SELECT count(*) FROM outbox WHERE status <> 'processed'").await?;
+    ensure!(open == 0, "void: {open} events are not processed");
+    let ended: f64 = value(&pair.legacy, "SELECT extract(epoch FROM max(processed_at))::float8 FROM outbox").await?;
+    let took = Duration::try_from_secs_f64(ended - started)?;
+    Ok(Drain { events: load.events, took, cpu, memory_mb: Some(memory_mb) })
+}

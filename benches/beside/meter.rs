@@ -1,0 +1,71 @@
+//! What a run costs: processor time and memory of processes, as Linux counts them.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use outbox_relay::demo::server::Server;
+
+/// Linux' unit of processor time in `/proc`, on every machine of these days.
+const TICKS_A_SECOND: f64 = 100.0;
+
+/// Seconds of processor time, user and system, spent so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Cpu {
+    /// The server with the outbox, all of its processes.
+    pub(crate) legacy: f64,
+    /// The server that events are applied to.
+    pub(crate) new: f64,
+    /// This program and the relays that it has waited for.
+    pub(crate) client: f64,
+}
+
+impl Cpu {
+    pub(crate) fn of(legacy: &Server, new: &Server) -> Result<Cpu> {
+        let server = |server: &Server| tree(server.pid().context("a server is down")?);
+        Ok(Cpu { legacy: server(legacy)?, new: server(new)?, client: own(&stat(std::process::id())?, true) })
+    }
+
+    pub(crate) fn since(self, before: Cpu) -> Cpu {
+        Cpu { legacy: self.legacy - before.legacy, new: self.new - before.new, client: self.client - before.client }
+    }
+
+    pub(crate) fn sum(self) -> f64 {
+        self.legacy + self.new + self.client
+    }
+}
+
+/// A process with its children: those that live, and those that it has waited for.
+fn tree(pid: u32) -> Result<f64> {
+    let mut seconds = own(&stat(pid)?, true);
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+    for child in children.split_whitespace() {
+        // One that has ended meanwhile is counted with its parent the next time.
+        seconds += stat(child.parse()?).map_or(0.0, |stat| own(&stat, false));
+    }
+    Ok(seconds)
+}
+
+/// A process alone, that lives.
+pub(crate) fn process(pid: u32) -> Result<f64> {
+    Ok(own(&stat(pid)?, false))
+}
+
+/// The most memory that a process has had, in MB.
+pub(crate) fn peak_memory(pid: u32) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
+}
+
+/// The fields behind the command's name, which may hold anything.
+fn stat(pid: u32) -> Result<Vec<f64>> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, fields) = stat.rsplit_once(") ").context("an odd /proc/…/stat")?;
+    Ok(fields.split_whitespace().map(|field| field.parse().unwrap_or(0.0)).collect())
+}
+
+/// utime and stime, and with `waited` those of children that were waited for.
+fn own(stat: &[f64], waited: bool) -> f64 {
+    let ticks: f64 = stat.iter().skip(11).take(if waited { 4 } else { 2 }).sum();
+    ticks / TICKS_A_SECOND
+}

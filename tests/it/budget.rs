@@ -1,0 +1,217 @@
+//! What a batch may cost, without a clock: statements, round trips, pages touched and log written, whatever lies around. A plan
+//! that turns bad, or a statement more, fails here.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use outbox_relay::config::DatabaseUrl;
+use outbox_relay::demo::server::{Options, Server};
+use outbox_relay::event::Lane;
+use outbox_relay::relay::Shared;
+use outbox_relay::relay::batch::{self, Errand, Outcome};
+use sqlx::{Connection, Executor, PgConnection, Row};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::support::stage::Stage;
+use crate::support::{Database, Servers};
+
+/// Runs so many batches of one lane.
+async fn batches(shared: &Shared, lane: i32, batches: u32) -> u64 {
+    let mut processed = 0;
+    for _ in 0..batches {
+        match batch::run_once(shared, Lane(lane), Errand::default()).await.expect("a batch") {
+            (Outcome::Settled(counts), _) => processed += counts.processed.values().sum::<u64>(),
+            (other, _) => panic!("{other:?}"),
+        }
+    }
+    processed
+}
+
+/// Servers that count what their statements do.
+async fn counting_servers() -> Servers {
+    let options = |name: &str| {
+        Options::for_tests(name)
+            .with("shared_preload_libraries", "'pg_stat_statements'")
+            .with("pg_stat_statements.track_utility", "off")
+            // What is touched must not depend on what a worker in the background has just tidied up.
+            .with("autovacuum", "off")
+    };
+    let (legacy, new) = tokio::try_join!(Server::start(options("test-legacy")), Server::start(options("test-new")))
+        .expect("two servers");
+    Servers { legacy, new }
+}
+
+/// What statements whose text has this in it did since the last reset.
+#[derive(Debug)]
+struct Did {
+    calls: i64,
+    buffers: i64,
+    wal_records: i64,
+    wal_bytes: i64,
+}
+
+impl Database {
+    async fn count_from_now(&self) {
+        self.run("SELECT pg_stat_statements_reset()").await;
+    }
+
+    async fn did(&self, text: &str) -> Did {
+        let row = sqlx::query(
+            "SELECT coalesce(sum(calls), 0)::bigint, coalesce(sum(shared_blks_hit + shared_blks_read), 0)::bigint,
+                    coalesce(sum(wal_records), 0)::bigint, coalesce(sum(wal_bytes), 0)::bigint
+             FROM pg_stat_statements
+             WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+               AND position($1 IN query) > 0 AND query NOT LIKE '%pg_stat_statements%'",
+        )
+        .bind(text)
+        .fetch_one(&self.pool)
+        .await
+        .expect("what statements did");
+        Did { calls: row.get(0), buffers: row.get(1), wal_records: row.get(2), wal_bytes: row.get(3) }
+    }
+}
+
+const MAPPED: &str = "INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload)
+    SELECT 'User', (1 + i % 20000)::text, 'UserUpdated',
+           jsonb_build_object('id', 1 + i % 20000, 'name', 'Ada', 'version', i, 'note', repeat('x', 250))
+    FROM generate_series(1, 100000) i";
+
+#[tokio::test]
+async fn a_batch_touches_and_writes_little_however_much_is_pending_processed_or_dead() {
+    let servers = counting_servers().await;
+    let stage = Stage::on(servers.pair().await, |config| {
+        config.relay.lanes = 4;
+        config.relay.batch = 1000;
+    })
+    .await;
+    let (legacy, new) = (&stage.pair.legacy, &stage.pair.new);
+    for database in [legacy, new] {
+        database.run("CREATE EXTENSION pg_stat_statements").await;
+    }
+    let shared = stage.shared().await;
+    // 100,000 processed ones, whose dead versions stay because somebody's transaction needs them; then 100,000 pending ones.
+    let mut long = PgConnection::connect(&legacy.url).await.expect("a connection");
+    long.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT pg_current_xact_id()").await.expect("a long one");
+    legacy.run(MAPPED).await;
+    stage.drain_by_hand(&shared).await;
+    assert_eq!(stage.count("processed").await, 100_000);
+    legacy.run(MAPPED).await;
+    for database in [legacy, new] {
+        database.run("ANALYZE").await;
+    }
+    // The start of the scan moves past what is dead: half a second after a batch has looked at the writers.
+    for turn in 0.. {
+        batches(&shared, 0, 1).await;
+        if legacy.value::<i64>("SELECT max(position) FROM outbox_relay.batch_log WHERE lane = 0").await > 100_000 {
+            break;
+        }
+        assert!(turn < 12, "the start of the scan does not move");
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    for database in [legacy, new] {
+        database.count_from_now().await;
+    }
+    let events = i64::try_from(batches(&shared, 0, 10).await).expect("not that many");
+    assert_eq!(events, 10_000);
+
+    // What, on which side, pages an event, records of the log an event, their bytes an event.
+    for (name, database, text, pages, records, bytes) in [
+        ("claim", legacy, "-- The oldest pending events", 3.0, 1.2, 70.0),
+        ("look again", legacy, "-- Read after the claim", 1.5, 0.1, 10.0),
+        ("settle", legacy, "-- $1 ids. Only columns", 14.0, 3.5, 800.0),
+        ("append", legacy, "-- $1 lane, $2 token", 0.1, 0.05, 20.0),
+        ("apply", new, "WITH batch AS", 12.0, 4.5, 350.0),
+        ("append there", new, "-- $1 source, $2 lane, $3 token", 0.2, 0.1, 80.0),
+    ] {
+        let did = database.did(text).await;
+        println!("{name}: {did:?}");
+        assert_eq!(did.calls, 10, "{name}: {did:?}");
+        for (what, found, bound) in
+            [("pages", did.buffers, pages), ("records", did.wal_records, records), ("bytes", did.wal_bytes, bytes)]
+        {
+            let each = found as f64 / events as f64;
+            assert!(each <= bound, "{name}: {each} {what} an event, at most {bound} are stated: {did:?}");
+        }
+    }
+    // Lock, read, claim, look again, settle, append, and the empty one before a commit; on the target lock, read, apply, append,
+    // and the empty one. Twice a second two more look at who still writes.
+    let writers = legacy.did("FROM pg_locks").await.calls + legacy.did("last_value").await.calls;
+    let (here, there) = (legacy.did("").await, new.did("").await);
+    assert_eq!(here.calls - writers, 10 * 7, "{here:?}");
+    assert_eq!(there.calls, 10 * 5, "{there:?}");
+    long.execute("ROLLBACK").await.expect("its end");
+}
+
+/// Counts how often a client waits for an answer.
+async fn counting_wire(port: u16) -> (u16, Arc<AtomicU64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let own = listener.local_addr().expect("a port").port();
+    let asked = Arc::new(AtomicU64::new(0));
+    let counted = asked.clone();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = TcpStream::connect(("127.0.0.1", port)).await.expect("the server");
+            tokio::spawn(count_questions(client, server, counted.clone()));
+        }
+    });
+    (own, asked)
+}
+
+/// Each turn from the server's speaking to the client's is a round trip, however many messages the client sends.
+async fn count_questions(client: TcpStream, server: TcpStream, asked: Arc<AtomicU64>) {
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    let (mut said, mut answer) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
+    let mut clients_turn = true;
+    loop {
+        tokio::select! {
+            n = from_client.read(&mut said) => {
+                let Ok(n @ 1..) = n else { return };
+                if clients_turn {
+                    asked.fetch_add(1, Ordering::SeqCst);
+                    clients_turn = false;
+                }
+                if to_server.write_all(&said[..n]).await.is_err() {
+                    return;
+                }
+            }
+            n = from_server.read(&mut answer) => {
+                let Ok(n @ 1..) = n else { return };
+                clients_turn = true;
+                if to_client.write_all(&answer[..n]).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_batch_costs_ten_round_trips() {
+    let mut stage = Stage::with(|config| config.relay.lanes = 1).await;
+    stage.things(20, 20).await;
+    let port =
+        |url: &str| url.rsplit_once(':').and_then(|(_, end)| end.split('/').next()?.parse().ok()).expect("a port");
+    let (legacy, new) = (port(&stage.pair.legacy.url), port(&stage.pair.new.url));
+    let ((here, asked_here), (there, asked_there)) = (counting_wire(legacy).await, counting_wire(new).await);
+    let over = |url: &str, from: u16, to: u16| {
+        DatabaseUrl::parse(&url.replace(&format!(":{from}/"), &format!(":{to}/"))).expect("a url")
+    };
+    stage.config.legacy.url = over(&stage.pair.legacy.url, legacy, here);
+    stage.config.new.url = over(&stage.pair.new.url, new, there);
+    stage.config.relay.batch = 1;
+    let shared = stage.shared().await;
+    // The first ones connect and prepare.
+    batches(&shared, 0, 3).await;
+    let before = (asked_here.load(Ordering::SeqCst), asked_there.load(Ordering::SeqCst));
+    batches(&shared, 0, 10).await;
+    let here = asked_here.load(Ordering::SeqCst) - before.0;
+    let there = asked_there.load(Ordering::SeqCst) - before.1;
+    // Begin and lock, claim, look again, settle, append, commit; begin and lock, apply, append, commit. On each side one more that
+    // no batch waits for: the pool asks a connection that comes back whether it is well. Twice a second two, to look at who
+    // still writes.
+    println!("ten batches: {here} round trips to the source, {there} to the target");
+    assert!(here <= 10 * 7 + 20, "{here} on the source");
+    assert!(there <= 10 * 5, "{there} on the target");
+}
