@@ -8,6 +8,7 @@ mod load;
 mod names;
 mod problem;
 mod reader;
+mod rows;
 mod template;
 mod value;
 
@@ -230,6 +231,39 @@ pub struct Entity {
     pub on_failure: OnFailure,
     /// What to do with each event type.
     pub events: BTreeMap<String, Action>,
+    /// The rows of the legacy database that it is made of: for the first copy, capture, verification and repair.
+    pub legacy: Option<LegacyRows>,
+}
+
+/// `entity.legacy`: rows of the legacy database, each with its aggregate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LegacyRows {
+    /// Where they are.
+    pub from: RowsFrom,
+    /// The columns that tell them apart; at least one.
+    pub key: Vec<String>,
+    /// An SQL expression over the row: the `aggregate_id` of its events. Default: the key's text, if it is one column.
+    pub aggregate_id: String,
+    /// `[entity.capture]`
+    pub capture: Capture,
+}
+
+/// See [`LegacyRows::from`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RowsFrom {
+    /// A table.
+    Table(TableName),
+    /// One `SELECT`, such as a join.
+    Query(SqlFile),
+}
+
+/// `[entity.capture]`: what the events of captured changes are called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is the event type for the change that it is named for")]
+pub struct Capture {
+    pub insert: String,
+    pub update: String,
+    pub delete: String,
 }
 
 /// An SQL file of the operator's, read when the configuration was.

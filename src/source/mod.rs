@@ -8,12 +8,14 @@
 //! - `settle`: what became of a batch
 //! - `heal`: the same after an accident
 //! - `change`: what operators and the sweep do
+//! - `legacy`: the rows of the tables beside it
 //! - `retain`: what retention deletes
 
 mod change;
 mod claim;
 mod heal;
 mod lane;
+mod legacy;
 mod names;
 mod retain;
 mod scan;
@@ -31,6 +33,7 @@ pub use self::change::Swept;
 pub use self::claim::{Claim, Recheck};
 pub use self::heal::{ForgottenBatch, ForgottenEvent, PutBack, Settled};
 pub use self::lane::{Entry, SourceLane};
+pub use self::legacy::{KeyAt, Legacy, LegacyRow, OpenAggregates, RowKey};
 pub use self::names::Names;
 pub use self::retain::Retired;
 pub use self::scan::Scan;

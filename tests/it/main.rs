@@ -24,6 +24,7 @@ mod privileges;
 mod readme;
 mod relay;
 mod retention;
+mod rows;
 mod run;
 mod schemathesis;
 mod server;
