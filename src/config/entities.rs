@@ -31,6 +31,22 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Aggregate types whose failed events hold nobody back: every entity lets them pass.
+    pub fn passing(&self) -> Vec<String> {
+        passing(&self.entities)
+    }
+}
+
+/// See [`Config::passing`].
+fn passing(entities: &[Entity]) -> Vec<String> {
+    let of = |failure: OnFailure| {
+        let entities = entities.iter().filter(move |e| e.on_failure == failure);
+        entities.map(|e| e.aggregate_type.clone()).collect::<BTreeSet<_>>()
+    };
+    of(OnFailure::Pass).difference(&of(OnFailure::Hold)).cloned().collect()
+}
+
 impl Entity {
     /// One that takes a type's events into a table of the same columns, held on failure; for tests and the demo.
     pub fn new(aggregate_type: &str, table: TableName, key: &[&str]) -> Entity {

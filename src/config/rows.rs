@@ -4,8 +4,8 @@ use toml::de::DeValue;
 
 use super::problem::Code;
 use super::reader::Item;
-use super::value::{NAME, PHRASE, TABLE};
-use super::{Capture, LegacyRows, RowsFrom};
+use super::value::{NAME, PHRASE, TABLE, Word};
+use super::{Capture, DeletePayload, LegacyRows, RowsFrom};
 use crate::sql::ident;
 
 /// Reads both. `aggregate_type` gives the captured event types their default names.
@@ -73,6 +73,10 @@ fn capture(item: &mut Item<'_, '_>, aggregate_type: &str) -> Capture {
             *name = written;
         }
     }
+    const WHICH: Word<DeletePayload> = Word(&[("key", DeletePayload::Key), ("row", DeletePayload::Row)]);
+    if let Some(which) = names.get("delete_payload", WHICH, "\"key\"") {
+        capture.delete_payload = which;
+    }
     names.finish();
     capture
 }
@@ -81,6 +85,11 @@ impl Capture {
     /// The default names: `UserCreated`, `UserUpdated`, `UserDeleted`.
     pub fn of(aggregate_type: &str) -> Capture {
         let name = |what: &str| format!("{aggregate_type}{what}");
-        Capture { insert: name("Created"), update: name("Updated"), delete: name("Deleted") }
+        Capture {
+            insert: name("Created"),
+            update: name("Updated"),
+            delete: name("Deleted"),
+            delete_payload: DeletePayload::Key,
+        }
     }
 }

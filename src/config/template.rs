@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::reader::Origin;
 use super::value::quoted;
-use super::{Action, Config, Entity, LegacyRows, OnFailure, Resolved, RowsFrom};
+use super::{Action, Config, DeletePayload, Entity, LegacyRows, OnFailure, Resolved, RowsFrom};
 
 /// A commented configuration with every key and its default.
 pub fn template() -> &'static str {
@@ -81,8 +81,11 @@ impl Resolved {
         if let Some(legacy) = &entity.legacy {
             line(format!("legacy = {}", rows(legacy, &list(&legacy.key))));
             let names = &legacy.capture;
+            let payload = if names.delete_payload == DeletePayload::Key { "key" } else { "row" };
             let (insert, update, delete) = (quoted(&names.insert), quoted(&names.update), quoted(&names.delete));
-            line(format!("capture = {{ insert = {insert}, update = {update}, delete = {delete} }}"));
+            line(format!(
+                "capture = {{ insert = {insert}, update = {update}, delete = {delete}, delete_payload = \"{payload}\" }}"
+            ));
         }
         line(format!("on_failure = \"{}\"", if entity.on_failure == OnFailure::Hold { "hold" } else { "pass" }));
         line("[entity.events]".to_owned());

@@ -11,7 +11,7 @@ use sqlx::postgres::PgRow;
 
 use super::{Source, SourceLane};
 use crate::config::{Entity, LegacyRows, RowsFrom};
-use crate::event::{Aggregate, Event, Lane};
+use crate::event::{Aggregate, Event, EventId, Lane};
 use crate::mapping::text;
 use crate::sql::{ident, literal, render};
 
@@ -50,11 +50,20 @@ pub struct LegacyRow {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OpenAggregates {
     /// Only pending: they are on their way.
-    pub pending: HashSet<String>,
+    pub pending: HashMap<String, Option<Bringing>>,
     /// With an event in retry, held or failed.
     pub waiting: HashSet<String>,
     /// There are more pending events than were looked at, so nothing is known of the others.
     pub too_many: bool,
+}
+
+/// The newest event on its way that writes a whole row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bringing {
+    /// Which.
+    pub event: EventId,
+    /// What its payload has under the names of the key's columns. An aggregate may have several rows: this is whose.
+    pub key: Vec<Option<String>>,
 }
 
 /// An entity's rows, with the statements that read them.
@@ -104,11 +113,11 @@ const AS_WRITTEN: &str = "SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO
                               SET LOCAL bytea_output = 'hex'; SET LOCAL extra_float_digits = 1; SET LOCAL row_security = off;";
 
 impl LegacyRows {
-    /// The schema that unqualified names refer to, besides `pg_catalog`.
-    pub fn search_path(&self) -> &str {
+    /// What unqualified names refer to: what capture's trigger sees, but for a query, which may name tables of `public`.
+    fn search_path(&self) -> &'static str {
         match &self.from {
-            RowsFrom::Table(table) => &table.schema,
-            RowsFrom::Query(_) => "public",
+            RowsFrom::Table(_) => "pg_catalog",
+            RowsFrom::Query(_) => "pg_catalog, public",
         }
     }
 }
@@ -119,7 +128,7 @@ impl Source {
         let Some(rows) = &entity.legacy else { return Ok(None) };
         let mut names = names(entity, rows);
         names.push(("lane_of_key", self.names.render("{lane_of_key}")));
-        let settings = format!("{AS_WRITTEN} SET LOCAL search_path = pg_catalog, {};", ident(rows.search_path()));
+        let settings = format!("{AS_WRITTEN} SET LOCAL search_path = {};", rows.search_path());
         let sql = render(include_str!("../../sql/legacy/describe.sql"), &names);
         if let RowsFrom::Query(file) = &rows.from
             && text::parse(&file.text).several
@@ -149,6 +158,22 @@ impl Source {
             names,
             settings,
         }))
+    }
+
+    /// Which of these events are not applied yet, or never will be.
+    pub async fn unapplied(&self, events: &[EventId]) -> sqlx::Result<HashSet<EventId>> {
+        let sql = self.names.render(include_str!("../../sql/source/unapplied.sql"));
+        let rows = self.ask("", crate::sql::query(&sql, false).bind(events)).await?;
+        rows.iter().map(|row| row.try_get(0)).collect()
+    }
+
+    /// About how many rows there are; `None` where nobody knows.
+    pub async fn estimate(&self, rows: &LegacyRows) -> sqlx::Result<Option<i64>> {
+        let RowsFrom::Table(table) = &rows.from else { return Ok(None) };
+        let name = format!("{}.{}", ident(&table.schema), ident(&table.table));
+        let sql = include_str!("../../sql/legacy/estimate.sql");
+        let rows = self.ask("", crate::sql::query(sql, false).bind(name)).await?;
+        rows.first().map_or(Ok(None), |row| row.try_get(0))
     }
 
     /// The next keys after one, up to and including another: fewer than `at_most` are the last ones.
@@ -188,16 +213,24 @@ impl SourceLane {
 
     /// Which of these aggregates have events that are not applied yet. To be asked after the rows were read: what was committed in
     /// between is seen as an open event, never as a row that is newer than the events.
-    pub async fn open_aggregates(&mut self, aggregate_type: &str, ids: &[&str]) -> sqlx::Result<OpenAggregates> {
+    /// `whole`: event types that write the whole row.
+    pub async fn open_aggregates(
+        &mut self,
+        legacy: &Legacy,
+        ids: &[&str],
+        whole: &[String],
+    ) -> sqlx::Result<OpenAggregates> {
         const LOOKED_AT: i64 = 20_000;
         let sql = self.source.names.render(include_str!("../../sql/source/open_aggregates.sql"));
         let rows = self
             .source
             .query(&sql)
             .bind(self.lane)
-            .bind(aggregate_type)
+            .bind(&legacy.aggregate_type)
             .bind(ids)
             .bind(LOOKED_AT)
+            .bind(whole)
+            .bind(&legacy.key)
             .fetch_all(self.session.connection())
             .await?;
         let mut open = OpenAggregates::default();
@@ -205,7 +238,11 @@ impl SourceLane {
             match row.try_get::<Option<String>, _>("aggregate_id")? {
                 None => open.too_many = row.try_get::<i64, _>("pending")? >= LOOKED_AT,
                 Some(id) if row.try_get("waits")? => drop(open.waiting.insert(id)),
-                Some(id) => drop(open.pending.insert(id)),
+                Some(id) => {
+                    let event: Option<EventId> = row.try_get("brings")?;
+                    let key: Option<Vec<Option<String>>> = row.try_get("brings_key")?;
+                    open.pending.insert(id, event.zip(key).map(|(event, key)| Bringing { event, key }));
+                }
             }
         }
         Ok(open)

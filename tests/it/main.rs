@@ -3,6 +3,8 @@
 
 mod admin;
 mod adoption;
+mod backfill;
+mod capture;
 mod check;
 mod cli;
 mod clients;

@@ -140,23 +140,24 @@ async fn rows_are_read_whole_in_the_lane_and_the_same_whatever_the_roles_setting
 #[tokio::test]
 async fn row_security_that_would_hide_rows_is_an_error() {
     let stage = Stage::new().await;
+    let role = format!("reader_{}", uuid::Uuid::new_v4().simple());
     stage
         .pair
         .legacy
-        .run(
+        .run(&format!(
             "CREATE TABLE secret (id int PRIMARY KEY); INSERT INTO secret VALUES (1), (2);
              ALTER TABLE secret ENABLE ROW LEVEL SECURITY; ALTER TABLE secret FORCE ROW LEVEL SECURITY;
-             DO $$ BEGIN CREATE ROLE nobody_special; EXCEPTION WHEN duplicate_object OR unique_violation THEN END $$;
-             GRANT SELECT ON secret TO nobody_special; GRANT USAGE ON SCHEMA outbox_relay TO nobody_special;",
-        )
+             CREATE ROLE {role}; GRANT SELECT ON secret TO {role};",
+        ))
         .await;
     let source = source(&stage).await;
     let legacy = source.legacy(&users().made_of(table("secret"), "id")).await.unwrap().unwrap();
-    let sql = format!("BEGIN; SET LOCAL ROLE nobody_special; {} SELECT * FROM secret", legacy.settings());
+    let sql = format!("BEGIN; SET LOCAL ROLE {role}; {} SELECT * FROM public.secret", legacy.settings());
     let mut connection = stage.pair.legacy.pool.acquire().await.unwrap();
     let error = connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await.unwrap_err();
     drop(connection.detach());
     assert!(error.to_string().contains("row-level security"), "{error}");
+    stage.pair.legacy.run(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
 }
 
 #[tokio::test]
@@ -168,13 +169,19 @@ async fn an_aggregate_is_open_as_long_as_any_event_of_it_is_not_applied() {
         stage.event("Thing", "absent", "Happened", "{}").await;
         stage.pair.legacy.run(&format!("UPDATE outbox SET status = '{status}' WHERE id = {id}")).await;
     }
+    stage.pair.legacy.run("CREATE TABLE users (id text PRIMARY KEY)").await;
+    stage.pair.legacy.run("UPDATE outbox SET payload = '{\"id\": \"seven\"}' WHERE status = 'pending'").await;
     let (source, target) = outbox_relay::connect::open(&stage.config).await.unwrap();
     let taken = lease::take_healed(&source, &target, Lane(0), Duration::from_secs(30), &[], 1000).await.unwrap();
     let (mut lane, _other) = taken.expect("the lane");
     let mut ids = statuses.to_vec();
     ids.push("absent");
-    let open = lane.open_aggregates("User", &ids).await.unwrap();
-    assert_eq!(open.pending, ["pending".to_owned()].into());
+    let legacy = source.legacy(&users().made_of(table("users"), "id")).await.unwrap().unwrap();
+    let open = lane.open_aggregates(&legacy, &ids, &["UserUpdated".into()]).await.unwrap();
+    assert_eq!(open.pending.keys().collect::<Vec<_>>(), ["pending"]);
+    let bringing = open.pending["pending"].clone().expect("the event that brings it");
+    assert_eq!(bringing.key, [Some("seven".to_owned())]);
+    assert!(source.unapplied(&[bringing.event]).await.unwrap().contains(&bringing.event));
     assert_eq!(open.waiting, ["retry", "held", "failed"].map(str::to_owned).into());
     assert!(!open.too_many);
 }
