@@ -6,6 +6,8 @@
 //! - [`check`]: reads everything, changes nothing, and says what is wrong
 //! - [`map`]: shows what one event would write
 //! - [`plan`]: shows what the split does to foreign keys
+//! - [`capture`]: triggers that write a legacy table's events
+//! - [`backfill`]: the first copy of whole tables
 //! - [`relay`]: claims, applies and settles, batch by batch, and heals
 //! - [`retention`]: deletes what is old enough
 //! - [`operator`]: what operators see and do, over HTTP by [`admin`], in a browser by [`page`]
@@ -25,6 +27,8 @@
 //! - [`metrics`], [`telemetry`]: what is told to those who watch
 
 pub mod admin;
+pub mod backfill;
+pub mod capture;
 pub mod check;
 pub mod cli;
 pub mod config;

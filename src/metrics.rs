@@ -40,6 +40,8 @@ labels! {
     OfKind { kind: String }
     OfSide { side: String }
     OfBreaker { what: String }
+    OfCopy { entity: String }
+    OfLeft { entity: String, reason: &'static str }
     OfBuild { version: &'static str }
 }
 
@@ -77,6 +79,8 @@ struct Inner {
     heals: Family<OfKind, Counter>,
     ghosts_ended: Family<OfSide, Counter>,
     retention_deleted: Counter,
+    copied: Family<OfCopy, Gauge>,
+    left: Family<OfLeft, Gauge>,
 }
 
 impl Default for Metrics {
@@ -95,6 +99,8 @@ impl Default for Metrics {
             heals: Family::default(),
             ghosts_ended: Family::default(),
             retention_deleted: Counter::default(),
+            copied: Family::default(),
+            left: Family::default(),
             registry: Mutex::default(),
         };
         registry.register(
@@ -158,6 +164,16 @@ impl Default for Metrics {
             "retention_deleted",
             "Processed and skipped events deleted by this process",
             inner.retention_deleted.clone(),
+        );
+        registry.register(
+            "backfill_rows",
+            "Rows of an entity that its first copy has written, whoever made it; the same from every instance",
+            inner.copied.clone(),
+        );
+        registry.register(
+            "backfill_left_rows",
+            "Rows that a first copy has left out (refused, or pending or waiting behind their events)",
+            inner.left.clone(),
         );
         // So that a rate is known from the first one on.
         for what in ["source", "target"] {
@@ -230,6 +246,14 @@ impl Metrics {
             self.0.backlog.get_or_create(&labels).set(i64::try_from(n).unwrap_or(i64::MAX));
         }
         self.0.oldest_pending.set(oldest_pending.unwrap_or_default().as_secs_f64());
+    }
+
+    /// How far an entity's first copy has come: rows, and those left out because refused, pending, waiting.
+    pub fn copied(&self, entity: &str, rows: i64, left: [(&'static str, i64); 3]) {
+        self.0.copied.get_or_create(&OfCopy { entity: entity.to_owned() }).set(rows);
+        for (reason, rows) in left {
+            self.0.left.get_or_create(&OfLeft { entity: entity.to_owned(), reason }).set(rows);
+        }
     }
 
     /// Retention deleted so many events.

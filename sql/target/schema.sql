@@ -60,3 +60,54 @@ LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
     RAISE EXCEPTION USING ERRCODE = code, MESSAGE = message;
 END $$;
+
+-- Copies of whole tables: how far each has come. If this database goes back in time, so does what it says here.
+CREATE TABLE IF NOT EXISTS {relay}.backfill (
+    source_id   uuid NOT NULL,
+    entity      text NOT NULL,
+    after       text,                              -- pages up to this key (JSON) were handed out
+    exhausted   boolean NOT NULL DEFAULT false,    -- there are no more
+    pages       bigint NOT NULL DEFAULT 0,
+    rows        bigint NOT NULL DEFAULT 0,         -- copied, in pages that are done
+    rate        float8,                            -- rows a second, lately
+    estimate    bigint,                            -- rows in the legacy table, about
+    paused      boolean NOT NULL DEFAULT false,
+    began_at    timestamptz NOT NULL DEFAULT now(),
+    touched_at  timestamptz NOT NULL DEFAULT now(),
+    ended_at    timestamptz,
+    PRIMARY KEY (source_id, entity)
+);
+
+-- Pages that were handed out and are not done.
+CREATE TABLE IF NOT EXISTS {relay}.backfill_page (
+    source_id  uuid NOT NULL,
+    entity     text NOT NULL,
+    page       bigint NOT NULL,
+    after      text,
+    until      text NOT NULL,
+    PRIMARY KEY (source_id, entity, page)
+);
+
+-- The lanes of such a page that are done, each written with its rows in one transaction.
+CREATE TABLE IF NOT EXISTS {relay}.backfill_lane (
+    source_id  uuid NOT NULL,
+    entity     text NOT NULL,
+    page       bigint NOT NULL,
+    lane       int NOT NULL,
+    rows       bigint NOT NULL,
+    PRIMARY KEY (source_id, entity, page, lane)
+);
+
+-- Rows that were left out: refused by the new table, or with events on their way that bring them.
+CREATE TABLE IF NOT EXISTS {relay}.backfill_left (
+    source_id  uuid NOT NULL,
+    entity     text NOT NULL,
+    key        text NOT NULL,                      -- JSON
+    lane       int NOT NULL,
+    reason     text NOT NULL,                      -- refused, pending, waiting
+    event      bigint,                             -- pending: the event that brings it, if it writes the whole row
+    code       text,
+    message    text,
+    at         timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (source_id, entity, key)
+);

@@ -36,6 +36,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Inner>> {
         .routes(routes!(routes::paused, routes::pause))
         .routes(routes!(routes::resume))
         .routes(routes!(routes::audits))
+        .routes(routes!(routes::copies))
         .routes(routes!(document))
         .routes(routes!(browse::page))
         .routes(routes!(browse::style))

@@ -68,6 +68,16 @@ impl Problem {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the relay is shutting down: repeat the call")
     }
 
+    pub(super) fn starting() -> Problem {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "starting", "the relay waits for its databases: repeat the call")
+    }
+
+    /// The new database was away, or said no.
+    pub(super) fn target(error: &sqlx::Error) -> Problem {
+        let detail = format!("the new database: {}", disposition::told(error));
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "database_away", detail)
+    }
+
     /// 401 with the challenge that the standard asks for.
     pub(super) fn unauthorized(presented: bool) -> Problem {
         let detail = if presented { "this token is not known" } else { "a token is needed: Authorization: Bearer …" };

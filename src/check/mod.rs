@@ -3,6 +3,7 @@
 //! Guarantees: every statement runs in a read-only transaction with a time limit; a question that takes too long is a note, not a
 //! burden. A check that finds nothing proves nothing about events to come.
 
+mod legacy;
 mod source;
 mod target;
 
@@ -81,6 +82,7 @@ pub async fn check(config: &Config) -> Vec<Finding> {
     let target = reach(Side::New, config, &mut findings).await;
     if let Some(source) = &source {
         collect(Side::Legacy, source::check(config, source).await, &mut findings);
+        collect(Side::Legacy, legacy::check(config, source).await, &mut findings);
     }
     if let Some(target) = &target {
         collect(Side::New, target::check(config, target).await, &mut findings);

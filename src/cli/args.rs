@@ -108,6 +108,27 @@ Examples:
   outbox-relay plan
   outbox-relay plan --orphans --json")]
     Plan(PlanArgs),
+    /// Have triggers write the events of a legacy table, for applications that nobody will change
+    #[command(
+        subcommand,
+        after_long_help = "\
+Examples:
+  outbox-relay capture install users
+  outbox-relay capture install users --print    as SQL, for the table's owner
+  outbox-relay capture status"
+    )]
+    Capture(CaptureCommand),
+    /// Copy the rows that were there before: whole tables, while the application writes and the relay runs
+    #[command(after_long_help = "\
+Ended at any moment, it goes on where it was. Exits 0 if every row was copied, 1 if rows were left out or it was told to
+end (each is told), 2 if it could not run.
+
+Examples:
+  outbox-relay backfill                   every entity that says of which legacy rows it is made, parents first
+  outbox-relay backfill users --rate 2000
+  outbox-relay backfill --pause           whoever copies rests, until --resume
+  outbox-relay backfill --status")]
+    Backfill(BackfillArgs),
     /// Relay events, and serve the admin API
     #[command(after_long_help = "\
 Waits for databases that are not up yet. SIGTERM and SIGINT finish the batches in flight; a second one ends at once.
@@ -253,6 +274,60 @@ pub struct PlanArgs {
     #[arg(long)]
     pub orphans: bool,
     /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// See [`Command::Capture`].
+#[derive(Debug, Clone, Subcommand)]
+pub enum CaptureCommand {
+    /// Install the triggers, or replace them by those that are configured now
+    Install(CaptureArgs),
+    /// Take them away
+    Remove(CaptureArgs),
+    /// Tell whether they stand; exits 1 if one does not
+    Status(CaptureArgs),
+}
+
+/// See [`Command::Capture`].
+#[derive(Debug, Clone, Default, Args)]
+pub struct CaptureArgs {
+    /// Which entities [default: all that say of which legacy table they are made]
+    #[arg(value_name = "ENTITY")]
+    pub entities: Vec<String>,
+    /// Only print the SQL, for whoever may run it
+    #[arg(long)]
+    pub print: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// See [`Command::Backfill`].
+#[derive(Debug, Clone, Args)]
+pub struct BackfillArgs {
+    /// Which entities [default: all that say of which legacy rows they are made]
+    #[arg(value_name = "ENTITY")]
+    pub entities: Vec<String>,
+    /// Rows a second (backfill.rows_per_second); 0: as fast as it goes
+    #[arg(long, value_name = "ROWS")]
+    pub rate: Option<u32>,
+    /// Copy everything again, from the first row; nothing is deleted
+    #[arg(long, conflicts_with_all = ["pause", "resume", "status"])]
+    pub restart: bool,
+    /// How long to wait for rows whose events are on their way, once nothing moves any more
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "30s")]
+    pub patience: Duration,
+    /// Let whoever copies rest, until --resume
+    #[arg(long, conflicts_with_all = ["resume", "status"])]
+    pub pause: bool,
+    /// Let them go on
+    #[arg(long, conflicts_with = "status")]
+    pub resume: bool,
+    /// Show how far every copy has come
+    #[arg(long)]
+    pub status: bool,
+    /// Print JSON: a line for each thing that happens
     #[arg(long)]
     pub json: bool,
 }

@@ -1,6 +1,8 @@
 //! The command line: what may be written ([`args`]), who does it (one file for each command), and how it ends.
 
 pub mod args;
+mod backfill;
+mod capture;
 mod check;
 mod config;
 pub mod confirm;
@@ -52,6 +54,8 @@ pub async fn dispatch(cli: &Cli) -> anyhow::Result<Exit> {
         Command::Check(args) => check::command(args, config()?).await,
         Command::Config(args) => config::command(args, cli),
         Command::Map(args) => map::command(args, config()?).await,
+        Command::Capture(command) => capture::command(command, config()?).await,
+        Command::Backfill(args) => backfill::command(args, config()?).await,
         Command::Plan(args) => plan::command(args, config()?).await,
         Command::Run(args) => run::command(args, config()?).await,
         Command::Status(args) => operator::status(args, config()?).await,

@@ -8,7 +8,7 @@ use toml::de::{DeTable, DeValue};
 use super::problem::{Code, ConfigErrors, Place, nearest, one_of};
 use super::reader::{Document, Item, Overrides, Reader};
 use super::value::{NAME, PHRASE, Scalar, Text, Word};
-use super::{Action, Config, Entity, OnFailure, SqlFile, TableName, load};
+use super::{Action, Capture, Config, Entity, LegacyRows, OnFailure, RowsFrom, SqlFile, TableName, load, rows};
 
 const ACTIONS: [&str; 3] = ["upsert", "delete", "ignore"];
 
@@ -31,6 +31,22 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Aggregate types whose failed events hold nobody back: every entity lets them pass.
+    pub fn passing(&self) -> Vec<String> {
+        passing(&self.entities)
+    }
+}
+
+/// See [`Config::passing`].
+fn passing(entities: &[Entity]) -> Vec<String> {
+    let of = |failure: OnFailure| {
+        let entities = entities.iter().filter(move |e| e.on_failure == failure);
+        entities.map(|e| e.aggregate_type.clone()).collect::<BTreeSet<_>>()
+    };
+    of(OnFailure::Pass).difference(&of(OnFailure::Hold)).cloned().collect()
+}
+
 impl Entity {
     /// One that takes a type's events into a table of the same columns, held on failure; for tests and the demo.
     pub fn new(aggregate_type: &str, table: TableName, key: &[&str]) -> Entity {
@@ -44,12 +60,24 @@ impl Entity {
             mapping: None,
             on_failure: OnFailure::Hold,
             events: BTreeMap::new(),
+            legacy: None,
         }
     }
 
     /// With a mapping that is shown as `path`.
     pub fn mapping(mut self, path: &str, text: &str) -> Entity {
         self.mapping = Some(SqlFile { path: PathBuf::from(path), text: text.to_owned() });
+        self
+    }
+
+    /// Made of the rows of a legacy table, with a key of one column whose text is the aggregate.
+    pub fn made_of(mut self, table: TableName, key: &str) -> Entity {
+        self.legacy = Some(LegacyRows {
+            from: RowsFrom::Table(table),
+            key: vec![key.to_owned()],
+            aggregate_id: format!("{}::text", crate::sql::ident(key)),
+            capture: Capture::of(&self.aggregate_type),
+        });
         self
     }
 
@@ -91,13 +119,15 @@ fn entity(mut item: Item<'_, '_>, search_path: &str) -> Option<Entity> {
     let mapping = sql_file(&mut item, "mapping");
     let on_failure = item.get("on_failure", ON_FAILURE, "\"hold\"");
     let events = events(&mut item);
+    let legacy = rows::read(&mut item, aggregate_type.as_deref());
     let writes: Vec<&str> = events
         .iter()
         .flatten()
         .filter(|(_, action)| matches!(action, Action::Upsert | Action::Delete))
         .map(|(event_type, _)| event_type.as_str())
         .collect();
-    if let [first, ..] = writes[..] {
+    let needing = writes.first().copied().or(legacy.is_some().then_some("legacy"));
+    if let Some(first) = needing {
         let reason = format!(", which `{first}` needs");
         // A key that was written, but wrongly, has been reported as that.
         if item.raw("table").is_none() {
@@ -122,6 +152,7 @@ fn entity(mut item: Item<'_, '_>, search_path: &str) -> Option<Entity> {
         mapping,
         on_failure: on_failure.unwrap_or_default(),
         events,
+        legacy,
     });
     item.finish();
     entity
@@ -133,7 +164,7 @@ const TABLE_TEXT: Text<String> =
 
 const ON_FAILURE: Word<OnFailure> = Word(&[("hold", OnFailure::Hold), ("pass", OnFailure::Pass)]);
 
-fn sql_file(item: &mut Item<'_, '_>, key: &'static str) -> Option<SqlFile> {
+pub(super) fn sql_file(item: &mut Item<'_, '_>, key: &'static str) -> Option<SqlFile> {
     let path = item.get(key, PHRASE, "\"mappings/user.sql\"")?;
     let place = item.at(key);
     item.file(key, &path, place).map(|(path, text)| SqlFile { path, text })

@@ -8,8 +8,8 @@ use super::problem::{Code, ConfigErrors, Place, Problem};
 use super::reader::{Document, Origin, Overrides, PREFIX, Reader, Setting};
 use super::value::{ADDRESS, COLUMN, FILTER, List, NAME, Number, PATH, PHRASE, Size, TABLE, Time, Truth, Url, Word};
 use super::{
-    Admin, Columns, Config, DEFAULT_FILE, DatabaseUrl, Legacy, Log, LogFormat, New, Relay, Retention, Retry, Role,
-    StatusWords, TableName, Token, entities, names,
+    Admin, Backfill, Columns, Config, DEFAULT_FILE, DatabaseUrl, Legacy, Log, LogFormat, New, Relay, Retention, Retry,
+    Role, StatusWords, TableName, Token, entities, names,
 };
 use crate::redact::Rules;
 
@@ -166,8 +166,16 @@ fn read(r: &mut Reader<'_>) -> Config {
         format: r.get("log.format", FORMAT, LogFormat::Text),
         filter: r.get("log.filter", FILTER, "info".to_owned()),
     };
+    let backfill = Backfill {
+        workers: r.get("backfill.workers", Number(1..=64), 4),
+        lock_time: r.get("backfill.lock_time", Time(millis(1)..=secs(10)), millis(50)),
+        rows_per_second: r.get("backfill.rows_per_second", Number(0..=10_000_000), 0),
+        max_sessions: r.get("backfill.max_sessions", Number(0..=100_000), 0),
+        max_replica_lag: r.get("backfill.max_replica_lag", Time(Duration::ZERO..=DAY), Duration::ZERO),
+        max_refused: r.get("backfill.max_refused", Number(0..=1_000_000_000), 1_000),
+    };
     let entities = entities::read(r, &new.search_path);
-    Config { file: None, legacy, new, relay, retry, retention, admin, redact: redact.into(), log, entities }
+    Config { file: None, legacy, new, relay, retry, retention, admin, redact: redact.into(), log, backfill, entities }
 }
 
 fn columns(r: &mut Reader<'_>) -> Columns {

@@ -8,6 +8,7 @@ mod load;
 mod names;
 mod problem;
 mod reader;
+mod rows;
 mod template;
 mod value;
 
@@ -49,6 +50,8 @@ pub struct Config {
     pub redact: Arc<Rules>,
     /// `[log]`
     pub log: Log,
+    /// `[backfill]`
+    pub backfill: Backfill,
     /// `[[entity]]`, in the order of the file.
     pub entities: Vec<Entity>,
 }
@@ -197,6 +200,23 @@ pub enum Role {
     Admin,
 }
 
+/// `[backfill]`: how fast tables are copied, and when the copy rests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backfill {
+    /// Lanes copied at once. Default 4.
+    pub workers: u16,
+    /// How long a chunk should hold its lane. Default 50 ms.
+    pub lock_time: Duration,
+    /// Rows a second; 0, the default: as fast as it goes.
+    pub rows_per_second: u32,
+    /// Rests while the legacy database has more active sessions; 0, the default: never.
+    pub max_sessions: u32,
+    /// Rests while a replica of the legacy database is further behind; zero, the default: never.
+    pub max_replica_lag: Duration,
+    /// Gives up after so many refused rows. Default 1000.
+    pub max_refused: u32,
+}
+
 /// `[log]`
 #[derive(Debug, Clone)]
 pub struct Log {
@@ -235,6 +255,52 @@ pub struct Entity {
     pub on_failure: OnFailure,
     /// What to do with each event type.
     pub events: BTreeMap<String, Action>,
+    /// The rows of the legacy database that it is made of: for the first copy, capture, verification and repair.
+    pub legacy: Option<LegacyRows>,
+}
+
+/// `entity.legacy`: rows of the legacy database, each with its aggregate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LegacyRows {
+    /// Where they are.
+    pub from: RowsFrom,
+    /// The columns that tell them apart; at least one.
+    pub key: Vec<String>,
+    /// An SQL expression over the row: the `aggregate_id` of its events. Default: the key's text, if it is one column.
+    pub aggregate_id: String,
+    /// `[entity.capture]`
+    pub capture: Capture,
+}
+
+/// See [`LegacyRows::from`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RowsFrom {
+    /// A table.
+    Table(TableName),
+    /// One `SELECT`, such as a join.
+    Query(SqlFile),
+}
+
+/// `[entity.capture]`: what the events of captured changes are called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capture {
+    /// The event type of an insert.
+    pub insert: String,
+    /// The event type of an update.
+    pub update: String,
+    /// The event type of a delete.
+    pub delete: String,
+    /// What the event of a delete holds.
+    pub delete_payload: DeletePayload,
+}
+
+/// See [`Capture::delete_payload`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeletePayload {
+    /// The key's columns.
+    Key,
+    /// The whole row as it was: for a mapping that filters, or makes its key of other columns.
+    Row,
 }
 
 /// An SQL file of the operator's, read when the configuration was.

@@ -4,11 +4,19 @@ use std::fmt::Write;
 
 use super::reader::Origin;
 use super::value::quoted;
-use super::{Action, Config, Entity, OnFailure, Resolved};
+use super::{Action, Config, DeletePayload, Entity, LegacyRows, OnFailure, Resolved, RowsFrom};
 
 /// A commented configuration with every key and its default.
 pub fn template() -> &'static str {
     include_str!("template.toml")
+}
+
+fn rows(legacy: &LegacyRows, key: &str) -> String {
+    let from = match &legacy.from {
+        RowsFrom::Table(table) => format!("table = {}", quoted(&table.to_string())),
+        RowsFrom::Query(file) => format!("query = {}", quoted(&file.path.display().to_string())),
+    };
+    format!("{{ {from}, key = {key}, aggregate_id = {} }}", quoted(&legacy.aggregate_id))
 }
 
 impl Resolved {
@@ -69,6 +77,15 @@ impl Resolved {
         }
         if let Some(mapping) = &entity.mapping {
             line(format!("mapping = {}", quoted(&mapping.path.display().to_string())));
+        }
+        if let Some(legacy) = &entity.legacy {
+            line(format!("legacy = {}", rows(legacy, &list(&legacy.key))));
+            let names = &legacy.capture;
+            let payload = if names.delete_payload == DeletePayload::Key { "key" } else { "row" };
+            let (insert, update, delete) = (quoted(&names.insert), quoted(&names.update), quoted(&names.delete));
+            line(format!(
+                "capture = {{ insert = {insert}, update = {update}, delete = {delete}, delete_payload = \"{payload}\" }}"
+            ));
         }
         line(format!("on_failure = \"{}\"", if entity.on_failure == OnFailure::Hold { "hold" } else { "pass" }));
         line("[entity.events]".to_owned());

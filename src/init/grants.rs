@@ -2,7 +2,7 @@
 
 use super::catalog::{Columns, objects_of};
 use super::{InitError, SOURCE_SCHEMA, TARGET_SCHEMA};
-use crate::config::{Action, Config, Entity};
+use crate::config::{Action, Config, Entity, RowsFrom, TableName};
 use crate::source::Names;
 use crate::sql::{ident, query_scalar};
 
@@ -100,6 +100,19 @@ fn of_source(
     ];
     sql.extend(sequence.map(|sequence| format!("GRANT SELECT ON SEQUENCE {sequence} TO {relay};")));
     sql.extend(own_tables(&names.relay, SOURCE_SCHEMA, &relay));
+    let mut tables: Vec<&TableName> = Vec::new();
+    for rows in config.entities.iter().filter_map(|entity| entity.legacy.as_ref()) {
+        if let RowsFrom::Table(table) = &rows.from
+            && !tables.contains(&table)
+        {
+            tables.push(table);
+        }
+    }
+    for table in tables {
+        let (schema, table) = (ident(&table.schema), ident(&table.table));
+        sql.push(format!("GRANT USAGE ON SCHEMA {schema} TO {relay};"));
+        sql.push(format!("GRANT SELECT ON {schema}.{table} TO {relay}; -- backfill, capture, verify"));
+    }
     sql
 }
 
@@ -142,7 +155,7 @@ fn of_target(config: &Config, roles: &Roles) -> Vec<String> {
 /// The privileges that an entity's statements need on its table.
 pub(crate) fn privileges(entity: &Entity) -> Vec<&'static str> {
     let uses = |wanted: &Action| entity.events.values().any(|action| action == wanted);
-    let upsert = uses(&Action::Upsert);
+    let upsert = uses(&Action::Upsert) || entity.legacy.is_some();
     let mut privileges = vec![];
     if upsert || uses(&Action::Delete) {
         privileges.push("SELECT");

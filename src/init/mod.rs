@@ -21,8 +21,10 @@ pub(crate) use self::catalog::columns as outbox_columns;
 pub use self::catalog::{Index, relay_indexes};
 pub use self::grants::{Grants, Roles, grants};
 pub use self::introduce::Choices;
+pub(crate) use self::print::steps_script;
 pub use self::print::{print, script};
 pub use self::remove::{Removal, removal, remove};
+pub(crate) use self::run::run as apply;
 use crate::config::Config;
 use crate::connect::{SCHEMA_VERSION, TEST_LANES};
 use crate::source::Names;
@@ -43,7 +45,7 @@ pub struct Step {
 
 impl Step {
     /// Runs in a transaction, with a `lock_timeout`.
-    fn together(why: impl Into<String>, locks: impl Into<String>, sql: impl Into<String>) -> Step {
+    pub(crate) fn together(why: impl Into<String>, locks: impl Into<String>, sql: impl Into<String>) -> Step {
         Step { why: why.into(), locks: locks.into(), sql: sql.into(), alone: false }
     }
 

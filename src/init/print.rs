@@ -68,6 +68,15 @@ pub fn script(plan: &Plan, grants: &Grants) -> String {
     out
 }
 
+/// The steps on the source alone.
+pub(crate) fn steps_script(plan: &Plan) -> String {
+    let mut out = "-- ==== On the legacy database ====\n".to_owned();
+    for (at, step) in plan.source.iter().enumerate() {
+        print_step(&mut out, at + 1, step);
+    }
+    out
+}
+
 fn print_step(out: &mut String, number: usize, step: &Step) {
     let _ = writeln!(out, "\n-- {number}. {}\n--    Locks: {}.", step.why.replace('\n', " "), step.locks);
     let sql = step.sql.trim();

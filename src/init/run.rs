@@ -16,7 +16,7 @@ pub(super) const LOCK_TIMEOUT: &str = "1s";
 /// How long to try before the step is given up.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-pub(super) async fn run(side: Side, pool: &PgPool, steps: &[Step]) -> Result<(), InitError> {
+pub(crate) async fn run(side: Side, pool: &PgPool, steps: &[Step]) -> Result<(), InitError> {
     for step in steps {
         tracing::info!(%side, "{}", step.why);
         let done = if step.alone { alone(pool, step).await } else { together(pool, step).await };

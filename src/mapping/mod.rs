@@ -60,11 +60,11 @@ pub async fn compile(
     };
     let uses = |action: &Action| entity.events.values().any(|a| a == action);
     if let Some(name) = &entity.table
-        && (uses(&Action::Upsert) || uses(&Action::Delete))
+        && (uses(&Action::Upsert) || uses(&Action::Delete) || entity.legacy.is_some())
     {
         let table = read_table(entity, name, connection).await?;
         let statements = Tabular { entity, table: &table, relay };
-        if uses(&Action::Upsert) {
+        if uses(&Action::Upsert) || entity.legacy.is_some() {
             let (user, output) = statements.output(&table.columns, connection).await?;
             mapping.preview = Some(build::preview(&user, &output));
             mapping.upsert =

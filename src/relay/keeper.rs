@@ -116,6 +116,26 @@ async fn sweep_lane(shared: &Shared, lane: Lane) -> sqlx::Result<SweptLane> {
     Ok(SweptLane { released, whole: true })
 }
 
+/// Passes on to the metrics how far first copies have come, where an entity has one to make.
+pub(super) async fn tell_copies(shared: Arc<Shared>, stop: CancellationToken) {
+    const EVERY: Duration = Duration::from_secs(5);
+    loop {
+        // A database that is away, or has no such tables yet, is told by others.
+        if shared.entities().iter().any(|entity| entity.legacy.is_some())
+            && let Ok(copies) = shared.target.copies().await
+        {
+            for copy in copies {
+                let left = [("refused", copy.refused), ("pending", copy.pending), ("waiting", copy.waiting)];
+                shared.metrics.copied(&copy.entity, copy.rows, left);
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(EVERY) => {}
+        }
+    }
+}
+
 /// Uses the operator's files anew when they change, and tries wrong mappings again.
 pub(super) async fn watch(shared: Arc<Shared>, stop: CancellationToken) {
     let mut last_try = Instant::now();

@@ -239,6 +239,7 @@ pub async fn run(shared: Arc<Shared>, shutdown: CancellationToken) -> anyhow::Re
     tasks.spawn(keeper::retain(shared.clone(), stop.clone()));
     tasks.spawn(keeper::sweep(shared.clone(), stop.clone()));
     tasks.spawn(keeper::watch(shared.clone(), stop.clone()));
+    tasks.spawn(keeper::tell_copies(shared.clone(), stop.clone()));
     let mut result = Ok(());
     let grace = async {
         stop.cancelled().await;

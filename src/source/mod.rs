@@ -8,12 +8,14 @@
 //! - `settle`: what became of a batch
 //! - `heal`: the same after an accident
 //! - `change`: what operators and the sweep do
+//! - `legacy`: the rows of the tables beside it
 //! - `retain`: what retention deletes
 
 mod change;
 mod claim;
 mod heal;
 mod lane;
+mod legacy;
 mod names;
 mod retain;
 mod scan;
@@ -31,6 +33,7 @@ pub use self::change::Swept;
 pub use self::claim::{Claim, Recheck};
 pub use self::heal::{ForgottenBatch, ForgottenEvent, PutBack, Settled};
 pub use self::lane::{Entry, SourceLane};
+pub use self::legacy::{Bringing, KeyAt, Legacy, LegacyRow, OpenAggregates, RowKey};
 pub use self::names::Names;
 pub use self::retain::Retired;
 pub use self::scan::Scan;
@@ -184,6 +187,17 @@ impl Source {
         })
     }
 
+    /// How busy the server is.
+    pub async fn load(&self) -> sqlx::Result<Load> {
+        let rows = self.ask("", self.query(include_str!("../../sql/source/load.sql"))).await?;
+        let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+        let lag: Option<f64> = row.try_get("replica_lag")?;
+        Ok(Load {
+            active: row.try_get("active")?,
+            replica_lag: lag.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+        })
+    }
+
     /// Who has had rows of the outbox locked for a while, for people; `None` if nobody has.
     pub async fn row_lockers(&self) -> sqlx::Result<Option<String>> {
         let sql = self.names.render(include_str!("../../sql/source/row_lockers.sql"));
@@ -203,6 +217,15 @@ impl Source {
 /// The indexes give every order that the relay's statements need: no plan of theirs may sort or bitmap a lane's backlog.
 const PLANS: &str = "SET LOCAL enable_bitmapscan = off; SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off; \
                      SET LOCAL plan_cache_mode = force_generic_plan;";
+
+/// How busy the source is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Load {
+    /// Sessions that run something, this one aside.
+    pub active: i64,
+    /// How far the slowest replica is behind; `None`: there is none, or the role may not see it.
+    pub replica_lag: Option<Duration>,
+}
 
 /// Whether any event is left in these states.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

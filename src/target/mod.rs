@@ -4,6 +4,7 @@
 //! with the log's entry: both, or neither. An entry is appended only onto the newest one, and only with a higher token, so a
 //! worker that was overtaken takes no effect. Does not know the source: that its events may be applied is the caller's to prove.
 
+mod backfill;
 mod statements;
 
 use std::collections::HashMap;
@@ -16,6 +17,7 @@ use sqlx::postgres::{PgArguments, PgPool, PgRow, Postgres};
 use sqlx::query::{Query, QueryScalar};
 use uuid::Uuid;
 
+pub use self::backfill::{Copied, HandingOut, LeftRow, Page, Reason};
 pub use self::statements::{EVENTS, Events, Prepared};
 use crate::event::{Aggregate, BatchKey, Event, EventId, Identity, Lane, Token};
 use crate::session::{self, Limits, Session};

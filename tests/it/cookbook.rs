@@ -38,6 +38,7 @@ impl Recipe {
             table: Some(TableName { schema: "public".into(), table: self.setting("table").unwrap().to_owned() }),
             key: list("key"),
             replace_by: list("replace_by"),
+            legacy: None,
             mapping,
             on_failure: OnFailure::Hold,
             events: [("Happened".to_owned(), action)].into(),

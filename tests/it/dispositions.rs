@@ -17,6 +17,7 @@ fn entity(aggregate_type: &str, table: &str, mapping: &str) -> Entity {
         table: Some(TableName { schema: "public".into(), table: table.into() }),
         key: vec!["id".into()],
         replace_by: Vec::new(),
+        legacy: None,
         mapping: Some(file("mapping.sql", mapping)),
         on_failure: OnFailure::Hold,
         events: [("Changed".to_owned(), Action::Upsert)].into(),

@@ -41,7 +41,18 @@ fn is_code(text: &str) -> bool {
 /// Keys of the configuration are written likewise, and so are names of files, fields of logs and traces, and columns in SQL.
 fn is_something_else(code: &str) -> bool {
     let sections = [
-        "legacy", "new", "relay", "retry", "retention", "admin", "redact", "log", "backfill", "entity", "event", "service",
+        "legacy",
+        "new",
+        "relay",
+        "retry",
+        "retention",
+        "admin",
+        "redact",
+        "log",
+        "backfill",
+        "entity",
+        "event",
+        "service",
     ];
     let (first, last) = code.split_once('.').unwrap();
     sections.contains(&first)
@@ -113,6 +124,7 @@ pub(crate) fn metrics_known() -> BTreeSet<String> {
     metrics.backlog([("User", "pending", 1)], Some(Duration::from_secs(1)));
     metrics.retention_deleted(1);
     metrics.ghost_ended("source");
+    metrics.copied("users", 1, [("refused", 1), ("pending", 0), ("waiting", 0)]);
     let text = metrics.encode();
     let samples: BTreeSet<&str> =
         text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split(['{', ' ']).next()).collect();

@@ -3,7 +3,9 @@
 
 mod admin;
 mod adoption;
+mod backfill;
 mod budget;
+mod capture;
 mod check;
 mod cli;
 mod clients;
@@ -27,6 +29,7 @@ mod readme;
 mod redaction;
 mod relay;
 mod retention;
+mod rows;
 mod run;
 mod schemathesis;
 mod server;

@@ -77,6 +77,7 @@ fn entity(table: &str, key: &[&str], sql: Option<&str>) -> Entity {
         table: Some(TableName { schema: "public".into(), table: table.into() }),
         key: key.iter().map(|k| (*k).to_owned()).collect(),
         replace_by: Vec::new(),
+        legacy: None,
         mapping: sql.map(|sql| file("mappings/m.sql", sql)),
         on_failure: OnFailure::Hold,
         events: [("Set".to_owned(), Action::Upsert), ("Gone".to_owned(), Action::Delete)].into(),

@@ -73,6 +73,22 @@ impl<'a> Item<'_, 'a> {
         Some((value.get_ref(), self.place_of(&value.span())))
     }
 
+    /// A table within the table, `of` by its whole name; `None` where it was not written, or (with a problem) is none.
+    pub(in crate::config) fn inner(
+        &mut self,
+        key: &'static str,
+        of: &'static str,
+        example: &str,
+    ) -> Option<Item<'_, 'a>> {
+        let (value, place) = self.raw(key)?;
+        let DeValue::Table(table) = value else {
+            let what = format!("`{of}` must be a table");
+            self.reader.report(Code::Value, place, what, format!("write {key} = {example}"));
+            return None;
+        };
+        Some(Item { reader: self.reader, of, table, place, asked: vec![] })
+    }
+
     /// `key = value`, somewhere within.
     pub(in crate::config) fn parse<K: Kind>(
         &mut self,

@@ -3,6 +3,7 @@
 
 pub mod child;
 pub mod contract;
+pub mod copying;
 pub mod past;
 pub mod proxy;
 pub mod stage;

@@ -30,6 +30,7 @@ pub fn users() -> Entity {
         table: Some(TableName { schema: "public".into(), table: "users".into() }),
         key: vec!["id".into()],
         replace_by: Vec::new(),
+        legacy: None,
         mapping: Some(file(
             "mappings/user.sql",
             "SELECT payload->>'id' AS id, payload->>'name' AS name, (payload->>'version')::int AS version\nFROM event",
@@ -53,6 +54,7 @@ pub fn oracle() -> Entity {
         table: None,
         key: Vec::new(),
         replace_by: Vec::new(),
+        legacy: None,
         mapping: None,
         on_failure: OnFailure::Hold,
         events: [(

@@ -1,0 +1,41 @@
+-- Writes the event of one change of one row, in the transaction that changes it and while the row is locked: so the order of ids is
+-- the order of changes. SECURITY DEFINER, because whoever writes the table needs no grant on the outbox for that, and a
+-- write that was allowed yesterday must not fail today; so the search path is pinned, and nobody may attach it elsewhere. The
+-- other settings pin what a row reads like as JSON.
+CREATE OR REPLACE FUNCTION {function}() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET TimeZone = 'UTC' SET DateStyle = 'ISO, MDY' SET IntervalStyle = 'postgres' SET bytea_output = 'hex' SET extra_float_digits = 1
+AS $capture$
+BEGIN
+    -- Changes that the relay makes itself are no news.
+    IF current_setting('outbox_relay.applying', true) = 'on' THEN
+        RETURN NULL;
+    END IF;
+    IF TG_OP = 'TRUNCATE' THEN
+        RAISE EXCEPTION 'TRUNCATE of {table_text} is refused: outbox-relay captures its changes, and TRUNCATE tells no rows'
+            USING ERRCODE = '0A000', HINT = 'DELETE the rows; or SET LOCAL outbox_relay.applying = ''on'' and resync afterwards';
+    END IF;
+    IF TG_OP = 'UPDATE' THEN
+        IF OLD OPERATOR(pg_catalog.*=) NEW THEN
+            RETURN NULL;
+        END IF;
+        IF NOT {key_changes} THEN
+            INSERT INTO {outbox} ({aggregate_type}, {aggregate_id}, {event_type}, {payload})
+            SELECT {kind}, ({aggregate})::text, {update}, to_jsonb(NEW) FROM (SELECT NEW.*) AS relay_row;
+            RETURN NULL;
+        END IF;
+    END IF;
+    -- A key that changes is one row gone, and another come.
+    IF TG_OP <> 'INSERT' THEN
+        INSERT INTO {outbox} ({aggregate_type}, {aggregate_id}, {event_type}, {payload})
+        SELECT {kind}, ({aggregate})::text, {delete}, {deleted} FROM (SELECT OLD.*) AS relay_row;
+    END IF;
+    IF TG_OP <> 'DELETE' THEN
+        INSERT INTO {outbox} ({aggregate_type}, {aggregate_id}, {event_type}, {payload})
+        SELECT {kind}, ({aggregate})::text, {insert}, to_jsonb(NEW) FROM (SELECT NEW.*) AS relay_row;
+    END IF;
+    RETURN NULL;
+END $capture$;
+REVOKE ALL ON FUNCTION {function}() FROM PUBLIC;
+COMMENT ON FUNCTION {function}() IS {version};

@@ -1,0 +1,3 @@
+DROP TRIGGER IF EXISTS {row_trigger} ON {table};
+DROP TRIGGER IF EXISTS {truncate_trigger} ON {table};
+DROP FUNCTION IF EXISTS {function}();

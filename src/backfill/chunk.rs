@@ -1,0 +1,270 @@
+//! One chunk: some rows of one lane, under the lane's lock on both sides.
+//!
+//! Guarantees: the rows are read in the source transaction that holds the lane, after both sides were locked and their logs agreed;
+//! so they are as of after everything that was applied, and an aggregate with an event that is not applied yet is left to
+//! that event. They are written, and the progress is, in one transaction of the target that holds the lane there. No row of the
+//! new table goes back, and none that was deleted comes back. Does not retry.
+
+use std::time::{Duration, Instant};
+
+use super::Job;
+use crate::disposition::{self, Disposition, Said};
+use crate::event::{Event, Lane};
+use crate::failpoint::reach;
+use crate::lease::{self, LeaseError};
+use crate::source::{LegacyRow, OpenAggregates, RowKey};
+use crate::target::{Events, LeftRow, Reason, TargetLane};
+
+/// What came of it.
+pub(super) enum Chunk {
+    /// It took effect.
+    Copied(Copied),
+    /// The lane was somebody else's all the time.
+    Busy,
+    /// More events are pending in the lane than can be looked through under its lock: the relay has to catch up first.
+    Backlog,
+}
+
+/// A chunk that took effect.
+#[derive(Debug, Default)]
+pub(super) struct Copied {
+    pub(super) rows: u64,
+    /// Left out, with the reasons; kept with the progress.
+    pub(super) left: Vec<LeftRow>,
+    /// Too large to be read with the others: to be copied yet.
+    pub(super) again: Vec<RowKey>,
+    /// How long the lane was held.
+    pub(super) held: Duration,
+}
+
+/// Why nothing came of it; nothing took effect, or (an error of the commit) nobody knows, and it may be done again.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ChunkError {
+    #[error("legacy: {}", disposition::told(.0))]
+    Source(sqlx::Error),
+    #[error("new: {}", disposition::told(.0))]
+    Target(sqlx::Error),
+    /// A lock or a timeout on the target.
+    #[error("new: {}", disposition::told(.0))]
+    Contended(sqlx::Error),
+    /// Somebody else was faster.
+    #[error("the lane is busy")]
+    Busy,
+    #[error("a chunk was not done within {0:?}")]
+    Deadline(Duration),
+    /// Only an operator can help.
+    #[error("{0}")]
+    Stopped(String),
+}
+
+impl From<LeaseError> for ChunkError {
+    fn from(error: LeaseError) -> ChunkError {
+        match error {
+            LeaseError::Source(error) => ChunkError::Source(error),
+            LeaseError::Target(error) => ChunkError::Target(error),
+            LeaseError::Stopped(why) => ChunkError::Stopped(why),
+            LeaseError::TargetBusy | LeaseError::Overtaken => ChunkError::Busy,
+        }
+    }
+}
+
+/// What is to be copied.
+#[derive(Clone, Copy)]
+pub(super) struct Todo<'a> {
+    pub(super) lane: Lane,
+    pub(super) keys: &'a [RowKey],
+    /// The page that these are the last ones of, in this lane, and the rows of it that were copied before.
+    pub(super) completes: Option<(i64, u64)>,
+    /// They were left out before: what no longer is must be noted.
+    pub(super) left_before: bool,
+    /// The last try met a lock or a timeout: find the rows that do.
+    pub(super) isolate: bool,
+}
+
+/// Copies them.
+pub(super) async fn copy(job: &Job<'_>, todo: Todo<'_>) -> Result<Chunk, ChunkError> {
+    let deadline = job.config.relay.deadline;
+    match tokio::time::timeout(deadline, attempt(job, todo)).await {
+        Ok(done) => done,
+        // Both sessions were dropped, and with them their connections.
+        Err(_) => Err(ChunkError::Deadline(deadline)),
+    }
+}
+
+async fn attempt(job: &Job<'_>, todo: Todo<'_>) -> Result<Chunk, ChunkError> {
+    let patience = job.config.relay.deadline / 3;
+    let batch = job.config.relay.batch;
+    let taken = lease::take_healed(job.source, job.target, todo.lane, patience, &job.pass, batch).await?;
+    let Some((mut source, mut target)) = taken else { return Ok(Chunk::Busy) };
+    let started = Instant::now();
+    reach("chunk_locked");
+    let rows = source.legacy_rows(&job.legacy, todo.keys, job.config.relay.batch_bytes).await;
+    let rows = rows.map_err(ChunkError::Source)?;
+    let mut ids: Vec<&str> = rows.iter().filter_map(|row| row.at.aggregate_id.as_deref()).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    let open = source.open_aggregates(&job.legacy, &ids, &job.whole).await;
+    let open = open.map_err(ChunkError::Source)?;
+    if open.too_many {
+        target.abandon().await;
+        source.release_lease().await;
+        return Ok(Chunk::Backlog);
+    }
+    let mut sorted = sort(todo.lane, rows, &open);
+    let events: Vec<Event> =
+        sorted.copy.iter_mut().map(|(_, id, payload)| job.legacy.event(id, std::mem::take(payload))).collect();
+    let refused = apply(job, &mut target, &events, todo.isolate).await?;
+    for (at, said) in &refused {
+        sorted.left.push(LeftRow {
+            key: sorted.copy[*at].0.clone(),
+            lane: todo.lane,
+            reason: Reason::Refused,
+            event: None,
+            code: Some(said.code.clone()),
+            message: Some(said.message.clone()),
+        });
+    }
+    let entity = &job.entity.name;
+    let rows = (events.len() - refused.len()) as u64;
+    target.leave_out(entity, &sorted.left).await.map_err(ChunkError::Target)?;
+    if todo.left_before {
+        let stays = |key: &RowKey| sorted.left.iter().any(|left| left.key == *key) || sorted.again.contains(key);
+        let came: Vec<&RowKey> = todo.keys.iter().filter(|key| !stays(key)).collect();
+        target.came(entity, &came, rows).await.map_err(ChunkError::Target)?;
+    }
+    if let Some((page, before)) = todo.completes
+        && sorted.again.is_empty()
+    {
+        target.lane_done(entity, page, before + rows).await.map_err(ChunkError::Target)?;
+    }
+    reach("chunk_written");
+    target.commit().await.map_err(ChunkError::Target)?;
+    reach("chunk_committed");
+    source.release_lease().await;
+    Ok(Chunk::Copied(Copied { rows, left: sorted.left, again: sorted.again, held: started.elapsed() }))
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Sorted {
+    /// Key, aggregate, payload.
+    copy: Vec<(RowKey, String, String)>,
+    left: Vec<LeftRow>,
+    again: Vec<RowKey>,
+}
+
+/// What may be copied under this lane's lock, and what may not.
+fn sort(lane: Lane, rows: Vec<LegacyRow>, open: &OpenAggregates) -> Sorted {
+    let mut sorted = Sorted::default();
+    for LegacyRow { at, payload } in rows {
+        let left = |lane, reason| LeftRow { key: at.key.clone(), lane, reason, event: None, code: None, message: None };
+        let (Some(id), Some(now)) = (&at.aggregate_id, at.lane) else {
+            let message = Some("entity.legacy.aggregate_id gives NULL for it".to_owned());
+            sorted.left.push(LeftRow { message, ..left(lane, Reason::Refused) });
+            continue;
+        };
+        // Its aggregate has changed since its key was read: another lane's lock keeps it apart from its events.
+        if now != lane {
+            sorted.left.push(left(now, Reason::Pending));
+        } else if open.waiting.contains(id) {
+            sorted.left.push(left(lane, Reason::Waiting));
+        } else if let Some(bringing) = open.pending.get(id) {
+            // Of this very row, or of another one of its aggregate?
+            let brings = bringing
+                .as_ref()
+                .filter(|b| b.key.iter().map(Option::as_deref).eq(at.key.0.iter().map(|k| Some(k.as_str()))));
+            sorted.left.push(LeftRow { event: brings.map(|b| b.event), ..left(lane, Reason::Pending) });
+        } else if let Some(payload) = payload {
+            sorted.copy.push((at.key.clone(), id.clone(), payload));
+        } else {
+            sorted.again.push(at.key.clone());
+        }
+    }
+    sorted
+}
+
+/// Writes what the mapping yields of them; what the new table refuses is halved until it stands alone. Those that were refused.
+async fn apply(
+    job: &Job<'_>,
+    target: &mut TargetLane,
+    events: &[Event],
+    isolate: bool,
+) -> Result<Vec<(usize, Said)>, ChunkError> {
+    let mut refused = Vec::new();
+    let mut parts = vec![(0, events.len())];
+    if isolate {
+        target.isolate().await.map_err(ChunkError::Target)?;
+    }
+    while let Some((from, to)) = parts.pop() {
+        if from == to {
+            continue;
+        }
+        let rows: Events<'_> = events[from..to].iter().collect();
+        let mut result = target.run(&job.statement, &rows).await.map(drop);
+        if result.is_ok() && job.deferred_constraints {
+            result = target.check_constraints().await;
+        }
+        let Err(error) = result else {
+            target.keep().await.map_err(ChunkError::Target)?;
+            continue;
+        };
+        match disposition::of(&error) {
+            Disposition::Transient => return Err(ChunkError::Target(error)),
+            Disposition::Contended if !isolate => return Err(ChunkError::Contended(error)),
+            Disposition::Operator => return Err(ChunkError::Stopped(job.told(&error))),
+            _ => {}
+        }
+        target.undo().await.map_err(ChunkError::Target)?;
+        if to - from == 1 {
+            refused.push((from, disposition::said(&error)));
+        } else {
+            let middle = from + (to - from) / 2;
+            // The first half is on top.
+            parts.push((middle, to));
+            parts.push((from, middle));
+        }
+    }
+    Ok(refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::EventId;
+    use crate::source::{Bringing, KeyAt};
+
+    #[test]
+    fn only_what_this_lane_keeps_apart_from_its_events_is_copied() {
+        let row = |key: &str, id: Option<&str>, lane: Option<i32>, payload: Option<&str>| LegacyRow {
+            at: KeyAt { key: RowKey(vec![key.into()]), aggregate_id: id.map(str::to_owned), lane: lane.map(Lane) },
+            payload: payload.map(str::to_owned),
+        };
+        let open =
+            OpenAggregates { pending: ["p".to_owned()].into(), waiting: ["w".to_owned()].into(), too_many: false };
+        let sorted = sort(
+            Lane(3),
+            vec![
+                row("copied", Some("c"), Some(3), Some("{}")),
+                row("pending", Some("p"), Some(3), Some("{}")),
+                row("sibling", Some("q"), Some(3), Some("{}")),
+                row("waiting", Some("w"), Some(3), Some("{}")),
+                row("moved", Some("m"), Some(4), Some("{}")),
+                row("nobody's", None, None, Some("{}")),
+                row("large", Some("l"), Some(3), None),
+            ],
+            &open,
+        );
+        let key = |key: &str| RowKey(vec![key.to_owned()]);
+        assert_eq!(sorted.copy, [(key("copied"), "c".to_owned(), "{}".to_owned())]);
+        assert_eq!(sorted.again, [key("large")]);
+        assert_eq!((sorted.left[0].event, sorted.left[1].event), (Some(EventId(7)), None));
+        let left: Vec<_> = sorted.left.iter().map(|l| (l.key.0[0].as_str(), l.lane.0, l.reason)).collect();
+        let expected = [
+            ("pending", 3, Reason::Pending),
+            ("sibling", 3, Reason::Pending),
+            ("waiting", 3, Reason::Waiting),
+            ("moved", 4, Reason::Pending),
+            ("nobody's", 3, Reason::Refused),
+        ];
+        assert_eq!(left, expected);
+    }
+}

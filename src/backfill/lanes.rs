@@ -1,0 +1,202 @@
+//! Pages, and their lanes: what is copied in which order, and what is tried again.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+use tokio::sync::Semaphore;
+
+use super::chunk::{self, Chunk, ChunkError, Todo};
+use super::gate::{Gate, rest};
+use super::{BackfillError, Job, by_lane, new};
+use crate::disposition::{is_transient, told};
+use crate::event::Lane;
+use crate::retry::Pause;
+use crate::source::RowKey;
+use crate::target::{Page, Reason};
+
+/// Keys of a page: as many as all lanes take in a chunk.
+fn page_size(job: &Job<'_>) -> u32 {
+    job.pace.chunk().saturating_mul(job.config.relay.lanes.into()).clamp(1_000, 100_000)
+}
+
+/// Hands out pages to itself and copies them, until there are none. False: it was told to end.
+pub(super) async fn pages(job: &Job<'_>, gate: &Gate<'_>, slots: &Semaphore) -> Result<bool, BackfillError> {
+    let mut pause = Pause::new(Duration::from_millis(100), Duration::from_secs(5));
+    loop {
+        if job.stop.is_cancelled() {
+            return Ok(false);
+        }
+        match next_page(job).await {
+            Ok(None) => return Ok(true),
+            Ok(Some((page, keys))) => {
+                pause.reset();
+                if !copy_page(job, gate, slots, &page, keys, &HashSet::new()).await? {
+                    return Ok(false);
+                }
+            }
+            Err(error) if error.is_transient() => {
+                job.counts.waits_for(Some(error.to_string()));
+                rest(pause.next_pause(), job.stop).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+type Keys = Vec<crate::source::KeyAt>;
+
+async fn next_page(job: &Job<'_>) -> Result<Option<(Page, Keys)>, BackfillError> {
+    let handing = job.target.handing_out(&job.entity.name).await.map_err(new)?;
+    if handing.exhausted {
+        handing.abandon().await;
+        return Ok(None);
+    }
+    let size = page_size(job);
+    let keys = job.source.legacy_keys(&job.legacy, handing.after.as_ref(), None, size).await;
+    let keys = keys.map_err(super::legacy)?;
+    let exhausted = (keys.len() as u64) < u64::from(size);
+    let page = handing.hand_out(keys.last().map(|at| &at.key), exhausted).await.map_err(new)?;
+    Ok(page.map(|page| (page, keys)))
+}
+
+/// Pages that somebody handed out and did not end, because it was killed; or that somebody else is at: to do the same twice
+/// does no harm.
+pub(super) async fn leftover_pages(job: &Job<'_>, gate: &Gate<'_>, slots: &Semaphore) -> Result<bool, BackfillError> {
+    let mut pause = Pause::new(Duration::from_millis(100), Duration::from_secs(5));
+    loop {
+        let pages = match job.target.open_pages(&job.entity.name).await {
+            Ok(pages) => pages,
+            Err(error) if is_transient(&error) => {
+                job.counts.waits_for(Some(format!("new: {}", told(&error))));
+                if !rest(pause.next_pause(), job.stop).await {
+                    return Ok(false);
+                }
+                continue;
+            }
+            Err(error) => return Err(new(error)),
+        };
+        let Some(page) = pages.into_iter().next() else { return Ok(true) };
+        let read = async {
+            let done = job.target.lanes_done(&job.entity.name, page.page).await.map_err(new)?;
+            let keys = job.source.legacy_keys(&job.legacy, page.after.as_ref(), Some(&page.until), u32::MAX).await;
+            Ok::<_, BackfillError>((done, keys.map_err(super::legacy)?))
+        };
+        match read.await {
+            Ok((done, keys)) => {
+                if !copy_page(job, gate, slots, &page, keys, &done).await? {
+                    return Ok(false);
+                }
+            }
+            Err(error) if error.is_transient() => {
+                job.counts.waits_for(Some(error.to_string()));
+                if !rest(pause.next_pause(), job.stop).await {
+                    return Ok(false);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// False: it was told to end.
+async fn copy_page(
+    job: &Job<'_>,
+    gate: &Gate<'_>,
+    slots: &Semaphore,
+    page: &Page,
+    keys: Keys,
+    done: &HashSet<Lane>,
+) -> Result<bool, BackfillError> {
+    let lanes = by_lane(keys).into_iter().filter(|(lane, _)| !done.contains(lane));
+    let copying = lanes.map(|(lane, keys)| async move {
+        let Ok(_slot) = slots.acquire().await else { return Ok(false) };
+        copy_lane(job, gate, Some(page.page), lane, keys, false).await
+    });
+    let at_once = usize::from(job.config.backfill.workers);
+    let whole = stream::iter(copying).buffer_unordered(at_once).try_fold(true, async |whole, lane| Ok(whole && lane));
+    if !whole.await? {
+        return Ok(false);
+    }
+    let mut pause = Pause::new(Duration::from_millis(100), Duration::from_secs(5));
+    while let Err(error) = job.target.page_done(&job.entity.name, page.page, job.counts.rate()).await {
+        if !is_transient(&error) {
+            return Err(new(error));
+        }
+        if !rest(pause.next_pause(), job.stop).await {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Copies these rows of a lane, chunk by chunk; what a database that is away costs is time. False: it was told to end.
+pub(super) async fn copy_lane(
+    job: &Job<'_>,
+    gate: &Gate<'_>,
+    page: Option<i64>,
+    lane: Lane,
+    keys: Vec<RowKey>,
+    left_before: bool,
+) -> Result<bool, BackfillError> {
+    let mut queue = VecDeque::from(keys);
+    let mut pause = Pause::new(Duration::from_millis(50), Duration::from_secs(5));
+    let (mut rows, mut contended) = (0, 0);
+    while !queue.is_empty() {
+        let size = (job.pace.chunk() as usize).min(queue.len());
+        if !gate.pass(size as u32, &|why| job.counts.waits_for(why), job.stop).await {
+            return Ok(false);
+        }
+        let completes = page.filter(|_| size == queue.len()).map(|page| (page, rows));
+        let (keys, _) = queue.make_contiguous().split_at(size);
+        let todo = Todo { lane, keys, completes, left_before, isolate: contended > 1 };
+        let why = match chunk::copy(job, todo).await {
+            Ok(Chunk::Copied(copied)) => {
+                job.pace.learn(size as u32, copied.held);
+                queue.drain(..size);
+                queue.extend(copied.again);
+                rows += copied.rows;
+                contended = 0;
+                pause.reset();
+                count(job, &copied.left, copied.rows)?;
+                continue;
+            }
+            Ok(Chunk::Busy) => format!("lane {lane} is busy"),
+            Ok(Chunk::Backlog) => format!("lane {lane} has a long backlog: the relay has to catch up first"),
+            Err(ChunkError::Stopped(why)) => return Err(BackfillError::Refused(why)),
+            Err(error) => {
+                match &error {
+                    ChunkError::Contended(_) => contended += 1,
+                    ChunkError::Deadline(_) => job.pace.too_much(),
+                    ChunkError::Source(refused) | ChunkError::Target(refused) if !is_transient(refused) => {
+                        return Err(BackfillError::Refused(job.told(refused)));
+                    }
+                    _ => {}
+                }
+                error.to_string()
+            }
+        };
+        job.counts.waits_for(Some(why));
+        if !rest(pause.next_pause(), job.stop).await {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn count(job: &Job<'_>, left: &[crate::target::LeftRow], rows: u64) -> Result<(), BackfillError> {
+    job.counts.rows.fetch_add(rows, Ordering::Relaxed);
+    let new: Vec<_> = left.iter().filter(|row| row.reason == Reason::Refused).collect();
+    let refused = job.counts.refused.fetch_add(new.len() as u64, Ordering::Relaxed) + new.len() as u64;
+    let most = job.config.backfill.max_refused;
+    if refused <= u64::from(most) {
+        return Ok(());
+    }
+    let like = new.last().and_then(|row| row.message.as_deref()).unwrap_or_default();
+    Err(BackfillError::Refused(format!(
+        "entity {}: more than {most} rows were refused (backfill.max_refused), such as: {like}. Mend the mapping or the table, then: \
+         outbox-relay backfill",
+        job.entity.name
+    )))
+}

@@ -1,0 +1,106 @@
+//! Rows that were left out: tried again at the end, and by every later run.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::gate::{Gate, rest};
+use super::lanes::copy_lane;
+use super::{BackfillError, Job, new};
+use crate::disposition::is_transient;
+use crate::event::{EventId, Lane};
+use crate::source::RowKey;
+use crate::target::{LeftRow, Reason};
+
+/// So many are looked at at once.
+const PART: i64 = 1000;
+
+/// Tries all of them once; then those whose events are on their way, again and again, until nothing has moved for `patience`.
+/// False: it was told to end.
+pub(super) async fn rows(job: &Job<'_>, gate: &Gate<'_>, patience: Duration) -> Result<bool, BackfillError> {
+    let mut moved = Instant::now();
+    let mut before = usize::MAX;
+    let mut first = true;
+    loop {
+        let (seen, whole) = round(job, gate, |reason| first || reason == Reason::Pending).await?;
+        if !whole {
+            return Ok(false);
+        }
+        first = false;
+        if seen < before {
+            moved = Instant::now();
+            before = seen;
+        }
+        if seen == 0 || moved.elapsed() >= patience {
+            return Ok(true);
+        }
+        job.counts.waits_for(Some(format!("{seen} rows wait for their events: does a relay run?")));
+        if !rest(Duration::from_millis(250), job.stop).await {
+            return Ok(false);
+        }
+    }
+}
+
+/// Tries those of these reasons; how many of them waited for a pending event.
+async fn round(
+    job: &Job<'_>,
+    gate: &Gate<'_>,
+    try_again: impl Fn(Reason) -> bool,
+) -> Result<(usize, bool), BackfillError> {
+    let mut after: Option<RowKey> = None;
+    let mut pending = 0;
+    loop {
+        let rows = match job.target.left_rows(&job.entity.name, after.as_ref(), PART).await {
+            Ok(rows) => rows,
+            Err(error) if is_transient(&error) => {
+                if !rest(Duration::from_secs(1), job.stop).await {
+                    return Ok((pending, false));
+                }
+                continue;
+            }
+            Err(error) => return Err(new(error)),
+        };
+        let Some(last) = rows.last() else { return Ok((pending, true)) };
+        let end = last.key.clone();
+        let Some(rows) = not_brought(job, rows).await? else {
+            if !rest(Duration::from_secs(1), job.stop).await {
+                return Ok((pending, false));
+            }
+            continue;
+        };
+        after = Some(end);
+        pending += rows.iter().filter(|row| row.reason == Reason::Pending).count();
+        let mut lanes: BTreeMap<Lane, Vec<RowKey>> = BTreeMap::new();
+        for LeftRow { key, lane, reason, .. } in rows {
+            if try_again(reason) {
+                lanes.entry(lane).or_default().push(key);
+            }
+        }
+        for (lane, keys) in lanes {
+            if !copy_lane(job, gate, None, lane, keys, true).await? {
+                return Ok((pending, false));
+            }
+        }
+    }
+}
+
+/// Without those that an event has brought meanwhile: a row that changes all the time has always another one on its way. `None`: a
+/// database was away.
+async fn not_brought(job: &Job<'_>, rows: Vec<LeftRow>) -> Result<Option<Vec<LeftRow>>, BackfillError> {
+    let events: Vec<EventId> = rows.iter().filter_map(|row| row.event).collect();
+    if events.is_empty() {
+        return Ok(Some(rows));
+    }
+    let unapplied = match job.source.unapplied(&events).await {
+        Ok(unapplied) => unapplied,
+        Err(error) if is_transient(&error) => return Ok(None),
+        Err(error) => return Err(super::legacy(error)),
+    };
+    let (brought, rows): (Vec<LeftRow>, Vec<LeftRow>) =
+        rows.into_iter().partition(|row| row.event.is_some_and(|event| !unapplied.contains(&event)));
+    let keys: Vec<&RowKey> = brought.iter().map(|row| &row.key).collect();
+    match job.target.brought(&job.entity.name, &keys).await {
+        Ok(()) => Ok(Some(rows)),
+        Err(error) if is_transient(&error) => Ok(None),
+        Err(error) => Err(new(error)),
+    }
+}

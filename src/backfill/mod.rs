@@ -1,0 +1,392 @@
+//! `backfill`: the first copy of whole tables, while the application writes and any number of relays run.
+//!
+//! Guarantees: no row of the new table goes back to an older state, none that was deleted comes back, none is missing at the end but
+//! those that are told (see [`chunk`] for why); ended at any moment, by whatever, it goes on where it was; two that copy the
+//! same entity share the work. It needs every change since it began to come as an event: from the application, or by capture.
+//!
+//! An entity's keys are read in pages; a page is noted, then its keys are copied lane by lane, in chunks that hold the lane's
+//! lock for a few dozen milliseconds, then it is forgotten.
+
+mod chunk;
+mod gate;
+mod lanes;
+mod left;
+mod pace;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use self::gate::Gate;
+use self::pace::Pace;
+use crate::config::{Action, Config, Entity};
+use crate::connect::{self, ConnectError};
+use crate::disposition::{self, told};
+use crate::mapping::{self, MappingError};
+use crate::plan;
+use crate::source::{KeyAt, Legacy, Source};
+use crate::target::{Copied, Prepared, Target};
+
+/// What is to be done.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Which entities, by name; none: all that say of which legacy rows they are made.
+    pub entities: Vec<String>,
+    /// Forget what was copied, and begin anew. Rows are overwritten, not deleted.
+    pub restart: bool,
+    /// How long rows that wait for their events are waited for, once nothing moves any more.
+    pub patience: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { entities: Vec::new(), restart: false, patience: Duration::from_secs(30) }
+    }
+}
+
+/// What whoever watches is told.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Told {
+    /// An entity's copy begins, or goes on.
+    Began {
+        /// Which.
+        entity: String,
+        /// Rows copied before.
+        rows: u64,
+        /// Rows in all, about.
+        estimate: Option<u64>,
+    },
+    /// Twice a second.
+    Progress {
+        /// Which.
+        entity: String,
+        /// Rows copied so far.
+        rows: u64,
+        /// Rows in all, about.
+        estimate: Option<u64>,
+        /// Rows a second since it began or went on.
+        rate: f64,
+        /// What is waited for.
+        waits_for: Option<String>,
+    },
+    /// It is done, or as far as it can be.
+    Ended {
+        /// How far.
+        #[serde(flatten)]
+        copied: Copied,
+        /// Sequences that were set past the highest value.
+        sequences: Vec<String>,
+    },
+}
+
+/// How it ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Summary {
+    /// Each entity, in the order in which they were copied; when it was told to end, some may be missing.
+    pub copies: Vec<Copied>,
+    /// It was told to end before it was done.
+    pub interrupted: bool,
+}
+
+impl Summary {
+    /// Whether all rows were copied.
+    pub fn is_whole(&self) -> bool {
+        !self.interrupted && self.copies.iter().all(|copy| copy.left() == 0)
+    }
+}
+
+impl BackfillError {
+    /// Whether it passes by itself.
+    fn is_transient(&self) -> bool {
+        match self {
+            BackfillError::Database { error, .. } => disposition::is_transient(error),
+            BackfillError::Connect(ConnectError::Away { .. }) => true,
+            _ => false,
+        }
+    }
+}
+
+/// Why it cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum BackfillError {
+    /// A database is away at the start, or not ready.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The mapping is wrong.
+    #[error("{0}")]
+    Mapping(Box<MappingError>),
+    /// Refused, with what to do.
+    #[error("{0}")]
+    Refused(String),
+    /// A database said no.
+    #[error("{side}: {}", told(error))]
+    Database {
+        /// `legacy` or `new`.
+        side: &'static str,
+        /// What it said.
+        error: sqlx::Error,
+    },
+}
+
+fn legacy(error: sqlx::Error) -> BackfillError {
+    BackfillError::Database { side: "legacy", error }
+}
+
+fn new(error: sqlx::Error) -> BackfillError {
+    BackfillError::Database { side: "new", error }
+}
+
+fn sequence(entity: &Entity, error: sqlx::Error) -> BackfillError {
+    if crate::session::sqlstate(&error).as_deref() != Some("42501") {
+        return new(error);
+    }
+    BackfillError::Refused(format!(
+        "entity {}: its rows are copied, but the sequences of its table could not be set past the highest value: {}. GRANT USAGE, SELECT, \
+         UPDATE on them to the relay's role, then: outbox-relay backfill {0}",
+        entity.name,
+        told(&error)
+    ))
+}
+
+/// One entity's copy, as all of its lanes share it.
+struct Job<'a> {
+    config: &'a Config,
+    source: &'a Source,
+    target: &'a Target,
+    entity: &'a Entity,
+    legacy: Legacy,
+    statement: Prepared,
+    deferred_constraints: bool,
+    /// Event types by which the entity's whole row is written, or deleted.
+    whole: Vec<String>,
+    /// Aggregate types whose failed events hold nobody back, for healing.
+    pass: Vec<String>,
+    pace: Pace,
+    counts: Counts,
+    tell: &'a (dyn Fn(Told) + Sync),
+    stop: &'a CancellationToken,
+}
+
+/// What was done since it began or went on, for whoever watches.
+struct Counts {
+    began: Instant,
+    before: u64,
+    estimate: Option<u64>,
+    rows: AtomicU64,
+    refused: AtomicU64,
+    waits_for: std::sync::Mutex<Option<String>>,
+}
+
+impl Counts {
+    fn rate(&self) -> f64 {
+        self.rows.load(Ordering::Relaxed) as f64 / self.began.elapsed().as_secs_f64().max(0.001)
+    }
+
+    fn waits_for(&self, why: Option<String>) {
+        *self.waits_for.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = why;
+    }
+}
+
+impl Job<'_> {
+    fn told(&self, error: &sqlx::Error) -> String {
+        let said = disposition::said(error);
+        let place = self.statement.file.as_deref().map(|file| format!(" ({file})")).unwrap_or_default();
+        format!(
+            "entity {}{place}: {} ({}): mend it, then: outbox-relay backfill",
+            self.entity.name, said.message, said.code
+        )
+    }
+
+    fn gate(&self) -> Gate<'_> {
+        Gate {
+            source: self.source,
+            target: self.target,
+            entity: &self.entity.name,
+            limits: &self.config.backfill,
+            pace: &self.pace,
+            seen: tokio::sync::Mutex::new(None),
+        }
+    }
+
+    fn progress(&self) -> Told {
+        let counts = &self.counts;
+        Told::Progress {
+            entity: self.entity.name.clone(),
+            rows: counts.before + counts.rows.load(Ordering::Relaxed),
+            estimate: counts.estimate,
+            rate: counts.rate(),
+            waits_for: counts.waits_for.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone(),
+        }
+    }
+}
+
+/// Copies; `tell` is told how it goes. Ends between two chunks when `stop` is cancelled.
+pub async fn run(
+    config: &Config,
+    options: &Options,
+    tell: &(dyn Fn(Told) + Sync),
+    stop: &CancellationToken,
+) -> Result<Summary, BackfillError> {
+    let workers = config.relay.workers.max(config.backfill.workers);
+    let mut opened = config.clone();
+    opened.relay.workers = workers;
+    let (source, target) = connect::open(&opened).await?;
+    let entities = in_order(config, options, &source, &target).await?;
+    let mut summary = Summary { copies: Vec::new(), interrupted: false };
+    for entity in entities {
+        if stop.is_cancelled() {
+            summary.interrupted = true;
+            break;
+        }
+        if options.restart {
+            target.forget_copy(&entity.name).await.map_err(new)?;
+        }
+        let job = job(config, entity, &source, &target, tell, stop).await?;
+        let finished = copy(&job, options.patience).await?;
+        let mut sequences = Vec::new();
+        if let Some(table) = entity.table.as_ref().filter(|_| finished) {
+            sequences = target.raise_sequences(table).await.map_err(|error| sequence(entity, error))?;
+        }
+        let copies = target.copies().await.map_err(new)?;
+        if let Some(copied) = copies.into_iter().find(|copy| copy.entity == entity.name) {
+            if finished {
+                tell(Told::Ended { copied: copied.clone(), sequences });
+            }
+            summary.copies.push(copied);
+        }
+        summary.interrupted |= !finished;
+    }
+    Ok(summary)
+}
+
+/// The entities to be copied, parents first.
+async fn in_order<'a>(
+    config: &'a Config,
+    options: &Options,
+    source: &Source,
+    target: &Target,
+) -> Result<Vec<&'a Entity>, BackfillError> {
+    let mut wanted: Vec<&Entity> = Vec::new();
+    for name in &options.entities {
+        let entity = crate::map::entity(config, name).map_err(|error| BackfillError::Refused(error.to_string()))?;
+        if entity.legacy.is_none() {
+            return Err(BackfillError::Refused(format!(
+                "entity {name} does not say of which legacy rows it is made: legacy = {{ table = \"public.{name}\", key = [\"id\"] }}"
+            )));
+        }
+        wanted.push(entity);
+    }
+    if options.entities.is_empty() {
+        wanted = config.entities.iter().filter(|entity| entity.legacy.is_some()).collect();
+    }
+    if wanted.is_empty() {
+        return Err(BackfillError::Refused(
+            "no entity says of which legacy rows it is made: legacy = { table = \"public.users\", key = [\"id\"] }"
+                .to_owned(),
+        ));
+    }
+    let plan = plan::plan(config, &source.pool, &target.pool).await.map_err(new)?;
+    let order: Vec<&String> = plan.order.iter().flat_map(|step| &step.entities).collect();
+    wanted.sort_by_key(|entity| order.iter().position(|name| **name == entity.name).unwrap_or(usize::MAX));
+    wanted.dedup_by_key(|entity| &entity.name);
+    Ok(wanted)
+}
+
+async fn job<'a>(
+    config: &'a Config,
+    entity: &'a Entity,
+    source: &'a Source,
+    target: &'a Target,
+    tell: &'a (dyn Fn(Told) + Sync),
+    stop: &'a CancellationToken,
+) -> Result<Job<'a>, BackfillError> {
+    let described = source.legacy(entity).await.map_err(legacy)?;
+    let (Some(rows), Some(described)) = (&entity.legacy, described) else {
+        return Err(BackfillError::Refused(format!("entity {} has no legacy rows", entity.name)));
+    };
+    let estimate = source.estimate(rows).await.map_err(legacy)?;
+    let mut transaction = target.pool.begin().await.map_err(new)?;
+    let compiled = mapping::compile(entity, &mut transaction, &target.search_path_sql(), &target.schema).await;
+    transaction.rollback().await.map_err(new)?;
+    let statement = compiled.map_err(|error| BackfillError::Mapping(Box::new(error)))?.upsert;
+    let Some(statement) = statement else {
+        return Err(BackfillError::Refused(format!("entity {} has no table to be copied to", entity.name)));
+    };
+    target.begin_copy(&entity.name, estimate).await.map_err(|error| {
+        if connect::is_undefined(&error) {
+            return BackfillError::Refused(
+                "the new database does not have the tables of this version yet: run outbox-relay init".to_owned(),
+            );
+        }
+        new(error)
+    })?;
+    let before = target.copies().await.map_err(new)?.into_iter().find(|copy| copy.entity == entity.name);
+    let limits = &config.backfill;
+    let counts = Counts {
+        began: Instant::now(),
+        before: before.as_ref().map_or(0, |copy| copy.rows.unsigned_abs()),
+        estimate: before.and_then(|copy| copy.estimate).map(i64::unsigned_abs),
+        rows: AtomicU64::new(0),
+        refused: AtomicU64::new(0),
+        waits_for: std::sync::Mutex::default(),
+    };
+    tell(Told::Began { entity: entity.name.clone(), rows: counts.before, estimate: counts.estimate });
+    Ok(Job {
+        config,
+        source,
+        target,
+        entity,
+        legacy: described,
+        statement,
+        deferred_constraints: target.has_deferrable_constraints().await.map_err(new)?,
+        whole: whole(entity),
+        pass: config.passing(),
+        pace: Pace::new(limits.lock_time, Some(limits.rows_per_second).filter(|rows| *rows > 0)),
+        counts,
+        tell,
+        stop,
+    })
+}
+
+fn whole(entity: &Entity) -> Vec<String> {
+    let whole = entity.events.iter().filter(|(_, action)| matches!(action, Action::Upsert | Action::Delete));
+    whole.map(|(event_type, _)| event_type.clone()).collect()
+}
+
+/// Copies one entity. False: it was told to end.
+async fn copy(job: &Job<'_>, patience: Duration) -> Result<bool, BackfillError> {
+    let work = async {
+        let gate = job.gate();
+        let slots = tokio::sync::Semaphore::new(job.config.backfill.workers.into());
+        // Two pages at once: while the last lanes of one are copied, the next one's are begun.
+        let (one, other) = tokio::try_join!(lanes::pages(job, &gate, &slots), lanes::pages(job, &gate, &slots))?;
+        if !(one && other && lanes::leftover_pages(job, &gate, &slots).await?) {
+            return Ok(false);
+        }
+        job.target.copy_ended(&job.entity.name).await.map_err(new)?;
+        left::rows(job, &gate, patience).await
+    };
+    let watch = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            (job.tell)(job.progress());
+        }
+    };
+    tokio::select! {
+        done = work => done,
+        () = watch => Ok(false),
+    }
+}
+
+/// The keys of a page, lane by lane, in the order of lanes.
+fn by_lane(keys: Vec<KeyAt>) -> std::collections::BTreeMap<crate::event::Lane, Vec<crate::source::RowKey>> {
+    let mut lanes = std::collections::BTreeMap::<_, Vec<_>>::new();
+    for key in keys {
+        // A row without an aggregate is left out by whichever lane it is given to.
+        lanes.entry(key.lane.unwrap_or(crate::event::Lane(0))).or_default().push(key.key);
+    }
+    lanes
+}

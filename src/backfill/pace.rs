@@ -1,0 +1,120 @@
+//! How much at once, and how fast: chunks that hold a lane's lock about as long as they should, rows a second, and rest while the
+//! legacy database is busy.
+
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+/// A chunk never has more rows than this.
+const MOST: u32 = 20_000;
+/// The first one has so many.
+const FIRST: u32 = 100;
+
+/// Smaller ones hardly hold a lane for a shorter time: what a chunk costs without any row is then most of it.
+const FEW: u32 = 100;
+
+/// How many rows the next chunk should have, when one of `rows` held its lane for `held` and should have for `aim`.
+fn next_chunk(rows: u32, held: Duration, aim: Duration) -> u32 {
+    let fits = f64::from(rows) * aim.as_secs_f64() / held.as_secs_f64().max(1e-6);
+    // A single measurement may be chance: at most twice as many, or half.
+    let (low, high) = (f64::from(rows / 2), f64::from(rows) * 2.0);
+    // Unless it is the rows themselves that are slow.
+    let least = if held < aim * 10 { FEW } else { 1 };
+    (fits.clamp(low, high) as u32).clamp(least, MOST)
+}
+
+/// When so many rows may go, if `next` was free at the earliest; and when the ones after them may.
+fn admit(now: Instant, next: Instant, rows: u32, per_second: u32) -> (Instant, Instant) {
+    // What was not used is not saved up: a rest must not end in a rush.
+    let at = next.max(now);
+    (at, at + Duration::from_secs_f64(f64::from(rows) / f64::from(per_second)))
+}
+
+/// The pace of one entity's copy; all of its lanes share it.
+pub(super) struct Pace {
+    aim: Duration,
+    per_second: Option<u32>,
+    state: Mutex<State>,
+}
+
+struct State {
+    chunk: u32,
+    free_at: Instant,
+}
+
+impl Pace {
+    pub(super) fn new(aim: Duration, per_second: Option<u32>) -> Pace {
+        Pace { aim, per_second, state: Mutex::new(State { chunk: FIRST, free_at: Instant::now() }) }
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Rows for the next chunk.
+    pub(super) fn chunk(&self) -> u32 {
+        // Never more than a second's worth, or the pace would be one of rests and rushes.
+        self.change(|state| state.chunk).min(self.per_second.unwrap_or(MOST)).max(1)
+    }
+
+    /// A full chunk of so many rows held its lane for so long.
+    pub(super) fn learn(&self, rows: u32, held: Duration) {
+        self.change(|state| {
+            // A chunk that was the rest of a page tells nothing about a full one, unless it took too long.
+            if rows >= state.chunk || held > self.aim {
+                state.chunk = next_chunk(rows.max(1), held, self.aim);
+            }
+        });
+    }
+
+    /// A chunk was not done in time.
+    pub(super) fn too_much(&self) {
+        self.change(|state| state.chunk = (state.chunk / 4).max(1));
+    }
+
+    /// When so many rows may be copied.
+    pub(super) fn admit(&self, rows: u32) -> Option<Duration> {
+        let per_second = self.per_second?;
+        let now = Instant::now();
+        let at = self.change(|state| {
+            let (at, next) = admit(now, state.free_at, rows, per_second);
+            state.free_at = next;
+            at
+        });
+        Some(at.saturating_duration_since(now))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_comes_to_hold_its_lane_as_long_as_it_should() {
+        let ms = Duration::from_millis;
+        for (rows, held, next) in [
+            (1000, ms(50), 1000),
+            (1000, ms(25), 2000),
+            // At most twice, at least half.
+            (1000, ms(1), 2000),
+            (1000, ms(400), 500),
+            (150, ms(400), FEW),
+            // Rows that are slow by themselves.
+            (100, ms(5000), 50),
+            (1, ms(5000), 1),
+            (MOST, ms(1), MOST),
+        ] {
+            assert_eq!(next_chunk(rows, held, ms(50)), next, "{rows} {held:?}");
+        }
+    }
+
+    #[test]
+    fn rows_a_second_are_kept_and_not_saved_up() {
+        let start = Instant::now();
+        let after = |ms| start + Duration::from_millis(ms);
+        // The first goes at once, the next after the time that the first is worth.
+        assert_eq!(admit(start, start, 100, 1000), (start, after(100)));
+        assert_eq!(admit(after(20), after(100), 50, 1000), (after(100), after(150)));
+        assert_eq!(admit(after(9000), after(150), 50, 1000), (after(9000), after(9050)));
+    }
+}

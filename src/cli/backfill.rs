@@ -1,0 +1,194 @@
+//! `backfill`: copies whole tables, and tells how it goes: a bar on a terminal, lines elsewhere, JSON for programs.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::args::BackfillArgs;
+use super::{Exit, output};
+use crate::backfill::{self, Options, Told};
+use crate::config::Config;
+use crate::connect;
+use crate::run::on_signals;
+use crate::target::Copied;
+
+/// Copies; Ctrl-C ends it between two chunks, and the same command goes on from there.
+pub(super) async fn command(args: &BackfillArgs, mut config: Config) -> anyhow::Result<Exit> {
+    if args.pause || args.resume || args.status {
+        return steer(args, &config).await;
+    }
+    if let Some(rate) = args.rate {
+        config.backfill.rows_per_second = rate;
+    }
+    let options = Options { entities: args.entities.clone(), restart: args.restart, patience: args.patience };
+    let view = View::new(args.json);
+    let stop = on_signals()?;
+    let summary = backfill::run(&config, &options, &|told| view.told(&told), &stop).await?;
+    view.end();
+    if summary.interrupted {
+        say("ended before it was done: the same command goes on from here");
+        return Ok(Exit::Found);
+    }
+    if summary.is_whole() {
+        return Ok(Exit::Done);
+    }
+    for copy in summary.copies.iter().filter(|copy| copy.left() > 0) {
+        say(&what_is_left(copy));
+    }
+    if let Some(copy) = summary.copies.iter().find(|copy| copy.refused > 0) {
+        let (_, target) = connect::open(&config).await?;
+        for row in target.left_rows(&copy.entity, None, 1000).await?.iter().filter(|row| row.message.is_some()).take(5)
+        {
+            let code = row.code.as_deref().map(|code| format!(" ({code})")).unwrap_or_default();
+            say(&format!("  {} {}: {}{code}", copy.entity, row.key, row.message.as_deref().unwrap_or_default()));
+        }
+    }
+    Ok(Exit::Found)
+}
+
+async fn steer(args: &BackfillArgs, config: &Config) -> anyhow::Result<Exit> {
+    let (_, target) = connect::open(config).await?;
+    if !args.status {
+        let of_all = || config.entities.iter().map(|entity| entity.name.clone()).collect();
+        let entities: Vec<String> = if args.entities.is_empty() { of_all() } else { args.entities.clone() };
+        target.pause_copies(&entities, args.pause).await?;
+    }
+    let copies: Vec<Copied> = target.copies().await?;
+    if args.json {
+        output::json(&copies)?;
+    } else {
+        for copy in &copies {
+            output::print(format_args!("{}\n", line(copy)))?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn line(copy: &Copied) -> String {
+    let of = copy.estimate.map(|rows| format!(" of about {}", HumanCount(rows.unsigned_abs()))).unwrap_or_default();
+    let left = if copy.left() > 0 { format!("; {} left out", copy.left()) } else { String::new() };
+    format!("{}: {}, {} rows{of}{left}", copy.entity, copy.state, HumanCount(copy.rows.unsigned_abs()))
+}
+
+fn what_is_left(copy: &Copied) -> String {
+    let mut why = Vec::new();
+    if copy.refused > 0 {
+        why.push(format!("{} were refused: mend them or the mapping", copy.refused));
+    }
+    if copy.pending > 0 {
+        why.push(format!("{} come with events that are pending: let the relay run", copy.pending));
+    }
+    if copy.waiting > 0 {
+        why.push(format!("{} are behind events that failed or wait: outbox-relay failures", copy.waiting));
+    }
+    format!("{}: rows were left out: {}. Then: outbox-relay backfill {}", copy.entity, why.join("; "), copy.entity)
+}
+
+/// On stderr; one that is closed leaves nobody to tell.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// How it is shown.
+struct View {
+    json: bool,
+    bar: Option<ProgressBar>,
+    last: Mutex<Option<Instant>>,
+}
+
+/// Between two lines, without a terminal.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+impl View {
+    fn new(json: bool) -> View {
+        let bar = !json && std::io::stderr().is_terminal();
+        View {
+            json,
+            bar: bar.then(|| ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr())),
+            last: Mutex::default(),
+        }
+    }
+
+    fn told(&self, told: &Told) {
+        if self.json {
+            // Whoever read it has gone: the copy goes on.
+            let _ = output::print(format_args!("{}\n", serde_json::to_string(told).unwrap_or_default()));
+            return;
+        }
+        match told {
+            Told::Began { entity, rows, estimate } => self.began(entity, *rows, *estimate),
+            Told::Progress { entity, rows, estimate, rate, waits_for } => {
+                let left = estimate.map(|all| all.saturating_sub(*rows) as f64 / rate.max(0.1));
+                let left = left.filter(|seconds| *seconds < 1e7).map(|s| HumanDuration(Duration::from_secs_f64(s)));
+                let mut text = format!("{}/s", HumanCount(*rate as u64));
+                if let Some(left) = left {
+                    text += &format!(", {left} left");
+                }
+                if let Some(why) = waits_for {
+                    text += &format!(", waits: {why}");
+                }
+                self.progress(entity, *rows, *estimate, &text);
+            }
+            Told::Ended { copied, sequences } => {
+                if let Some(bar) = &self.bar {
+                    bar.suspend(|| say(&line(copied)));
+                } else {
+                    say(&line(copied));
+                }
+                for sequence in sequences {
+                    say(&format!("  sequence {sequence} was set past the highest value"));
+                }
+            }
+        }
+    }
+
+    fn began(&self, entity: &str, rows: u64, estimate: Option<u64>) {
+        if let Some(bar) = &self.bar {
+            bar.reset();
+            let shape = if estimate.is_some() {
+                "{prefix} {wide_bar} {human_pos}/{human_len} {msg}"
+            } else {
+                "{prefix} {spinner} {human_pos} {msg}"
+            };
+            if let Ok(style) = ProgressStyle::with_template(shape) {
+                bar.set_style(style);
+            }
+            bar.set_prefix(entity.to_owned());
+            if let Some(all) = estimate {
+                bar.set_length(all);
+            }
+            bar.set_position(rows);
+        } else {
+            let on = if rows > 0 {
+                format!("goes on, {} rows were copied before", HumanCount(rows))
+            } else {
+                "begins".to_owned()
+            };
+            say(&format!("{entity}: {on}"));
+        }
+    }
+
+    fn progress(&self, entity: &str, rows: u64, estimate: Option<u64>, text: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_length(estimate.unwrap_or(rows).max(rows));
+            bar.set_position(rows);
+            bar.set_message(text.to_owned());
+            return;
+        }
+        let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if last.is_some_and(|at| at.elapsed() < LINE_EVERY) {
+            return;
+        }
+        *last = Some(Instant::now());
+        let of = estimate.map(|all| format!(" of about {}", HumanCount(all))).unwrap_or_default();
+        say(&format!("{entity}: {} rows{of}, {text}", HumanCount(rows)));
+    }
+
+    fn end(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

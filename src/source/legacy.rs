@@ -1,0 +1,309 @@
+//! The rows of the legacy database that an entity is made of: whole tables, page by page, and single rows under their lane's lock.
+//!
+//! Guarantees: a page goes on after the key at which the last one ended, whatever the key's types, and skips no key that was there
+//! all the time; rows are read whole, as JSON, in the transaction that holds the lane, so they are as of after everything that
+//! was applied. What a row looks like does not depend on settings of the role. Text is ordered as its column's collation says.
+
+use std::collections::{HashMap, HashSet};
+
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+
+use super::{Source, SourceLane};
+use crate::config::{Entity, LegacyRows, RowsFrom};
+use crate::event::{Aggregate, Event, EventId, Lane};
+use crate::mapping::text;
+use crate::sql::{ident, literal, render};
+
+/// What tells a row of the legacy database apart: the text of each column of its key.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct RowKey(pub Vec<String>);
+
+impl std::fmt::Display for RowKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0.join(", "))
+    }
+}
+
+/// A key, and whose row it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyAt {
+    /// The row's.
+    pub key: RowKey,
+    /// What the configured expression gives; `None` for NULL, which no event can have.
+    pub aggregate_id: Option<String>,
+    /// The aggregate's lane.
+    pub lane: Option<Lane>,
+}
+
+/// A whole row.
+#[derive(Debug, Clone)]
+pub struct LegacyRow {
+    /// Key, aggregate and lane as they are now.
+    pub at: KeyAt,
+    /// `to_jsonb(row)`; `None`: beyond the bytes that were asked for.
+    pub payload: Option<String>,
+}
+
+/// Which aggregates have events that are not applied yet.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OpenAggregates {
+    /// Only pending: they are on their way.
+    pub pending: HashMap<String, Option<Bringing>>,
+    /// With an event in retry, held or failed.
+    pub waiting: HashSet<String>,
+    /// There are more pending events than were looked at, so nothing is known of the others.
+    pub too_many: bool,
+}
+
+/// The newest event on its way that writes a whole row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bringing {
+    /// Which.
+    pub event: EventId,
+    /// What its payload has under the names of the key's columns. An aggregate may have several rows: this is whose.
+    pub key: Vec<Option<String>>,
+}
+
+/// An entity's rows, with the statements that read them.
+#[derive(Debug, Clone)]
+pub struct Legacy {
+    /// The aggregate type of their events.
+    pub aggregate_type: String,
+    /// The event type that a copied row has: what capture calls an insert.
+    pub event_type: String,
+    /// The type of each column of the key.
+    pub key_types: Vec<String>,
+    key: Vec<String>,
+    names: Vec<(&'static str, String)>,
+    settings: String,
+}
+
+/// What is put into the files of `sql/legacy` before the types are known.
+fn names(entity: &Entity, rows: &LegacyRows) -> Vec<(&'static str, String)> {
+    let each = |template: &dyn Fn(usize, &str) -> String| {
+        rows.key.iter().enumerate().map(|(n, column)| template(n + 1, &ident(column))).collect::<Vec<_>>()
+    };
+    let from = match &rows.from {
+        RowsFrom::Table(table) => format!("{}.{}", ident(&table.schema), ident(&table.table)),
+        RowsFrom::Query(file) => format!("({}\n)", one_statement(&file.text)),
+    };
+    vec![
+        ("rows", from),
+        ("kind", literal(&entity.aggregate_type)),
+        ("aggregate_id", rows.aggregate_id.clone()),
+        ("key", each(&|_, c| format!("relay_row.{c}")).join(", ")),
+        ("key_columns", each(&|n, c| format!("relay_row.{c} AS relay_k{n}")).join(", ")),
+        ("key_order", each(&|n, _| format!("k.relay_k{n}")).join(", ")),
+        ("key_texts", each(&|n, _| format!("k.relay_k{n}::text")).join(", ")),
+        ("key_types", each(&|n, _| format!("pg_typeof(k.relay_k{n})::text")).join(", ")),
+        ("row_texts", each(&|_, c| format!("relay_row.{c}::text")).join(", ")),
+    ]
+}
+
+/// Without a closing semicolon.
+fn one_statement(text: &str) -> &str {
+    text.trim_end().trim_end_matches(';')
+}
+
+/// What `SET LOCAL` pins, so that a row reads the same whoever reads it. Row security would hide rows without a word: it is an
+/// error instead.
+const AS_WRITTEN: &str = "SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO, MDY'; SET LOCAL IntervalStyle = 'postgres'; \
+                              SET LOCAL bytea_output = 'hex'; SET LOCAL extra_float_digits = 1; SET LOCAL row_security = off;";
+
+impl LegacyRows {
+    /// What unqualified names refer to: what capture's trigger sees, but for a query, which may name tables of `public`.
+    fn search_path(&self) -> &'static str {
+        match &self.from {
+            RowsFrom::Table(_) => "pg_catalog",
+            RowsFrom::Query(_) => "pg_catalog, public",
+        }
+    }
+}
+
+impl Source {
+    /// Looks at an entity's rows; `None`: it has no `legacy`. An error is the server's: the table, a column, a right that is missing.
+    pub async fn legacy(&self, entity: &Entity) -> sqlx::Result<Option<Legacy>> {
+        let Some(rows) = &entity.legacy else { return Ok(None) };
+        let mut names = names(entity, rows);
+        names.push(("lane_of_key", self.names.render("{lane_of_key}")));
+        let settings = format!("{AS_WRITTEN} SET LOCAL search_path = {};", rows.search_path());
+        let sql = render(include_str!("../../sql/legacy/describe.sql"), &names);
+        if let RowsFrom::Query(file) = &rows.from
+            && text::parse(&file.text).several
+        {
+            let what = format!("{} holds more than one statement", file.path.display());
+            return Err(sqlx::Error::Configuration(what.into()));
+        }
+        let described = self.ask(&settings, crate::sql::query(&sql, false)).await?;
+        let row = described.first().ok_or(sqlx::Error::RowNotFound)?;
+        let key_types: Vec<String> = row.try_get("key_types")?;
+        let given = |n: usize| format!("relay_key.relay_k{n}");
+        let columns: Vec<String> = (1..=rows.key.len()).map(|n| format!("relay_k{n}")).collect();
+        let arrays: Vec<String> = (1..=rows.key.len()).map(|n| format!("unnest(${}::text[])", n + 1)).collect();
+        names.push(("keys_given", format!("ROWS FROM ({}) AS relay_key ({})", arrays.join(", "), columns.join(", "))));
+        let is_given = rows.key.iter().zip(&key_types).enumerate();
+        let is_given = is_given.map(|(n, (c, t))| format!("relay_row.{} = {}::{t}", ident(c), given(n + 1)));
+        names.push(("key_is_given", is_given.collect::<Vec<_>>().join(" AND ")));
+        let payloads = rows.key.iter().zip(&key_types);
+        let payloads =
+            payloads.map(|(c, t)| format!("relay_row.{} = (e.relay_payload->>{})::{t}", ident(c), literal(c)));
+        names.push(("key_is_payloads", payloads.collect::<Vec<_>>().join(" AND ")));
+        Ok(Some(Legacy {
+            aggregate_type: entity.aggregate_type.clone(),
+            event_type: rows.capture.insert.clone(),
+            key: rows.key.clone(),
+            key_types,
+            names,
+            settings,
+        }))
+    }
+
+    /// Which of these events are not applied yet, or never will be.
+    pub async fn unapplied(&self, events: &[EventId]) -> sqlx::Result<HashSet<EventId>> {
+        let sql = self.names.render(include_str!("../../sql/source/unapplied.sql"));
+        let rows = self.ask("", crate::sql::query(&sql, false).bind(events)).await?;
+        rows.iter().map(|row| row.try_get(0)).collect()
+    }
+
+    /// About how many rows there are; `None` where nobody knows.
+    pub async fn estimate(&self, rows: &LegacyRows) -> sqlx::Result<Option<i64>> {
+        let RowsFrom::Table(table) = &rows.from else { return Ok(None) };
+        let name = format!("{}.{}", ident(&table.schema), ident(&table.table));
+        let sql = include_str!("../../sql/legacy/estimate.sql");
+        let rows = self.ask("", crate::sql::query(sql, false).bind(name)).await?;
+        rows.first().map_or(Ok(None), |row| row.try_get(0))
+    }
+
+    /// The next keys after one, up to and including another: fewer than `at_most` are the last ones.
+    pub async fn legacy_keys(
+        &self,
+        legacy: &Legacy,
+        after: Option<&RowKey>,
+        until: Option<&RowKey>,
+        at_most: u32,
+    ) -> sqlx::Result<Vec<KeyAt>> {
+        let sql = legacy.render_range(include_str!("../../sql/legacy/keys.sql"), after.is_some(), until.is_some());
+        let bound = |key: Option<&RowKey>| key.map(|key| key.0.clone());
+        let keys = crate::sql::query(&sql, false).bind(i64::from(at_most)).bind(bound(after)).bind(bound(until));
+        let rows = self.ask(&legacy.settings, keys).await?;
+        rows.iter().map(key_at).collect()
+    }
+}
+
+impl SourceLane {
+    /// The rows that these keys have now, in this lane's transaction, which must hold both locks: keys without a row are left out.
+    /// A row whose aggregate is in another lane by now is not this lane's to change.
+    pub async fn legacy_rows(
+        &mut self,
+        legacy: &Legacy,
+        keys: &[RowKey],
+        payload_bytes: u64,
+    ) -> sqlx::Result<Vec<LegacyRow>> {
+        self.session.script(&legacy.settings).await?;
+        let sql = render(include_str!("../../sql/legacy/rows.sql"), &legacy.names);
+        let mut query = self.source.query(&sql).bind(i64::try_from(payload_bytes).unwrap_or(i64::MAX));
+        for n in 0..legacy.key.len() {
+            query = query.bind(keys.iter().filter_map(|key| key.0.get(n).map(String::as_str)).collect::<Vec<_>>());
+        }
+        let rows = query.fetch_all(self.session.connection()).await?;
+        rows.iter().map(|row| Ok(LegacyRow { at: key_at(row)?, payload: row.try_get("payload")? })).collect()
+    }
+
+    /// Which of these aggregates have events that are not applied yet. To be asked after the rows were read: what was committed in
+    /// between is seen as an open event, never as a row that is newer than the events.
+    /// `whole`: event types that write the whole row.
+    pub async fn open_aggregates(
+        &mut self,
+        legacy: &Legacy,
+        ids: &[&str],
+        whole: &[String],
+    ) -> sqlx::Result<OpenAggregates> {
+        const LOOKED_AT: i64 = 20_000;
+        let sql = self.source.names.render(include_str!("../../sql/source/open_aggregates.sql"));
+        let rows = self
+            .source
+            .query(&sql)
+            .bind(self.lane)
+            .bind(&legacy.aggregate_type)
+            .bind(ids)
+            .bind(LOOKED_AT)
+            .bind(whole)
+            .bind(&legacy.key)
+            .fetch_all(self.session.connection())
+            .await?;
+        let mut open = OpenAggregates::default();
+        for row in &rows {
+            match row.try_get::<Option<String>, _>("aggregate_id")? {
+                None => open.too_many = row.try_get::<i64, _>("pending")? >= LOOKED_AT,
+                Some(id) if row.try_get("waits")? => drop(open.waiting.insert(id)),
+                Some(id) => {
+                    let event: Option<EventId> = row.try_get("brings")?;
+                    let key: Option<Vec<Option<String>>> = row.try_get("brings_key")?;
+                    open.pending.insert(id, event.zip(key).map(|(event, key)| Bringing { event, key }));
+                }
+            }
+        }
+        Ok(open)
+    }
+}
+
+impl Legacy {
+    fn render_range(&self, file: &str, after: bool, until: bool) -> String {
+        let bound = |given: bool, n: usize, comparison: &str| {
+            if !given {
+                return format!("${n}::text[] IS NULL");
+            }
+            let types = self.key_types.iter().enumerate();
+            let values: Vec<String> = types.map(|(at, t)| format!("(${n}::text[])[{}]::{t}", at + 1)).collect();
+            let key: Vec<String> = self.key.iter().map(|c| format!("relay_row.{}", ident(c))).collect();
+            format!("({}) {comparison} ({})", key.join(", "), values.join(", "))
+        };
+        let range = format!("{} AND {}", bound(after, 2, ">"), bound(until, 3, "<="));
+        let mut names = self.names.clone();
+        names.push(("range", range));
+        render(file, &names)
+    }
+
+    /// What a row is to the mapping: an event that nobody wrote. Its id is 0, before every event's; its event type is what capture
+    /// calls an insert; it has no headers, and no name (the nil uuid).
+    pub fn event(&self, aggregate_id: &str, payload: String) -> Event {
+        let aggregate = Aggregate { kind: self.aggregate_type.clone(), id: aggregate_id.to_owned() };
+        Event::made_up(aggregate, &self.event_type, payload)
+    }
+
+    /// Every statement of `sql/legacy`, as it is sent; for a test that prepares them all.
+    pub fn statements(&self, outbox: &super::Names) -> Vec<(&'static str, String)> {
+        let disagreeing = self.disagreeing(outbox);
+        let keys = self.render_range(include_str!("../../sql/legacy/keys.sql"), true, true);
+        let plain = [
+            ("describe", include_str!("../../sql/legacy/describe.sql")),
+            ("rows", include_str!("../../sql/legacy/rows.sql")),
+        ];
+        let mut all: Vec<_> = plain.into_iter().map(|(name, file)| (name, render(file, &self.names))).collect();
+        all.extend([("keys", keys), ("disagreeing", disagreeing)]);
+        all
+    }
+
+    /// Finds an event of the outbox whose aggregate is not the one that the configured expression gives for its row.
+    pub(crate) fn disagreeing(&self, outbox: &super::Names) -> String {
+        let file = include_str!("../../sql/legacy/disagreeing.sql");
+        let column = outbox.render("{aggregate_id}");
+        let mut names: HashMap<&'static str, String> = self.names.iter().cloned().collect();
+        names.insert("aggregate_id_column", column);
+        let own: Vec<(&'static str, String)> = names.into_iter().collect();
+        outbox.render(&render(file, &own))
+    }
+
+    /// `SET LOCAL …;` for whoever reads these rows.
+    pub fn settings(&self) -> &str {
+        &self.settings
+    }
+}
+
+fn key_at(row: &PgRow) -> sqlx::Result<KeyAt> {
+    let aggregate_id: Option<String> = row.try_get("aggregate_id")?;
+    let lane = if aggregate_id.is_some() { row.try_get("lane")? } else { None };
+    Ok(KeyAt { key: RowKey(row.try_get("key")?), aggregate_id, lane })
+}

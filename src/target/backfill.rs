@@ -1,0 +1,359 @@
+//! How far copies of whole tables have come: kept here, in the transactions that write the rows, so that the two agree whatever
+//! ends the copy, and go back together if this database does.
+//!
+//! A page is a range of keys. It is noted when it is handed out, its lanes are noted as they are done, and it is forgotten when all
+//! are. So whoever comes later finds what was not done, and two that do the same do no harm: each row is written under its
+//! lane's lock.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+
+use super::{Target, TargetLane};
+use crate::config::TableName;
+use crate::event::{EventId, Lane};
+use crate::session::Session;
+use crate::source::RowKey;
+use crate::sql::{ident, literal, query};
+
+/// A range of keys, handed out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// Its number.
+    pub page: i64,
+    /// Begins behind this key; `None`: at the very start.
+    pub after: Option<RowKey>,
+    /// Ends with this key.
+    pub until: RowKey,
+}
+
+/// Why a row was left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reason {
+    /// The new table refused it, or it has no aggregate.
+    Refused,
+    /// An event of its aggregate is pending, and brings it.
+    Pending,
+    /// An event of its aggregate is in retry, held or failed.
+    Waiting,
+}
+
+impl Reason {
+    /// As it is kept.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::Refused => "refused",
+            Reason::Pending => "pending",
+            Reason::Waiting => "waiting",
+        }
+    }
+}
+
+/// A row that was left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LeftRow {
+    /// Which.
+    pub key: RowKey,
+    /// Its aggregate's lane; 0 if it has none.
+    pub lane: Lane,
+    /// Why.
+    pub reason: Reason,
+    /// The event that brings it, for a pending one; `None`: none of those on their way does.
+    pub event: Option<EventId>,
+    /// SQLSTATE, for a refused one.
+    pub code: Option<String>,
+    /// What the server said of a refused one.
+    pub message: Option<String>,
+}
+
+/// How far an entity's copy has come.
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
+pub struct Copied {
+    /// Whose.
+    pub entity: String,
+    /// `running`, `paused`, `left` (done, but for rows that were left out) or `done`.
+    pub state: String,
+    /// Rows copied.
+    pub rows: i64,
+    /// Rows in the legacy table, about.
+    pub estimate: Option<i64>,
+    /// Rows a second, lately.
+    pub rate: Option<f64>,
+    /// Rows that the new table refused.
+    pub refused: i64,
+    /// Rows left to events that are on their way.
+    pub pending: i64,
+    /// Rows left to events that are in retry, held or failed.
+    pub waiting: i64,
+    /// When it began.
+    pub began_at: DateTime<Utc>,
+    /// When somebody last copied something.
+    pub touched_at: DateTime<Utc>,
+    /// When the last page was done.
+    pub ended_at: Option<DateTime<Utc>>,
+}
+
+impl Copied {
+    /// Rows that were left out.
+    pub fn left(&self) -> i64 {
+        self.refused + self.pending + self.waiting
+    }
+
+    /// Whether it rests because an operator said so.
+    pub fn is_paused(&self) -> bool {
+        self.state == "paused"
+    }
+}
+
+/// Pages of an entity are handed out by one at a time: while this exists.
+pub struct HandingOut {
+    target: Target,
+    session: Session,
+    entity: String,
+    pages: i64,
+    /// Where the next page begins; `None`: at the very start.
+    pub after: Option<RowKey>,
+    /// Whether there is no page any more.
+    pub exhausted: bool,
+}
+
+fn to_text(key: &RowKey) -> String {
+    serde_json::Value::from(key.0.clone()).to_string()
+}
+
+fn from_text(text: &str) -> sqlx::Result<RowKey> {
+    serde_json::from_str(text).map_err(|error| sqlx::Error::Decode(Box::new(error)))
+}
+
+fn page(row: &PgRow) -> sqlx::Result<Page> {
+    let after: Option<String> = row.try_get("after")?;
+    Ok(Page {
+        page: row.try_get("page")?,
+        after: after.as_deref().map(from_text).transpose()?,
+        until: from_text(&row.try_get::<String, _>("until")?)?,
+    })
+}
+
+fn left_row(row: &PgRow) -> sqlx::Result<LeftRow> {
+    Ok(LeftRow {
+        key: from_text(&row.try_get::<String, _>("key")?)?,
+        lane: row.try_get("lane")?,
+        reason: match row.try_get::<&str, _>("reason")? {
+            "pending" => Reason::Pending,
+            "waiting" => Reason::Waiting,
+            _ => Reason::Refused,
+        },
+        event: row.try_get("event")?,
+        code: row.try_get("code")?,
+        message: row.try_get("message")?,
+    })
+}
+
+fn copied(row: &PgRow) -> sqlx::Result<Copied> {
+    let ended_at: Option<DateTime<Utc>> = row.try_get("ended_at")?;
+    let mut copied = Copied {
+        entity: row.try_get("entity")?,
+        state: String::new(),
+        rows: row.try_get("rows")?,
+        estimate: row.try_get("estimate")?,
+        rate: row.try_get("rate")?,
+        refused: row.try_get("refused")?,
+        pending: row.try_get("pending")?,
+        waiting: row.try_get("waiting")?,
+        began_at: row.try_get("began_at")?,
+        touched_at: row.try_get("touched_at")?,
+        ended_at,
+    };
+    copied.state = match (row.try_get("paused")?, ended_at) {
+        (true, _) => "paused",
+        (false, Some(_)) if copied.left() > 0 => "left",
+        (false, Some(_)) => "done",
+        (false, None) => "running",
+    }
+    .to_owned();
+    Ok(copied)
+}
+
+impl Target {
+    /// Begins an entity's copy, or goes on with it.
+    pub async fn begin_copy(&self, entity: &str, estimate: Option<i64>) -> sqlx::Result<()> {
+        let sql = self.render(include_str!("../../sql/target/backfill_begin.sql"));
+        self.ask(self.query(&sql).bind(entity).bind(estimate)).await.map(drop)
+    }
+
+    /// Forgets how far an entity's copy had come.
+    pub async fn forget_copy(&self, entity: &str) -> sqlx::Result<()> {
+        let sql = self.render(include_str!("../../sql/target/backfill_forget.sql"));
+        self.ask(self.query(&sql).bind(entity)).await.map(drop)
+    }
+
+    /// How far every copy has come.
+    pub async fn copies(&self) -> sqlx::Result<Vec<Copied>> {
+        let sql = self.render(include_str!("../../sql/target/backfill_progress.sql"));
+        self.ask(self.query(&sql)).await?.iter().map(copied).collect()
+    }
+
+    /// Lets copies rest, or go on; those that changed.
+    pub async fn pause_copies(&self, entities: &[String], rest: bool) -> sqlx::Result<Vec<String>> {
+        let sql = self.render(include_str!("../../sql/target/backfill_pause.sql"));
+        let rows = self.ask(self.query(&sql).bind(entities).bind(rest)).await?;
+        rows.iter().map(|row| row.try_get(0)).collect()
+    }
+
+    /// Keeps others from handing out pages of an entity until [`HandingOut::hand_out`], or a drop.
+    pub async fn handing_out(&self, entity: &str) -> sqlx::Result<HandingOut> {
+        let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await?;
+        let sql = self.render(include_str!("../../sql/target/backfill_lock.sql"));
+        let row = self.query(&sql).bind(entity).fetch_one(session.connection()).await?;
+        let after: Option<String> = row.try_get("after")?;
+        Ok(HandingOut {
+            target: self.clone(),
+            entity: entity.to_owned(),
+            pages: row.try_get("pages")?,
+            after: after.as_deref().map(from_text).transpose()?,
+            exhausted: row.try_get("exhausted")?,
+            session,
+        })
+    }
+
+    /// Pages that were handed out and are not done.
+    pub async fn open_pages(&self, entity: &str) -> sqlx::Result<Vec<Page>> {
+        let sql = self.render(include_str!("../../sql/target/backfill_pages.sql"));
+        self.ask(self.query(&sql).bind(entity)).await?.iter().map(page).collect()
+    }
+
+    /// The lanes of a page that are done.
+    pub async fn lanes_done(&self, entity: &str, page: i64) -> sqlx::Result<HashSet<Lane>> {
+        let sql = self.render(include_str!("../../sql/target/backfill_lanes.sql"));
+        let rows = self.ask(self.query(&sql).bind(entity).bind(page)).await?;
+        rows.iter().map(|row| row.try_get(0)).collect()
+    }
+
+    /// All lanes of a page are done; `rate` in rows a second.
+    pub async fn page_done(&self, entity: &str, page: i64, rate: f64) -> sqlx::Result<()> {
+        let sql = self.render(include_str!("../../sql/target/backfill_page_done.sql"));
+        self.ask(self.query(&sql).bind(entity).bind(page).bind(rate)).await.map(drop)
+    }
+
+    /// Notes that an entity's copy has ended, if no page is left.
+    pub async fn copy_ended(&self, entity: &str) -> sqlx::Result<()> {
+        let sql = self.render(include_str!("../../sql/target/backfill_ended.sql"));
+        self.ask(self.query(&sql).bind(entity)).await.map(drop)
+    }
+
+    /// These are no longer left out: their events have brought them.
+    pub async fn brought(&self, entity: &str, keys: &[&RowKey]) -> sqlx::Result<()> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let sql = self.render(include_str!("../../sql/target/backfill_came.sql"));
+        let keys: Vec<String> = keys.iter().map(|key| to_text(key)).collect();
+        let rows = keys.len() as i64;
+        self.ask(self.query(&sql).bind(entity).bind(keys).bind(rows)).await.map(drop)
+    }
+
+    /// Rows that were left out, in order of their keys' text.
+    pub async fn left_rows(&self, entity: &str, after: Option<&RowKey>, at_most: i64) -> sqlx::Result<Vec<LeftRow>> {
+        let sql = self.render(include_str!("../../sql/target/backfill_left.sql"));
+        let rows = self.ask(self.query(&sql).bind(entity).bind(after.map(to_text)).bind(at_most)).await?;
+        rows.iter().map(left_row).collect()
+    }
+
+    /// Sets the sequences behind a table's columns past the highest value there, never back. Gives those that were set.
+    pub async fn raise_sequences(&self, table: &TableName) -> sqlx::Result<Vec<String>> {
+        let quoted = format!("{}.{}", ident(&table.schema), ident(&table.table));
+        let rows = self.ask(query(include_str!("../../sql/target/sequences.sql"), false).bind(&quoted)).await?;
+        let mut raised = Vec::new();
+        for row in &rows {
+            let (column, sequence): (String, String) = (row.try_get("name")?, row.try_get("sequence")?);
+            let (column, name) = (ident(&column), literal(&sequence));
+            // Nothing is set where the sequence is past the highest value already.
+            let sql = format!(
+                "SELECT setval({name}::regclass, m.highest) FROM (SELECT max({column})::bigint AS highest FROM {quoted}) AS m, {sequence} AS s \
+                 WHERE m.highest > s.last_value OR (m.highest = s.last_value AND NOT s.is_called)"
+            );
+            let set = crate::session::ask(
+                &self.pool,
+                crate::session::Limits { deadline: Duration::from_secs(60), ..self.limits },
+                "",
+                query(&sql, false),
+            )
+            .await?;
+            if !set.is_empty() {
+                raised.push(sequence);
+            }
+        }
+        Ok(raised)
+    }
+}
+
+impl HandingOut {
+    /// Hands out the page that ends with `until`; `None`: there is none. `exhausted`: none comes after it.
+    pub async fn hand_out(mut self, until: Option<&RowKey>, exhausted: bool) -> sqlx::Result<Option<Page>> {
+        let sql = self.target.render(include_str!("../../sql/target/backfill_hand_out.sql"));
+        let number = if until.is_some() { self.pages + 1 } else { self.pages };
+        self.target
+            .query(&sql)
+            .bind(&self.entity)
+            .bind(number)
+            .bind(self.after.as_ref().map(to_text))
+            .bind(until.map(to_text))
+            .bind(exhausted)
+            .execute(self.session.connection())
+            .await?;
+        self.session.commit().await?;
+        Ok(until.map(|until| Page { page: number, after: self.after, until: until.clone() }))
+    }
+
+    /// Hands out nothing.
+    pub async fn abandon(self) {
+        self.session.rollback().await;
+    }
+}
+
+impl TargetLane {
+    /// A lane of a page is done with this transaction.
+    pub async fn lane_done(&mut self, entity: &str, page: i64, rows: u64) -> sqlx::Result<()> {
+        let sql = self.target.render(include_str!("../../sql/target/backfill_lane_done.sql"));
+        let rows = i64::try_from(rows).unwrap_or(i64::MAX);
+        let done = self.target.query(&sql).bind(entity).bind(page).bind(self.lane).bind(rows);
+        done.execute(self.session.connection()).await.map(drop)
+    }
+
+    /// These rows are left out for now.
+    pub async fn leave_out(&mut self, entity: &str, rows: &[LeftRow]) -> sqlx::Result<()> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let sql = self.target.render(include_str!("../../sql/target/backfill_leave.sql"));
+        self.target
+            .query(&sql)
+            .bind(entity)
+            .bind(rows.iter().map(|row| to_text(&row.key)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.lane).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.reason.as_str()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.code.as_deref()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.message.as_deref()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.event).collect::<Vec<_>>())
+            .execute(self.session.connection())
+            .await
+            .map(drop)
+    }
+
+    /// These are no longer left out: so many were copied, the others are gone.
+    pub async fn came(&mut self, entity: &str, keys: &[&RowKey], copied: u64) -> sqlx::Result<()> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let sql = self.target.render(include_str!("../../sql/target/backfill_came.sql"));
+        let keys: Vec<String> = keys.iter().map(|key| to_text(key)).collect();
+        let rows = i64::try_from(copied).unwrap_or(i64::MAX);
+        let came = self.target.query(&sql).bind(entity).bind(keys).bind(rows);
+        came.execute(self.session.connection()).await.map(drop)
+    }
+}

@@ -1,0 +1,443 @@
+//! The first copy: nothing goes back, comes back or is missing, whatever ends it, while everybody writes.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use outbox_relay::backfill::{self, Options};
+use outbox_relay::config::{Action, Entity, LegacyRows, RowsFrom, TableName};
+use outbox_relay::connect;
+use outbox_relay::init::Choices;
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use tokio_util::sync::CancellationToken;
+
+use crate::support::child::{Child, has_failpoints};
+use crate::support::copying::{self, Copier, agree, copied, copy, copy_as_told, copy_with, install, rows};
+use crate::support::past::Past;
+use crate::support::stage::{Stage, file};
+use crate::support::{DEADLINE, Database, eventually, own_servers, pair};
+
+/// Not a test: the process that others kill.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "run by the tests that kill it"]
+async fn child_that_copies() {
+    copy_as_told().await;
+}
+
+fn table(name: &str) -> TableName {
+    TableName { schema: "public".into(), table: name.into() }
+}
+
+/// Small and repeatable.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % n
+    }
+}
+
+/// Changes, deletes and brings back rows of its own share, now and then slowly, or in vain.
+async fn write(url: &str, writer: i64, writers: i64, span: i64, mut dice: Dice, over: &AtomicBool) {
+    let mut connection: Option<PgConnection> = None;
+    while !over.load(Ordering::SeqCst) {
+        let Some(open) = &mut connection else {
+            // The server is restarted under it, too.
+            connection = PgConnection::connect(url).await.ok();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            continue;
+        };
+        let id = dice.below((span / writers) as u64) as i64 * writers + writer;
+        let change = match dice.below(10) {
+            0 | 1 => format!(
+                "WITH d AS (DELETE FROM users WHERE id = {id} RETURNING id, version)
+                 INSERT INTO tomb SELECT * FROM d ON CONFLICT (id) DO UPDATE SET version = excluded.version"
+            ),
+            2 | 3 => format!(
+                "INSERT INTO users SELECT {id}, 'again', coalesce((SELECT version FROM tomb WHERE id = {id}), 0) + 1
+                 ON CONFLICT DO NOTHING"
+            ),
+            _ => format!("UPDATE users SET version = version + 1, name = 'v' || version WHERE id = {id}"),
+        };
+        let late = if dice.below(40) == 0 { "SELECT pg_sleep(0.2);" } else { "" };
+        let end = if dice.below(15) == 0 { "ROLLBACK" } else { "COMMIT" };
+        if open.execute(AssertSqlSafe(format!("BEGIN; {change}; {late} {end}"))).await.is_err() {
+            connection = None;
+        }
+        tokio::time::sleep(Duration::from_millis(dice.below(12))).await;
+    }
+}
+
+/// Relays and a copy that are killed, and sessions that are ended, until `until`; then a copy that is let end.
+async fn havoc(stage: &Stage, mut dice: Dice, until: Instant) {
+    let mut relays = [Child::start(stage, None), Child::start(stage, None)];
+    let mut copier = Copier::start(stage, None);
+    while Instant::now() < until {
+        match dice.below(4) {
+            n @ (0 | 1) => relays[n as usize] = Child::start(stage, None),
+            2 => copier = Copier::start(stage, None),
+            _ => {
+                let side = if dice.below(2) == 0 { &stage.pair.legacy } else { &stage.pair.new };
+                let _ = side
+                    .pool
+                    .execute(
+                        "SELECT pg_terminate_backend(pid) FROM (SELECT pid FROM pg_stat_activity WHERE datname = current_database()
+                         AND application_name = 'outbox-relay' ORDER BY random() LIMIT 3) s",
+                    )
+                    .await;
+            }
+        }
+        if !copier.is_running() {
+            copier = Copier::start(stage, None);
+        }
+        tokio::time::sleep(Duration::from_millis(200 + dice.below(900))).await;
+    }
+    drop(copier);
+    let summary = copy_with(stage, &Options { patience: DEADLINE, ..Options::default() }).await;
+    assert!(summary.is_whole(), "{summary:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_writers_and_kills_of_every_party_no_row_goes_back_comes_back_or_is_missing() {
+    let mut servers = own_servers().await;
+    let stage = copying::stage(servers.pair().await, 6_000, |config| config.backfill.rows_per_second = 900).await;
+    install(&stage).await;
+    let over = AtomicBool::new(false);
+    let url = stage.pair.legacy.url.clone();
+    let span = 8_000;
+    let writers = async {
+        tokio::join!(
+            write(&url, 0, 3, span, Dice(1), &over),
+            write(&url, 1, 3, span, Dice(2), &over),
+            // A few rows, hot.
+            write(&url, 2, 3, 30, Dice(3), &over)
+        )
+    };
+    let parties = async {
+        havoc(&stage, Dice(7), Instant::now() + Duration::from_secs(12)).await;
+        // Both servers die in the middle of it, and recover.
+        let mut relay = Child::start(&stage, None);
+        let options = Options { restart: true, ..Options::default() };
+        let again = CancellationToken::new();
+        let (told, stop) = (|_| {}, again.clone());
+        let copy = backfill::run(&stage.config, &options, &told, &stop);
+        let kill = async {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            servers.legacy.kill().await;
+            servers.legacy.restart().await.unwrap();
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            servers.new.kill().await;
+            servers.new.restart().await.unwrap();
+        };
+        let (copied, ()) = tokio::join!(copy, kill);
+        over.store(true, Ordering::SeqCst);
+        drop(copied);
+        if !relay.is_running() {
+            relay = Child::start(&stage, None);
+        }
+        let summary = copy_with(&stage, &Options { patience: DEADLINE, ..Options::default() }).await;
+        assert!(summary.is_whole(), "{summary:?}");
+        stage.drained().await;
+        drop(relay);
+    };
+    tokio::join!(writers, parties);
+    let events: i64 = stage.pair.legacy.value("SELECT count(*) FROM outbox").await;
+    assert!(events > 200, "the writers hardly wrote: {events} events");
+    assert_eq!(stage.count("failed").await + stage.count("held").await, 0);
+    agree(&stage).await;
+}
+
+#[tokio::test]
+async fn a_copy_that_dies_between_any_two_steps_goes_on_where_it_was() {
+    if !has_failpoints() {
+        return;
+    }
+    let stage = copying::stage(pair().await, 2_500, |config| config.relay.lanes = 2).await;
+    for step in ["chunk_locked:3", "chunk_written:2", "chunk_committed:1", "chunk_written:4", "chunk_committed:5"] {
+        let mut copier = Copier::start(&stage, Some(step));
+        assert!(!copier.ended().await, "{step} was never reached");
+        let (_, target) = connect::open(&stage.config).await.unwrap();
+        let copies = target.copies().await.unwrap();
+        // What is told to be copied is there.
+        let there: i64 = stage.pair.new.value("SELECT count(*) FROM users").await;
+        assert!(copies[0].rows <= there, "{copies:?}, {there} rows are there");
+        assert_eq!(copies[0].ended_at, None);
+    }
+    let summary = copy(&stage).await;
+    assert!(summary.is_whole(), "{summary:?}");
+    agree(&stage).await;
+}
+
+#[tokio::test]
+async fn a_new_database_that_goes_back_takes_its_progress_with_it() {
+    let stage = copying::stage(pair().await, 3_000, |config| config.backfill.rows_per_second = 1_000).await;
+    let stop = CancellationToken::new();
+    let told = stop.clone();
+    let tell = move |what: backfill::Told| {
+        if matches!(what, backfill::Told::Progress { rows, .. } if rows > 0) {
+            told.cancel();
+        }
+    };
+    let first = backfill::run(&stage.config, &Options::default(), &tell, &stop).await.unwrap();
+    assert!(first.interrupted);
+    let past = Past::of(&stage.pair.new).await;
+    assert!(copy(&stage).await.is_whole());
+    past.again(&stage.pair.new).await;
+    assert!(rows(&stage.pair.new).await.len() < 3_000);
+    let summary = copy(&stage).await;
+    assert!(summary.is_whole(), "{summary:?}");
+    agree(&stage).await;
+}
+
+#[tokio::test]
+async fn a_row_with_an_event_that_is_not_applied_is_left_to_it() {
+    let stage = copying::stage(pair().await, 10, |_| {}).await;
+    // Nobody relays: the events stay pending, and say an older state than the row has by now.
+    stage.user(1, "UserUpdated", "older", 1).await;
+    let failed = stage.user(2, "UserUpdated", "older", 1).await;
+    stage.pair.legacy.run(&format!("UPDATE outbox SET status = 'failed' WHERE id = {failed}")).await;
+    stage.pair.legacy.run("UPDATE users SET version = 2, name = 'newer' WHERE id IN (1, 2)").await;
+    let summary = copy(&stage).await;
+    let copied = &summary.copies[0];
+    assert_eq!((copied.rows, copied.pending, copied.waiting, copied.state.as_str()), (8, 1, 1, "left"), "{summary:?}");
+    assert!(!summary.is_whole());
+    // Once the events are applied or skipped, the next run brings what is left.
+    stage.user(1, "UserUpdated", "newer", 2).await;
+    let relay = stage.start().await;
+    stage.drained().await;
+    stage.pair.legacy.run(&format!("UPDATE outbox SET status = 'skipped' WHERE id = {failed}")).await;
+    let summary = copy(&stage).await;
+    assert!(summary.is_whole(), "{summary:?}");
+    relay.stop().await;
+    agree(&stage).await;
+}
+
+#[tokio::test]
+async fn logs_that_differ_are_healed_first_though_no_relay_runs() {
+    if !has_failpoints() {
+        return;
+    }
+    let stage = copying::stage(pair().await, 10, |config| config.relay.lanes = 1).await;
+    stage.pair.legacy.run("UPDATE users SET version = 2, name = 'two' WHERE id = 1").await;
+    let event = stage.user(1, "UserUpdated", "two", 2).await;
+    let mut relay = Child::start(&stage, Some("target_committed:1"));
+    assert!(relay.ended(DEADLINE).await.is_some(), "it dies between apply and settle");
+    assert_eq!(stage.status(event).await, "pending");
+    let summary = copy(&stage).await;
+    assert!(summary.is_whole(), "{summary:?}");
+    assert_eq!(stage.status(event).await, "processed");
+    agree(&stage).await;
+}
+
+#[tokio::test]
+async fn a_row_that_the_new_table_refuses_is_named_and_the_others_are_copied() {
+    let stage = copying::stage(pair().await, 300, |_| {}).await;
+    stage.pair.new.run("ALTER TABLE users ADD CHECK (name <> 'n7')").await;
+    stage.pair.legacy.run("INSERT INTO users VALUES (1000, 'n7', 1)").await;
+    let summary = copy(&stage).await;
+    assert_eq!((summary.copies[0].rows, summary.copies[0].refused), (299, 2), "{summary:?}");
+    let (_, target) = connect::open(&stage.config).await.unwrap();
+    let left = target.left_rows("users", None, 10).await.unwrap();
+    let keys: Vec<&str> = left.iter().map(|row| row.key.0[0].as_str()).collect();
+    assert_eq!(keys, ["1000", "7"]);
+    assert_eq!(left[0].code.as_deref(), Some("23514"));
+    // Mended, by the next run.
+    stage.pair.legacy.run("UPDATE users SET name = 'seven' WHERE id = 7; DELETE FROM users WHERE id = 1000").await;
+    let summary = copy(&stage).await;
+    assert!(summary.is_whole(), "{summary:?}");
+    agree(&stage).await;
+}
+
+#[tokio::test]
+async fn too_many_refused_rows_end_the_copy_with_the_reason() {
+    let stage = copying::stage(pair().await, 300, |config| config.backfill.max_refused = 20).await;
+    stage.pair.new.run("ALTER TABLE users ADD CHECK (version > 1)").await;
+    let options = Options::default();
+    let error = backfill::run(&stage.config, &options, &|_| {}, &CancellationToken::new()).await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("more than 20 rows") && text.contains("users_version_check"), "{text}");
+}
+
+#[tokio::test]
+async fn two_copies_of_one_entity_share_the_work() {
+    let stage = copying::stage(pair().await, 4_000, |config| config.backfill.rows_per_second = 3_000).await;
+    let (one, other) = tokio::join!(copy(&stage), copy(&stage));
+    assert!(one.is_whole() && other.is_whole(), "{one:?} {other:?}");
+    let (_, target) = connect::open(&stage.config).await.unwrap();
+    assert_eq!(target.copies().await.unwrap()[0].rows, 4_000);
+    agree(&stage).await;
+}
+
+#[tokio::test]
+async fn a_pause_holds_whoever_copies_until_it_is_lifted() {
+    let stage = copying::stage(pair().await, 2_000, |_| {}).await;
+    let (_, target) = connect::open(&stage.config).await.unwrap();
+    target.begin_copy("users", None).await.unwrap();
+    assert_eq!(target.pause_copies(&["users".into()], true).await.unwrap(), ["users"]);
+    let stop = CancellationToken::new();
+    let rested = AtomicBool::new(false);
+    let tell = |what: backfill::Told| {
+        if let backfill::Told::Progress { waits_for: Some(why), rows: 0, .. } = what
+            && why.contains("paused")
+        {
+            rested.store(true, Ordering::SeqCst);
+        }
+    };
+    let options = Options::default();
+    let resume = async {
+        eventually(DEADLINE, "it rests", || async { rested.load(Ordering::SeqCst) }).await;
+        assert_eq!(rows(&stage.pair.new).await.len(), 0);
+        assert_eq!(target.pause_copies(&["users".into()], false).await.unwrap(), ["users"]);
+    };
+    let (copied, ()) = tokio::join!(backfill::run(&stage.config, &options, &tell, &stop), resume);
+    assert!(copied.unwrap().is_whole());
+    agree(&stage).await;
+}
+
+#[tokio::test]
+async fn keys_of_several_columns_parents_before_children_and_sequences_past_the_highest_key() {
+    let databases = pair().await;
+    databases
+        .legacy
+        .run(
+            "CREATE TABLE users (id int PRIMARY KEY, name text NOT NULL, version int NOT NULL);
+             INSERT INTO users SELECT i, 'n' || i, 1 FROM generate_series(-2, 40) i;
+             CREATE TABLE lines (tenant text, line int, user_id int NOT NULL, tags text[] NOT NULL, PRIMARY KEY (tenant, line));
+             INSERT INTO lines SELECT t, l, l, CASE WHEN l % 3 = 0 THEN '{}' ELSE ARRAY['a', 'b' || l] END
+             FROM unnest(ARRAY['', 'ä', 'B']) t, generate_series(-2, 40) l;",
+        )
+        .await;
+    databases
+        .new
+        .run(
+            "CREATE TABLE users (id bigint GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY, name text NOT NULL, version int NOT NULL);
+             CREATE TABLE applied (n bigserial, event bigint, event_id uuid, aggregate text, version int);
+             CREATE TABLE tags (tenant text, line int, tag text, user_id bigint NOT NULL REFERENCES users, PRIMARY KEY (tenant, line, tag));
+             INSERT INTO users VALUES (3, 'stale', 0); INSERT INTO tags VALUES ('B', 3, 'stale', 3);",
+        )
+        .await;
+    let mapping = "SELECT payload->>'tenant' AS tenant, payload->>'line' AS line, t.tag, payload->>'user_id' AS user_id
+                   FROM event CROSS JOIN LATERAL (SELECT jsonb_array_elements_text(payload->'tags') AS tag
+                        UNION ALL SELECT NULL WHERE payload->'tags' = '[]') AS t";
+    let stage = Stage::on_prepared(databases, |config| {
+        let lines = Entity {
+            replace_by: vec!["tenant".into(), "line".into()],
+            legacy: Some(LegacyRows {
+                from: RowsFrom::Table(table("lines")),
+                key: vec!["tenant".into(), "line".into()],
+                aggregate_id: "tenant || '/' || line".into(),
+                capture: outbox_relay::config::Capture::of("Line"),
+            }),
+            mapping: Some(file("mappings/tag.sql", mapping)),
+            ..Entity::new("Line", table("tags"), &["tenant", "line", "tag"]).on("LineCreated", Action::Upsert)
+        };
+        copied(config);
+        // The child is first in the file.
+        config.entities.insert(0, lines);
+        config.relay.lanes = 3;
+    })
+    .await;
+    let summary = copy(&stage).await;
+    assert!(summary.is_whole(), "{summary:?}");
+    let order: Vec<&str> = summary.copies.iter().map(|copy| copy.entity.as_str()).collect();
+    assert_eq!(order, ["users", "tags"]);
+    let difference = "SELECT md5(string_agg(t::text, ',' ORDER BY t::text)) FROM ";
+    let legacy: String = stage
+        .pair
+        .legacy
+        .value(&format!("{difference} (SELECT tenant, line, tag, user_id FROM lines, unnest(tags) tag) t"))
+        .await;
+    let new: String =
+        stage.pair.new.value(&format!("{difference} (SELECT tenant, line, tag, user_id FROM tags) t")).await;
+    assert_eq!(legacy, new);
+    // The service's own inserts do not collide with what was copied.
+    let next: i64 = stage.pair.new.value("INSERT INTO users (name, version) VALUES ('own', 1) RETURNING id").await;
+    assert_eq!(next, 41);
+}
+
+#[tokio::test]
+async fn a_row_without_an_aggregate_is_told() {
+    let stage = copying::stage(pair().await, 200, |config| {
+        let rows = config.entities[0].legacy.as_mut().unwrap();
+        rows.aggregate_id = "CASE WHEN id = 50 THEN NULL WHEN noise IS NULL THEN id::text ELSE noise END".into();
+    })
+    .await;
+    let summary = copy(&stage).await;
+    assert_eq!((summary.copies[0].rows, summary.copies[0].refused), (199, 1), "{summary:?}");
+    let (_, target) = connect::open(&stage.config).await.unwrap();
+    let left = target.left_rows("users", None, 10).await.unwrap();
+    assert!(left[0].message.as_deref().unwrap().contains("NULL"), "{left:?}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_copied_is_said() {
+    let stage = Stage::new().await;
+    let refused = async |options: Options, stage: &Stage| {
+        backfill::run(&stage.config, &options, &|_| {}, &CancellationToken::new()).await.unwrap_err().to_string()
+    };
+    let text = refused(Options::default(), &stage).await;
+    assert!(text.contains("no entity says of which legacy rows it is made"), "{text}");
+    let one = Options { entities: vec!["users".into()], ..Options::default() };
+    assert!(refused(one.clone(), &stage).await.contains("legacy = { table = \"public.users\""));
+    // Tables of an older version: init makes what is missing.
+    let stage = copying::stage(pair().await, 3, |_| {}).await;
+    stage.pair.new.run("DROP TABLE outbox_relay.backfill, outbox_relay.backfill_page").await;
+    assert!(refused(one.clone(), &stage).await.contains("run outbox-relay init"));
+    stage.init(Choices::default()).await.unwrap();
+    assert!(copy(&stage).await.is_whole());
+}
+
+/// By hand: rows a second beside a COPY through the same mapping, and memory, for as many rows as
+/// `OUTBOX_RELAY_ROWS` says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn rows_a_second_beside_a_copy_by_hand() {
+    let number: u32 = std::env::var("OUTBOX_RELAY_ROWS").ok().and_then(|n| n.parse().ok()).unwrap_or(100_000);
+    let stage =
+        copying::stage(pair().await, number, |config| config.backfill.lock_time = Duration::from_millis(50)).await;
+    stage.pair.new.run("DROP TRIGGER watch ON users").await;
+    install(&stage).await;
+    let relay = stage.start().await;
+    let memory = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        status.lines().find(|line| line.starts_with("VmHWM")).unwrap().to_owned()
+    };
+    eprintln!("before: {}", memory());
+    for round in 0..3 {
+        stage.pair.new.run("TRUNCATE users").await;
+        let started = Instant::now();
+        by_hand(&stage.pair.legacy, &stage.pair.new).await;
+        let hand = f64::from(number) / started.elapsed().as_secs_f64();
+        stage.pair.new.run("TRUNCATE users").await;
+        let started = Instant::now();
+        let summary = copy_with(&stage, &Options { restart: true, ..Options::default() }).await;
+        let ours = f64::from(number) / started.elapsed().as_secs_f64();
+        assert!(summary.is_whole(), "{summary:?}");
+        eprintln!(
+            "round {round}: by hand {hand:.0} rows/s, backfill {ours:.0} rows/s, {:.2}; {}",
+            ours / hand,
+            memory()
+        );
+    }
+    relay.stop().await;
+}
+
+/// COPY of the rows as JSON into a staging table, then the mapping over all of it: what one would write by hand.
+async fn by_hand(legacy: &Database, new: &Database) {
+    use futures_util::StreamExt as _;
+    let mut from = PgConnection::connect(&legacy.url).await.unwrap();
+    let mut to = PgConnection::connect(&new.url).await.unwrap();
+    to.execute("CREATE TEMP TABLE staging (payload jsonb)").await.unwrap();
+    let mut stream = from.copy_out_raw("COPY (SELECT to_jsonb(u) FROM users u) TO STDOUT").await.unwrap();
+    let mut sink = to.copy_in_raw("COPY staging FROM STDIN").await.unwrap();
+    while let Some(part) = stream.next().await {
+        sink.send(part.unwrap()).await.unwrap();
+    }
+    sink.finish().await.unwrap();
+    to.execute(
+        "INSERT INTO users SELECT (payload->>'id')::bigint, payload->>'name', (payload->>'version')::int FROM staging ORDER BY 1
+         ON CONFLICT (id) DO UPDATE SET name = excluded.name, version = excluded.version",
+    )
+    .await
+    .unwrap();
+}

@@ -1,0 +1,241 @@
+//! Capture: every change of a row is an event, in the order of the changes, and the application notices nothing.
+
+use std::time::Duration;
+
+use outbox_relay::capture::{self, State};
+use outbox_relay::config::DeletePayload;
+use outbox_relay::connect;
+use outbox_relay::source::Source;
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+
+use crate::support::copying::{self, agree, install};
+use crate::support::stage::Stage;
+use crate::support::{DEADLINE, eventually, pair};
+
+async fn source(stage: &Stage) -> Source {
+    connect::open(&stage.config).await.unwrap().0
+}
+
+async fn events(stage: &Stage) -> Vec<(String, String, String)> {
+    sqlx::query_as("SELECT event_type, aggregate_id, payload::text FROM outbox ORDER BY id")
+        .fetch_all(&stage.pair.legacy.pool)
+        .await
+        .unwrap()
+}
+
+async fn state(stage: &Stage) -> State {
+    capture::status(&stage.config, &stage.config.entities[0], &source(stage).await).await.unwrap().state
+}
+
+async fn refusal(stage: &Stage) -> String {
+    let source = source(stage).await;
+    capture::install(&stage.config, &stage.config.entities[0], &source).await.unwrap_err().to_string()
+}
+
+#[tokio::test]
+async fn every_change_of_a_row_is_an_event_and_no_other_statement_is() {
+    let stage = copying::stage(pair().await, 0, |_| {}).await;
+    install(&stage).await;
+    stage
+        .pair
+        .legacy
+        .run(
+            "INSERT INTO users VALUES (1, 'one', 1), (2, 'it''s \"two\" \\', 1);
+             UPDATE users SET name = name;
+             UPDATE users SET version = 2 WHERE id = 1;
+             UPDATE users SET id = 3 WHERE id = 2;
+             DELETE FROM users WHERE id = 3;
+             BEGIN; SET LOCAL outbox_relay.applying = 'on'; UPDATE users SET version = 9; COMMIT;
+             BEGIN; DELETE FROM users; ROLLBACK;
+             INSERT INTO users VALUES (1, 'clash', 1) ON CONFLICT (id) DO UPDATE SET version = 10",
+        )
+        .await;
+    let expected = [
+        ("UserCreated", "1", r#"{"id": 1, "name": "one", "noise": null, "version": 1}"#),
+        ("UserCreated", "2", r#"{"id": 2, "name": "it's \"two\" \\", "noise": null, "version": 1}"#),
+        ("UserUpdated", "1", r#"{"id": 1, "name": "one", "noise": null, "version": 2}"#),
+        ("UserDeleted", "2", r#"{"id": 2}"#),
+        ("UserCreated", "3", r#"{"id": 3, "name": "it's \"two\" \\", "noise": null, "version": 1}"#),
+        ("UserDeleted", "3", r#"{"id": 3}"#),
+        ("UserUpdated", "1", r#"{"id": 1, "name": "one", "noise": null, "version": 10}"#),
+    ];
+    let found = events(&stage).await;
+    let found: Vec<_> =
+        found.iter().map(|(kind, id, payload)| (kind.as_str(), id.as_str(), payload.as_str())).collect();
+    assert_eq!(found, expected);
+    // It is what the relay takes.
+    let relay = stage.start().await;
+    stage.drained().await;
+    relay.stop().await;
+    agree(&stage).await;
+}
+
+#[tokio::test]
+async fn a_captured_row_reads_like_a_copied_one_whatever_the_applications_settings() {
+    let stage = copying::stage(pair().await, 0, |config| {
+        config.entities[0].legacy.as_mut().unwrap().capture.delete_payload = DeletePayload::Row;
+    })
+    .await;
+    stage.pair.legacy.run("ALTER TABLE users ADD at timestamptz, ADD span interval, ADD raw bytea, ADD doc json").await;
+    install(&stage).await;
+    stage
+        .pair
+        .legacy
+        .run(
+            "BEGIN; SET LOCAL TimeZone = 'Asia/Tokyo'; SET LOCAL IntervalStyle = 'iso_8601'; SET LOCAL bytea_output = 'escape';
+             SET LOCAL search_path = ''; SET LOCAL extra_float_digits = -10;
+             INSERT INTO public.users VALUES (1, 'one', 1, NULL, '2026-01-01 12:00+09', '1 day 2 hours', '\\xdead', '{\"a\": 1}');
+             UPDATE public.users SET name = name; COMMIT;
+             DELETE FROM users",
+        )
+        .await;
+    let found = events(&stage).await;
+    let row = r#"{"at": "2026-01-01T03:00:00+00:00", "id": 1, "doc": {"a": 1}, "raw": "\\xdead", "name": "one", "span": "1 day 02:00:00", "noise": null, "version": 1}"#;
+    let payloads: Vec<&str> = found.iter().map(|(_, _, payload)| payload.as_str()).collect();
+    assert_eq!(payloads, [row, row]);
+}
+
+#[tokio::test]
+async fn an_application_without_a_grant_on_the_outbox_writes_as_before() {
+    let stage = copying::stage(pair().await, 0, |_| {}).await;
+    install(&stage).await;
+    let role = format!("app_{}", uuid::Uuid::new_v4().simple());
+    stage
+        .pair
+        .legacy
+        .run(&format!("CREATE ROLE {role}; GRANT SELECT, INSERT, UPDATE, DELETE ON users TO {role}"))
+        .await;
+    let as_app = format!(
+        "BEGIN; SET LOCAL ROLE {role}; INSERT INTO users VALUES (1, 'one', 1); UPDATE users SET version = 2; DELETE FROM users; COMMIT"
+    );
+    stage.pair.legacy.run(&as_app).await;
+    assert_eq!(events(&stage).await.len(), 3);
+    // And cannot put the function to a use of its own.
+    let function: String =
+        stage.pair.legacy.value("SELECT oid::regprocedure::text FROM pg_proc WHERE proname LIKE 'capture%'").await;
+    let misuse = format!(
+        "BEGIN; SET LOCAL ROLE {role}; CREATE TEMP TABLE mine (id bigint); \
+         CREATE TRIGGER t AFTER INSERT ON mine FOR EACH ROW EXECUTE FUNCTION {function}; ROLLBACK"
+    );
+    let mut connection = PgConnection::connect(&stage.pair.legacy.url).await.unwrap();
+    let error = connection.execute(AssertSqlSafe(misuse)).await.unwrap_err();
+    assert!(error.to_string().contains("permission denied"), "{error}");
+    drop(connection);
+    stage.pair.legacy.run(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
+
+#[tokio::test]
+async fn truncate_is_refused_with_what_to_do_instead() {
+    let stage = copying::stage(pair().await, 3, |_| {}).await;
+    install(&stage).await;
+    let error = stage.pair.legacy.pool.execute("TRUNCATE users").await.unwrap_err();
+    assert!(error.to_string().contains("TRUNCATE of public.users is refused"), "{error}");
+    stage.pair.legacy.run("BEGIN; SET LOCAL outbox_relay.applying = 'on'; TRUNCATE users; COMMIT").await;
+    assert_eq!(events(&stage).await, []);
+}
+
+#[tokio::test]
+async fn installing_gives_way_to_the_application_and_misses_nothing_of_who_wrote_before() {
+    let stage = copying::stage(pair().await, 3, |_| {}).await;
+    let mut writer = PgConnection::connect(&stage.pair.legacy.url).await.unwrap();
+    writer.execute("BEGIN; UPDATE users SET version = 7 WHERE id = -5").await.unwrap();
+    let source = source(&stage).await;
+    let installing = capture::install(&stage.config, &stage.config.entities[0], &source);
+    let application = async {
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%CREATE OR REPLACE TRIGGER%' \
+                     AND datname = current_database()";
+        eventually(DEADLINE, "the triggers wait", || async { stage.pair.legacy.value::<i64>(waits).await > 0 }).await;
+        // Queued behind it for a moment, and then served although the first writer is still there.
+        stage
+            .pair
+            .legacy
+            .run("SET statement_timeout = '20s'; INSERT INTO users VALUES (100, 'x', 1); RESET statement_timeout")
+            .await;
+        writer.execute("COMMIT").await.unwrap();
+    };
+    let (installed, ()) = tokio::join!(installing, application);
+    assert!(installed.unwrap());
+    assert_eq!(state(&stage).await, State::Installed);
+    stage.pair.legacy.run("UPDATE users SET version = 8 WHERE id = -5").await;
+    assert_eq!(events(&stage).await.len(), 1);
+}
+
+#[tokio::test]
+async fn what_stands_there_is_told_and_taken_away() {
+    let mut stage = copying::stage(pair().await, 1, |_| {}).await;
+    assert_eq!(state(&stage).await, State::Absent);
+    install(&stage).await;
+    assert_eq!(state(&stage).await, State::Installed);
+    let source = source(&stage).await;
+    assert!(!capture::install(&stage.config, &stage.config.entities[0], &source).await.unwrap(), "once is enough");
+    stage.pair.legacy.run("ALTER TABLE users DISABLE TRIGGER USER").await;
+    assert_eq!(state(&stage).await, State::Disabled);
+    stage.pair.legacy.run("ALTER TABLE users ENABLE TRIGGER USER").await;
+    // Another configuration makes it outdated; installing again replaces it.
+    stage.config.entities[0].legacy.as_mut().unwrap().aggregate_id = "'u-' || id".into();
+    assert_eq!(state(&stage).await, State::Outdated);
+    install(&stage).await;
+    stage.pair.legacy.run("UPDATE users SET version = 2").await;
+    assert_eq!(events(&stage).await[0].1, "u--5");
+    assert!(capture::remove(&stage.config, &stage.config.entities[0], &source).await.unwrap());
+    assert!(!capture::remove(&stage.config, &stage.config.entities[0], &source).await.unwrap());
+    assert_eq!(state(&stage).await, State::Absent);
+    stage.pair.legacy.run("UPDATE users SET version = 3").await;
+    assert_eq!(events(&stage).await.len(), 1);
+    // What is printed for a DBA is what is run.
+    let script = capture::print(&stage.config, &stage.config.entities[0], false).unwrap();
+    stage.pair.legacy.run(&script).await;
+    assert_eq!(state(&stage).await, State::Installed);
+    stage.pair.legacy.run(&capture::print(&stage.config, &stage.config.entities[0], true).unwrap()).await;
+    assert_eq!(state(&stage).await, State::Absent);
+}
+
+#[tokio::test]
+async fn what_would_fail_the_applications_own_writes_is_refused() {
+    let mut stage = copying::stage(pair().await, 1, |_| {}).await;
+    let sound = stage.config.entities[0].clone();
+    stage.config.entities[0].events.remove("UserDeleted");
+    assert!(refusal(&stage).await.contains("takes no event type UserDeleted"));
+    stage.config.entities[0] = sound.clone();
+    stage.config.entities[0].legacy.as_mut().unwrap().aggregate_id = "no_such(id)".into();
+    assert!(refusal(&stage).await.contains("no_such"));
+    stage.config.entities[0] = sound.clone();
+    stage.pair.legacy.run("ALTER TABLE outbox ADD tenant text NOT NULL").await;
+    assert!(refusal(&stage).await.contains("column tenant may not be NULL"));
+    stage.pair.legacy.run("ALTER TABLE outbox DROP tenant; DROP TABLE users").await;
+    assert!(refusal(&stage).await.contains("there is no table public.users"));
+    assert_eq!(events(&stage).await, []);
+}
+
+/// By hand: what capture costs a writer.
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn what_a_captured_write_costs() {
+    let stage = copying::stage(pair().await, 50_000, |_| {}).await;
+    let mut connection = PgConnection::connect(&stage.pair.legacy.url).await.unwrap();
+    let mut measure = async |what: &str| {
+        for (name, sql) in [
+            (
+                "rows updated one by one",
+                "DO $$ BEGIN FOR i IN 1..20000 LOOP UPDATE users SET version = version + 1 WHERE id = i; END LOOP; END $$",
+            ),
+            (
+                "rows that do not change",
+                "DO $$ BEGIN FOR i IN 1..20000 LOOP UPDATE users SET version = version WHERE id = i; END LOOP; END $$",
+            ),
+            ("20,000 rows in one statement", "UPDATE users SET version = version + 1 WHERE id BETWEEN 1 AND 20000"),
+        ] {
+            let mut best = Duration::MAX;
+            for _ in 0..3 {
+                connection.execute("VACUUM users").await.unwrap();
+                let started = std::time::Instant::now();
+                connection.execute(AssertSqlSafe(sql.to_owned())).await.unwrap();
+                best = best.min(started.elapsed());
+            }
+            eprintln!("{what}: {name}: {:.1} us a row", best.as_secs_f64() * 1e6 / 20_000.0);
+        }
+    };
+    measure("without capture").await;
+    install(&stage).await;
+    measure("with capture").await;
+}

@@ -1,0 +1,259 @@
+//! The rows of the legacy database that entities are made of: no key is passed over, and no row is read before its lane is locked.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use outbox_relay::check;
+use outbox_relay::config::{Capture, Entity, LegacyRows, RowsFrom, TableName};
+use outbox_relay::event::Lane;
+use outbox_relay::lease;
+use outbox_relay::source::{Legacy, Names, RowKey, Source};
+use sqlx::{AssertSqlSafe, Executor};
+
+use crate::support::pair;
+use crate::support::stage::{Stage, file, users};
+
+fn table(name: &str) -> TableName {
+    TableName { schema: "public".into(), table: name.into() }
+}
+
+fn rows(from: RowsFrom, key: &[&str], aggregate_id: &str) -> LegacyRows {
+    LegacyRows {
+        from,
+        key: key.iter().map(|k| (*k).to_owned()).collect(),
+        aggregate_id: aggregate_id.into(),
+        capture: Capture::of("User"),
+    }
+}
+
+fn made_of(rows: LegacyRows) -> Entity {
+    Entity { legacy: Some(rows), ..users() }
+}
+
+async fn source(stage: &Stage) -> Source {
+    outbox_relay::connect::open(&stage.config).await.unwrap().0
+}
+
+async fn all_keys(source: &Source, legacy: &Legacy, page: u32) -> Vec<RowKey> {
+    let mut keys: Vec<RowKey> = Vec::new();
+    loop {
+        let found = source.legacy_keys(legacy, keys.last(), None, page).await.unwrap();
+        let ended = (found.len() as u32) < page;
+        keys.extend(found.into_iter().map(|at| at.key));
+        if ended {
+            return keys;
+        }
+    }
+}
+
+#[tokio::test]
+async fn pages_pass_no_key_over_whatever_its_types() {
+    let stage = Stage::new().await;
+    stage
+        .pair
+        .legacy
+        .run(
+            "CREATE TABLE numbers (id bigint PRIMARY KEY);
+             INSERT INTO numbers VALUES (-9223372036854775808), (-1), (0), (1), (7), (9223372036854775807);
+             CREATE TABLE pairs (tenant text, \"Line No\" int, PRIMARY KEY (tenant, \"Line No\"));
+             INSERT INTO pairs SELECT t, n FROM unnest(ARRAY['', 'a', 'B', 'é', 'it''s \"x\", {y}', 'ß', 'z']) t, generate_series(-1, 1) n;
+             CREATE TABLE uuids (id uuid PRIMARY KEY); INSERT INTO uuids SELECT gen_random_uuid() FROM generate_series(1, 20);
+             CREATE TABLE times (at timestamptz, n numeric, PRIMARY KEY (at, n));
+             INSERT INTO times SELECT '2026-03-29 02:30:00.123456+01'::timestamptz + i * interval '1 hour', i / 3.0 FROM generate_series(-3, 3) i;
+             INSERT INTO times VALUES ('infinity', 'NaN'), ('-infinity', 0);
+             CREATE TABLE bytes (id bytea PRIMARY KEY, f float8 NOT NULL);
+             INSERT INTO bytes VALUES ('\\x', 1), ('\\x00', 2), ('\\xff00', 3);",
+        )
+        .await;
+    let source = source(&stage).await;
+    for (name, key, order) in [
+        ("numbers", &["id"][..], "id"),
+        ("pairs", &["tenant", "Line No"], "tenant, \"Line No\""),
+        ("uuids", &["id"], "id"),
+        ("times", &["at", "n"], "at, n"),
+        ("bytes", &["id"], "id"),
+    ] {
+        let from = RowsFrom::Table(table(name));
+        let legacy = source.legacy(&made_of(rows(from, key, "md5('x')"))).await.unwrap().unwrap();
+        let expected: i64 = stage.pair.legacy.value(&format!("SELECT count(*) FROM {name}")).await;
+        for page in [1, 2, 3, 100] {
+            let keys = all_keys(&source, &legacy, page).await;
+            assert_eq!(keys.len() as i64, expected, "{name}: {keys:?}");
+            assert_eq!(keys.iter().collect::<BTreeSet<_>>().len(), keys.len(), "{name}: {keys:?}");
+            // Up to a key, and not beyond.
+            let until = &keys[keys.len() / 2];
+            let below = source.legacy_keys(&legacy, None, Some(until), 100).await.unwrap();
+            assert_eq!(below.last().map(|at| &at.key), Some(until), "{name}");
+        }
+        let first: String = stage
+            .pair
+            .legacy
+            .value(&format!(
+                "SELECT {}::text AS first FROM {name} ORDER BY {order} LIMIT 1",
+                order.split(',').next().unwrap()
+            ))
+            .await;
+        if name != "times" {
+            assert_eq!(all_keys(&source, &legacy, 2).await[0].0[0], first, "{name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn rows_are_read_whole_in_the_lane_and_the_same_whatever_the_roles_settings() {
+    let stage = Stage::with(|config| config.relay.lanes = 1).await;
+    stage
+        .pair
+        .legacy
+        .run(
+            "CREATE TABLE people (id int PRIMARY KEY, at timestamptz, span interval, raw bytea, big numeric, f float8);
+             INSERT INTO people VALUES (0, '2026-01-01 12:00+05', '1 day 2 hours', '\\xdead', 12345678901234567890.10, 0.1), (-5, NULL, NULL, NULL, NULL, NULL);
+             DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET TimeZone = ''Asia/Tokyo''', current_database());
+             EXECUTE format('ALTER DATABASE %I SET IntervalStyle = ''iso_8601''', current_database());
+             EXECUTE format('ALTER DATABASE %I SET bytea_output = ''escape''', current_database());
+             EXECUTE format('ALTER DATABASE %I SET extra_float_digits = -10', current_database()); END $$;",
+        )
+        .await;
+    let (source, target) = outbox_relay::connect::open(&stage.config).await.unwrap();
+    let entity = users().made_of(table("people"), "id");
+    let legacy = source.legacy(&entity).await.unwrap().unwrap();
+    let taken = lease::take_healed(&source, &target, Lane(0), Duration::from_secs(30), &[], 1000).await.unwrap();
+    let (mut lane, other) = taken.expect("the lane");
+    let keys: Vec<RowKey> = ["0", "-5", "99"].map(|id| RowKey(vec![id.to_owned()])).into();
+    let mut found = lane.legacy_rows(&legacy, &keys, 1 << 20).await.unwrap();
+    found.sort_by_key(|row| row.at.key.clone());
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert_eq!(
+        found[1].payload.as_deref(),
+        Some(
+            r#"{"f": 0.1, "at": "2026-01-01T07:00:00+00:00", "id": 0, "big": 12345678901234567890.10, "raw": "\\xdead", "span": "1 day 02:00:00"}"#
+        )
+    );
+    assert_eq!((found[0].at.aggregate_id.as_deref(), found[0].at.lane), (Some("-5"), Some(Lane(0))));
+    // Beyond the bytes that were asked for there is a key without a row, but never nothing at all.
+    let bounded = lane.legacy_rows(&legacy, &keys, 1).await.unwrap();
+    assert_eq!(bounded.iter().filter(|row| row.payload.is_some()).count(), 1, "{bounded:?}");
+    other.abandon().await;
+    lane.release_lease().await;
+}
+
+#[tokio::test]
+async fn row_security_that_would_hide_rows_is_an_error() {
+    let stage = Stage::new().await;
+    let role = format!("reader_{}", uuid::Uuid::new_v4().simple());
+    stage
+        .pair
+        .legacy
+        .run(&format!(
+            "CREATE TABLE secret (id int PRIMARY KEY); INSERT INTO secret VALUES (1), (2);
+             ALTER TABLE secret ENABLE ROW LEVEL SECURITY; ALTER TABLE secret FORCE ROW LEVEL SECURITY;
+             CREATE ROLE {role}; GRANT SELECT ON secret TO {role};",
+        ))
+        .await;
+    let source = source(&stage).await;
+    let legacy = source.legacy(&users().made_of(table("secret"), "id")).await.unwrap().unwrap();
+    let sql = format!("BEGIN; SET LOCAL ROLE {role}; {} SELECT * FROM public.secret", legacy.settings());
+    let mut connection = stage.pair.legacy.pool.acquire().await.unwrap();
+    let error = connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await.unwrap_err();
+    drop(connection.detach());
+    assert!(error.to_string().contains("row-level security"), "{error}");
+    stage.pair.legacy.run(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
+
+#[tokio::test]
+async fn an_aggregate_is_open_as_long_as_any_event_of_it_is_not_applied() {
+    let stage = Stage::with(|config| config.relay.lanes = 1).await;
+    let statuses = ["pending", "retry", "held", "failed", "processed", "skipped"];
+    for status in statuses {
+        let id = stage.event("User", status, "UserUpdated", "{}").await;
+        stage.event("Thing", "absent", "Happened", "{}").await;
+        stage.pair.legacy.run(&format!("UPDATE outbox SET status = '{status}' WHERE id = {id}")).await;
+    }
+    stage.pair.legacy.run("CREATE TABLE users (id text PRIMARY KEY)").await;
+    stage.pair.legacy.run("UPDATE outbox SET payload = '{\"id\": \"seven\"}' WHERE status = 'pending'").await;
+    let (source, target) = outbox_relay::connect::open(&stage.config).await.unwrap();
+    let taken = lease::take_healed(&source, &target, Lane(0), Duration::from_secs(30), &[], 1000).await.unwrap();
+    let (mut lane, _other) = taken.expect("the lane");
+    let mut ids = statuses.to_vec();
+    ids.push("absent");
+    let legacy = source.legacy(&users().made_of(table("users"), "id")).await.unwrap().unwrap();
+    let open = lane.open_aggregates(&legacy, &ids, &["UserUpdated".into()]).await.unwrap();
+    assert_eq!(open.pending.keys().collect::<Vec<_>>(), ["pending"]);
+    let bringing = open.pending["pending"].clone().expect("the event that brings it");
+    assert_eq!(bringing.key, [Some("seven".to_owned())]);
+    assert!(source.unapplied(&[bringing.event]).await.unwrap().contains(&bringing.event));
+    assert_eq!(open.waiting, ["retry", "held", "failed"].map(str::to_owned).into());
+    assert!(!open.too_many);
+}
+
+#[tokio::test]
+async fn an_entity_may_be_made_of_a_join_and_every_statement_is_understood() {
+    let stage = Stage::new().await;
+    stage
+        .pair
+        .legacy
+        .run(
+            "CREATE TABLE users (tenant text, id int, name text, PRIMARY KEY (tenant, id));
+             CREATE TABLE profiles (tenant text, user_id int, bio text, PRIMARY KEY (tenant, user_id));
+             INSERT INTO users SELECT 't' || i % 3, i, 'n' || i FROM generate_series(1, 30) i;
+             INSERT INTO profiles SELECT tenant, id, 'about ' || name FROM users WHERE id % 2 = 0;",
+        )
+        .await;
+    let join = file(
+        "legacy/users.sql",
+        "SELECT u.tenant, u.id, u.name, p.bio -- a comment; at the end\nFROM users u LEFT JOIN profiles p ON (p.tenant, p.user_id) = (u.tenant, u.id) -- and here\n;",
+    );
+    let source = source(&stage).await;
+    let entity = made_of(rows(RowsFrom::Query(join), &["tenant", "id"], "tenant || '-' || id"));
+    let legacy = source.legacy(&entity).await.unwrap().unwrap();
+    assert_eq!(legacy.key_types, ["text", "integer"]);
+    let page = source.legacy_keys(&legacy, None, None, 4).await.unwrap();
+    assert_eq!(page[3].aggregate_id.as_deref(), Some("t0-12"), "{page:?}");
+    assert_eq!(all_keys(&source, &legacy, 7).await.len(), 30);
+    let names = Names::new(&stage.config.legacy, stage.config.relay.lanes);
+    let mut known: BTreeSet<String> = BTreeSet::new();
+    for (name, sql) in legacy.statements(&names) {
+        stage.pair.legacy.run(&format!("PREPARE {name} AS {sql}; DEALLOCATE {name}")).await;
+        known.insert(name.to_owned());
+    }
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("sql/legacy");
+    let there = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    for path in there {
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        if !known.contains(&name) {
+            let sql = std::fs::read_to_string(&path).unwrap();
+            stage.pair.legacy.run(&format!("PREPARE \"{name}\" AS {sql}; DEALLOCATE \"{name}\"")).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_an_entitys_rows_is_found_by_check() {
+    let mut stage = Stage::on(pair().await, |_| {}).await;
+    stage
+        .pair
+        .legacy
+        .run("CREATE TABLE users (id int PRIMARY KEY, code text, name text NOT NULL); INSERT INTO users VALUES (7, 'a', 'x')")
+        .await;
+    let codes = async |stage: &Stage| -> Vec<String> {
+        check::check(&stage.config).await.into_iter().map(|finding| finding.code).collect()
+    };
+    for (rows, expected) in [
+        (rows(RowsFrom::Table(table("users")), &["id"], "id::text"), &[][..]),
+        (rows(RowsFrom::Table(table("usres")), &["id"], "id::text"), &["legacy.table"]),
+        (rows(RowsFrom::Table(table("users")), &["idd"], "id::text"), &["legacy.rows"]),
+        (rows(RowsFrom::Table(table("users")), &["id"], "id::txt"), &["legacy.rows"]),
+        (rows(RowsFrom::Table(table("users")), &["code"], "id::text"), &["legacy.key", "legacy.key"]),
+        (rows(RowsFrom::Table(table("users")), &["name"], "id::text"), &["legacy.key"]),
+        (rows(RowsFrom::Query(file("q.sql", "SELECT 1; SELECT 2")), &["id"], "id::text"), &["legacy.rows"]),
+    ] {
+        stage.config.entities[0].legacy = Some(rows.clone());
+        assert_eq!(codes(&stage).await, expected, "{rows:?}");
+    }
+    // Events say another aggregate than the expression gives for their row.
+    stage.event("User", "user-7", "UserUpdated", r#"{"id": 7, "name": "x", "version": 1}"#).await;
+    stage.config.entities[0].legacy = Some(rows(RowsFrom::Table(table("users")), &["id"], "id::text"));
+    assert_eq!(codes(&stage).await, ["legacy.aggregate_id"]);
+    stage.config.entities[0].legacy = Some(rows(RowsFrom::Table(table("users")), &["id"], "'user-' || id"));
+    assert_eq!(codes(&stage).await, Vec::<String>::new());
+}

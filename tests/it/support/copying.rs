@@ -1,0 +1,155 @@
+//! A legacy table whose changes are captured, and its copy: what the tests of capture and backfill stand on.
+
+use std::process::{Child as Process, Command, Stdio};
+use std::time::Duration;
+
+use outbox_relay::backfill::{self, Options, Summary};
+use outbox_relay::capture;
+use outbox_relay::config::{Action, Config, TableName};
+use outbox_relay::connect;
+use tokio_util::sync::CancellationToken;
+
+use super::stage::{self, Stage};
+use super::{Database, Pair};
+
+/// The legacy table, and the memory of what was deleted from it.
+pub const LEGACY: &str = "
+    CREATE TABLE users (id bigint PRIMARY KEY, name text NOT NULL, version int NOT NULL, noise text);
+    CREATE TABLE tomb (id bigint PRIMARY KEY, version int NOT NULL);";
+
+/// What the new table must never see: a row that goes back, and one that comes back although it was deleted.
+pub const WATCH: &str = "
+    CREATE TABLE went_back (id bigint, what text, before int, after int);
+    CREATE TABLE gone (id bigint PRIMARY KEY, version int NOT NULL);
+    CREATE FUNCTION watch() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF TG_OP = 'UPDATE' AND NEW.version < OLD.version THEN
+            INSERT INTO went_back VALUES (NEW.id, 'an older state', OLD.version, NEW.version);
+        ELSIF TG_OP = 'INSERT' THEN
+            INSERT INTO went_back SELECT id, 'came back', version, NEW.version FROM gone WHERE id = NEW.id AND version >= NEW.version;
+        ELSIF TG_OP = 'DELETE' THEN
+            INSERT INTO gone VALUES (OLD.id, OLD.version) ON CONFLICT (id) DO UPDATE SET version = greatest(gone.version, excluded.version);
+        END IF;
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER watch AFTER INSERT OR UPDATE OR DELETE ON users FOR EACH ROW EXECUTE FUNCTION watch();";
+
+/// `users` is made of the legacy table, by one mapping.
+pub fn copied(config: &mut Config) {
+    let users = stage::users().made_of(TableName { schema: "public".into(), table: "users".into() }, "id");
+    config.entities[0] = users.on("UserDeleted", Action::Delete);
+    config.backfill.lock_time = Duration::from_millis(20);
+}
+
+/// A stage whose legacy table has these many rows, and a new table that is watched.
+pub async fn stage(pair: Pair, rows: u32, change: impl FnOnce(&mut Config)) -> Stage {
+    pair.legacy.run(LEGACY).await;
+    pair.legacy
+        .run(&format!("INSERT INTO users SELECT i, 'n' || i, 1 FROM generate_series(-5, {rows} - 6) i; ANALYZE users"))
+        .await;
+    let stage = Stage::on(pair, |config| {
+        copied(config);
+        change(config);
+    })
+    .await;
+    stage.pair.new.run(WATCH).await;
+    stage
+}
+
+/// Installs the triggers of the stage's first entity.
+pub async fn install(stage: &Stage) {
+    let (source, _) = connect::open(&stage.config).await.unwrap();
+    assert!(capture::install(&stage.config, &stage.config.entities[0], &source).await.unwrap());
+}
+
+/// Copies, with little patience.
+pub async fn copy(stage: &Stage) -> Summary {
+    copy_with(stage, &Options { patience: Duration::from_millis(300), ..Options::default() }).await
+}
+
+pub async fn copy_with(stage: &Stage, options: &Options) -> Summary {
+    backfill::run(&stage.config, options, &|_| {}, &CancellationToken::new()).await.unwrap()
+}
+
+/// The whole of a table, in order.
+pub async fn rows(database: &Database) -> Vec<(i64, String, i32)> {
+    sqlx::query_as("SELECT id, name, version FROM users ORDER BY id").fetch_all(&database.pool).await.unwrap()
+}
+
+/// Both tables are the same, and the new one never went back.
+pub async fn agree(stage: &Stage) {
+    let (legacy, new) = (rows(&stage.pair.legacy).await, rows(&stage.pair.new).await);
+    let back: Vec<(i64, String, i32, i32)> =
+        sqlx::query_as("SELECT * FROM went_back").fetch_all(&stage.pair.new.pool).await.unwrap();
+    assert_eq!(back, vec![], "rows of the new table went back");
+    let missing: Vec<_> = legacy.iter().filter(|row| !new.contains(row)).take(5).collect();
+    let extra: Vec<_> = new.iter().filter(|row| !legacy.contains(row)).take(5).collect();
+    assert!(
+        legacy == new,
+        "of {} and {} rows: missing or stale {missing:?}, ghosts {extra:?}",
+        legacy.len(),
+        new.len()
+    );
+}
+
+const ORDER: &str = "OUTBOX_RELAY_TEST_COPIER";
+
+/// A copy in a process of its own; dropping it kills it.
+pub struct Copier {
+    process: Process,
+}
+
+impl Copier {
+    /// For the stage's databases; to be aborted at a crash point, if any.
+    pub fn start(stage: &Stage, failpoint: Option<&str>) -> Copier {
+        let c = &stage.config;
+        let order = serde_json::json!({
+            "legacy": stage.pair.legacy.url, "new": stage.pair.new.url, "lanes": c.relay.lanes,
+            "rate": c.backfill.rows_per_second,
+        });
+        let mut command = Command::new(std::env::current_exe().expect("this program"));
+        command.args(["--ignored", "--exact", "--nocapture", "backfill::child_that_copies"]);
+        command.env(ORDER, order.to_string()).env_remove("OUTBOX_RELAY_FAILPOINT");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        if let Some(failpoint) = failpoint {
+            command.env("OUTBOX_RELAY_FAILPOINT", failpoint);
+        }
+        Copier { process: command.spawn().expect("a child") }
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.process.try_wait().expect("the child").is_none()
+    }
+
+    /// Waits until it ends by itself; whether it did so without an error.
+    pub async fn ended(&mut self) -> bool {
+        let mut status = None;
+        super::eventually(super::DEADLINE * 2, "the copy ends", || {
+            status = self.process.try_wait().expect("the child");
+            let ended = status.is_some();
+            async move { ended }
+        })
+        .await;
+        status.is_some_and(|status| status.success())
+    }
+}
+
+impl Drop for Copier {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// What the child does; returns at once if this process was not told to be one.
+pub async fn copy_as_told() {
+    let Ok(order) = std::env::var(ORDER) else { return };
+    let order: serde_json::Value = serde_json::from_str(&order).expect("an order");
+    let text = |key: &str| order[key].as_str().expect("text").to_owned();
+    let mut config: Config = stage::config(&text("legacy"), &text("new"));
+    copied(&mut config);
+    config.relay.lanes = u16::try_from(order["lanes"].as_u64().expect("a number")).expect("small");
+    config.backfill.rows_per_second = u32::try_from(order["rate"].as_u64().expect("a number")).expect("small");
+    let options = Options { patience: Duration::from_secs(5), ..Options::default() };
+    backfill::run(&config, &options, &|_| {}, &CancellationToken::new()).await.expect("the copy");
+}
