@@ -238,8 +238,12 @@ mod tests {
             at: KeyAt { key: RowKey(vec![key.into()]), aggregate_id: id.map(str::to_owned), lane: lane.map(Lane) },
             payload: payload.map(str::to_owned),
         };
-        let open =
-            OpenAggregates { pending: ["p".to_owned()].into(), waiting: ["w".to_owned()].into(), too_many: false };
+        let brings = |event: i64, key: &str| Some(Bringing { event: EventId(event), key: vec![Some(key.to_owned())] });
+        let open = OpenAggregates {
+            pending: [("p".to_owned(), brings(7, "pending")), ("q".to_owned(), brings(8, "another"))].into(),
+            waiting: ["w".to_owned()].into(),
+            too_many: false,
+        };
         let sorted = sort(
             Lane(3),
             vec![
