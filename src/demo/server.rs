@@ -104,6 +104,16 @@ pub struct Snapshot {
     dir: PathBuf,
 }
 
+impl Snapshot {
+    /// Removes it, before its server goes.
+    ///
+    /// # Errors
+    /// Its files cannot be removed.
+    pub fn discard(self) -> io::Result<()> {
+        fs::remove_dir_all(self.dir)
+    }
+}
+
 /// A running (or stopped, or frozen) server; dropping it ends it and removes its folder.
 #[derive(Debug)]
 pub struct Server {
