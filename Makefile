@@ -4,8 +4,10 @@
 export PATH := $(PATH):$(HOME)/.cargo/bin
 CARGO_TARGET_DIR ?= target
 ARGS ?=
+SECONDS ?= 600
+SEED := $(or $(SEED),$(shell date +%s))
 
-.PHONY: build demo test lint
+.PHONY: build demo test soak lint
 
 build:
 	cargo build --release --locked
@@ -26,6 +28,14 @@ test:
 		echo "Tests on a second version of Postgres: skipped."; \
 	fi
 	cargo test --locked --all-features --tests $(ARGS)
+
+# The release build, under every fault at once, for so long and by this seed. `make test` runs a minute of the same.
+soak:
+	@scripts/setup --tests
+	cargo build --release --locked
+	OUTBOX_RELAY_SOAK_PROGRAM=$(abspath $(CARGO_TARGET_DIR))/release/outbox-relay \
+		OUTBOX_RELAY_SOAK_SECONDS=$(SECONDS) OUTBOX_RELAY_SOAK_SEED=$(SEED) \
+		cargo test --locked --all-features --test soak -- --nocapture whatever_fails
 
 lint:
 	@scripts/lint

@@ -1,8 +1,10 @@
 //! Retention: deletes what is old enough, in small steps that lock nobody out.
 //!
 //! Guarantees: no event is deleted unless it was processed longer ago than both `[retention] processed` and
-//! `[relay] replica_lag` (healing may still need it before), and none that failed. The target's log forgets only what the
-//! source's log is known to have.
+//! `[relay] replica_lag` (healing may still need it before), and none that failed. Either log forgets only what the other is known
+//! to have: while one database is away, nothing goes on the other.
+
+use std::collections::HashMap;
 
 use crate::config::Config;
 use crate::event::{Lane, Token};
@@ -29,16 +31,18 @@ pub struct Counts {
 pub async fn run_once(config: &Config, source: &Source, target: &Target) -> sqlx::Result<Counts> {
     let mut counts = Counts::default();
     let age = config.retention.processed.max(config.relay.replica_lag);
+    counts.skipped = source.retire_skipped(config.retention.skipped, SKIPPED).await?;
     let lanes = source.retirable(age).await?;
+    let on_target = if lanes.is_empty() { HashMap::new() } else { target.heads().await? };
     for lane in lanes {
+        let Some(Some(newest)) = on_target.get(&lane) else { continue };
         // Busy: its turn comes.
         let Some(mut locked) = source.lock_lane(lane).await? else { continue };
-        let retired = locked.retire(age, ENTRIES).await?;
+        let retired = locked.retire(age, ENTRIES, *newest).await?;
         locked.commit().await?;
         counts.processed += retired.events;
         counts.entries += retired.entries;
     }
-    counts.skipped = source.retire_skipped(config.retention.skipped, SKIPPED).await?;
     forget_on_target(config, source, target).await?;
     Ok(counts)
 }

@@ -90,6 +90,8 @@ async fn relay_until_told(
         }
     } else {
         tokio::select! {
+            // An idle relay ends as soon as it is told to, and both are seen at once.
+            biased;
             () = shutdown.cancelled() => Ended::Shutdown,
             // It ends by itself only when a task of it has failed.
             broken = &mut relay => {

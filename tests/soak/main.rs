@@ -16,10 +16,16 @@ mod tally;
 mod writers;
 
 use std::collections::BTreeSet;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -235,4 +241,43 @@ async fn resync(urls: &Urls, verdict: &Verdict, dice: &mut Dice) -> anyhow::Resu
     }
     legacy.execute("DELETE FROM outbox_relay.divergent").await?;
     Ok(())
+}
+
+/// How many processes name this place, and this word, in their command lines.
+fn processes_of(place: &Path, word: &str) -> usize {
+    let place = place.to_string_lossy();
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let lines = processes.filter_map(|process| std::fs::read(process.path().join("cmdline")).ok());
+    lines
+        .map(|line| String::from_utf8_lossy(&line).into_owned())
+        .filter(|line| line.contains(&*place) && line.contains(word))
+        .count()
+}
+
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < Duration::from_secs(60), "not within a minute: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_interrupted_soak_leaves_no_process_and_no_file() {
+    let place = tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir().unwrap();
+    let mut soak = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "whatever_fails_nothing_is_lost_doubled_disordered_or_different"])
+        .env("OUTBOX_RELAY_SOAK_SECONDS", "600")
+        .env("TMPDIR", place.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    until("relays run", || processes_of(place.path(), "relay-1/") > 0).await;
+    kill(Pid::from_raw(i32::try_from(soak.id()).unwrap()), Signal::SIGINT).unwrap();
+    assert!(!soak.wait().unwrap().success());
+    until("all is gone", || {
+        processes_of(place.path(), "") == 0 && std::fs::read_dir(place.path()).unwrap().count() == 0
+    })
+    .await;
 }
