@@ -89,16 +89,8 @@ async fn relay_until_told(
             () = shutdown.cancelled() => Ended::Shutdown,
         }
     } else {
-        tokio::select! {
-            // An idle relay ends as soon as it is told to, and both are seen at once.
-            biased;
-            () = shutdown.cancelled() => Ended::Shutdown,
-            // It ends by itself only when a task of it has failed.
-            broken = &mut relay => {
-                broken??;
-                anyhow::bail!("the relay ended by itself");
-            }
-        }
+        until_told(shutdown, &mut relay).await?;
+        Ended::Shutdown
     };
     if ended == Ended::Shutdown {
         tracing::info!("told to end: the batches in flight are finished first");
@@ -107,6 +99,19 @@ async fn relay_until_told(
     relay.await??;
     tracing::info!("the relay has ended");
     Ok(ended)
+}
+
+/// Until the shutdown. It ends by itself only when a task of it has failed; but an idle one ends as soon as it is told to, and both
+/// are then seen at once.
+async fn until_told(shutdown: &CancellationToken, relay: &mut JoinHandle<anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::select! {
+        biased;
+        () = shutdown.cancelled() => Ok(()),
+        broken = relay => {
+            broken??;
+            anyhow::bail!("the relay ended by itself");
+        }
+    }
 }
 
 async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
@@ -265,4 +270,24 @@ pub fn on_signals() -> std::io::Result<CancellationToken> {
         }
     });
     Ok(token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_relay_that_was_told_to_end_has_not_ended_by_itself() {
+        for _ in 0..50 {
+            let told = CancellationToken::new();
+            let mut relay = tokio::spawn(async { Ok(()) });
+            while !relay.is_finished() {
+                tokio::task::yield_now().await;
+            }
+            told.cancel();
+            assert!(until_told(&told, &mut relay).await.is_ok());
+        }
+        let mut relay = tokio::spawn(async { Ok(()) });
+        assert!(until_told(&CancellationToken::new(), &mut relay).await.is_err());
+    }
 }
