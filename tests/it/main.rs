@@ -28,7 +28,6 @@ mod retention;
 mod run;
 mod schemathesis;
 mod server;
-mod soak;
 mod statements;
 mod support;
 mod traps;

@@ -18,6 +18,9 @@ pub struct Desk {
     pub relays: Vec<Admin>,
     pub urls: Urls,
     pub tally: Tally,
+    /// Whether the relay knows long enough what came after an event to refuse a replay that would go back: where retention takes
+    /// newer events within seconds, only those are replayed that nothing newer can have passed.
+    pub long_memory: bool,
 }
 
 /// An answer: status and body.
@@ -53,7 +56,9 @@ impl Desk {
             let mut connection = PgConnection::connect(&self.urls.legacy).await?;
             let sql = format!(
                 "SELECT id, event_id FROM outbox WHERE status IN ({statuses}) AND created_at > now() - interval '15 s'
-                 AND coalesce(last_error, '') NOT LIKE 'overtaken%' ORDER BY random() LIMIT 1"
+                 AND coalesce(last_error, '') NOT LIKE 'overtaken%' AND ({long} OR aggregate_type <> 'Order' AND status <> 'skipped')
+                 ORDER BY random() LIMIT 1",
+                long = self.long_memory
             );
             sqlx::query_as(AssertSqlSafe(sql)).fetch_optional(&mut connection).await
         };

@@ -83,6 +83,16 @@ impl Evidence {
     }
 }
 
+/// Events that a failover let be overtaken are failed, and say so among the failures, too.
+pub async fn overtaken_are_named(urls: &Urls) -> anyhow::Result<()> {
+    let mut legacy = PgConnection::connect(&urls.legacy).await?;
+    let sql = "SELECT id FROM outbox o WHERE status = 'failed' AND last_error LIKE 'overtaken%'
+               AND NOT EXISTS (SELECT FROM outbox_relay.failure f WHERE f.id = o.id AND f.code = 'overtaken')";
+    let unnamed: Vec<i64> = sqlx::query_scalar(sql).fetch_all(&mut legacy).await?;
+    anyhow::ensure!(unnamed.is_empty(), "overtaken events that failures do not name: {unnamed:?}");
+    Ok(())
+}
+
 /// What was found. Each finding in words; the counts beside them are no findings.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
@@ -112,16 +122,13 @@ fn is_overtaken(event: &Written) -> bool {
     event.last_error.as_deref().is_some_and(|error| error.starts_with("overtaken"))
 }
 
-/// `sent`: every event that the monolith ever tried to write. `excused`: aggregates that order is not promised for, beside those that
-/// are divergent.
-pub fn judge(evidence: &Evidence, sent: &HashSet<Uuid>, excused: &BTreeSet<(String, String)>) -> Verdict {
+/// `sent`: every event that the monolith ever tried to write.
+pub fn judge(evidence: &Evidence, sent: &HashSet<Uuid>) -> Verdict {
     let Evidence { written, applied, divergent, legacy, new } = evidence;
     let mut verdict =
         Verdict { written: written.len(), applied: applied.len(), divergent: divergent.len(), ..Verdict::default() };
     let ids: HashMap<Uuid, &Written> = written.iter().map(|event| (event.event_id, event)).collect();
     let noted: HashSet<Uuid> = divergent.iter().map(|event| event.event_id).collect();
-    let mut excused = excused.clone();
-    excused.extend(divergent.iter().map(|event| (event.kind.clone(), event.aggregate.clone())));
 
     let mut took_effect = HashSet::new();
     let mut last: HashMap<(&str, &str), (i64, &Applied)> = HashMap::new();
@@ -178,7 +185,7 @@ pub fn judge(evidence: &Evidence, sent: &HashSet<Uuid>, excused: &BTreeSet<(Stri
         }
     }
 
-    verdict.to_resync = excused;
+    verdict.to_resync = divergent.iter().map(|event| (event.kind.clone(), event.aggregate.clone())).collect();
     let passed_over = newest.into_iter().filter(|(_, is_processed)| !is_processed);
     verdict.to_resync.extend(passed_over.map(|((kind, aggregate), _)| (kind.to_owned(), aggregate.to_owned())));
     let every: BTreeSet<&String> = legacy.keys().chain(new.keys()).collect();
@@ -279,7 +286,7 @@ mod tests {
         let mut evidence = fine();
         change(&mut evidence);
         let sent = (1..10).map(Uuid::from_u128).collect();
-        let verdict = judge(&evidence, &sent, &BTreeSet::new());
+        let verdict = judge(&evidence, &sent);
         verdict.findings().into_iter().filter(|(_, found)| !found.is_empty()).map(|(what, _)| what).collect()
     }
 

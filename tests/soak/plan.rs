@@ -92,12 +92,12 @@ pub struct Plan {
     pub workers: u16,
     pub instances: u16,
     pub prepared_statements: bool,
+    /// Databases fail over, and the logs reach back a minute; or they do not, and retention is on the heels of the relay.
+    pub failovers: bool,
 }
 
 /// For one batch; short, so that there is time to meet it often.
 pub const DEADLINE: Duration = Duration::from_secs(3);
-/// The configuration's `relay.replica_lag`.
-pub const REPLICA_LAG: Duration = Duration::from_secs(60);
 /// A snapshot older than this does not take over: the promise ends at `replica_lag`, and an outage may come on top.
 pub const OLDEST_SNAPSHOT: Duration = Duration::from_secs(25);
 
@@ -112,7 +112,13 @@ impl Plan {
             workers: dice.pick(&[1, 2, 4]),
             instances: dice.pick(&[2, 3, 4]),
             prepared_statements: !dice.one_in(3),
+            failovers: !dice.one_in(4),
         }
+    }
+
+    /// The configuration's `relay.replica_lag`.
+    pub fn replica_lag(&self) -> Duration {
+        Duration::from_secs(if self.failovers { 60 } else { 1 })
     }
 
     pub fn dice(&self, who: &str) -> Dice {
@@ -122,12 +128,13 @@ impl Plan {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Plan { seed, seconds, lanes, batch, workers, instances, prepared_statements } = self;
+        let Plan { seed, seconds, lanes, batch, workers, instances, prepared_statements, failovers } = self;
         let prepared = if *prepared_statements { "prepared" } else { "unprepared" };
+        let failovers = if *failovers { "failovers" } else { "no failovers, retention after a second" };
         write!(
             f,
             "SEED={seed} SECONDS={seconds}: {instances} processes of {workers} workers, {lanes} lanes, batches of {batch}, \
-             {prepared} statements"
+             {prepared} statements, {failovers}"
         )
     }
 }

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio_util::sync::CancellationToken;
 
-use crate::plan::{DEADLINE, Deck, Dice, Plan, REPLICA_LAG, pause};
+use crate::plan::{DEADLINE, Deck, Dice, Plan, pause};
 use crate::proxy::{Dropped, Proxy};
 use crate::tally::Tally;
 
@@ -77,7 +77,7 @@ pub fn configure(folder: &Path, plan: &Plan, legacy: &str, new: &str) -> std::io
     fs::write(folder.join("mappings/user.sql"), USER)?;
     fs::write(folder.join("handlers/applied.sql"), APPLIED)?;
     let Plan { lanes, batch, workers, prepared_statements, .. } = plan;
-    let (deadline, replica_lag) = (DEADLINE.as_secs(), REPLICA_LAG.as_secs());
+    let (deadline, replica_lag) = (DEADLINE.as_secs(), plan.replica_lag().as_secs());
     let file = folder.join("outbox-relay.toml");
     let text = format!(
         "[legacy]\nurl = \"{legacy}\"\nprepared_statements = {prepared_statements}\n\
@@ -97,6 +97,16 @@ pub fn command(config: &Path, arguments: &[&str]) -> Command {
     command.args(arguments).arg("--config").arg(config).env("OUTBOX_RELAY_ADMIN_TOKEN", TOKEN).stdin(Stdio::null());
     command
 }
+
+/// Lines of a log that show what the faults came to.
+const TOLD: [(&str, &str); 6] = [
+    ("healed: the target had forgotten a batch", "told by a relay: healed, a batch put back"),
+    ("healed: a batch had taken effect", "told by a relay: healed, a batch settled"),
+    ("ended a session that held the lane", "told by a relay: a ghost's session ended"),
+    ("overtaken: another worker", "told by a relay: overtaken, and refused"),
+    ("the target does not answer", "told by a relay: the new database away"),
+    ("stopped until it is mended", "told by a relay: an aggregate type stopped"),
+];
 
 /// Where a process' admin API listens, while it is known to.
 pub type Admin = Arc<Mutex<Option<u16>>>;
@@ -197,6 +207,20 @@ impl Relay {
             bail!("a relay ended by itself: {status}\n{}", self.log_tail());
         }
         self.nothing_odd()
+    }
+
+    /// What its processes have told of, by how often.
+    pub fn told_of(&self, tally: &Tally) {
+        for start in 1..=self.starts {
+            let log = fs::read_to_string(self.folder().join(format!("log-{start}"))).unwrap_or_default();
+            for line in log.lines() {
+                for (words, what) in TOLD {
+                    if line.contains(words) {
+                        tally.count(what);
+                    }
+                }
+            }
+        }
     }
 
     fn nothing_odd(&self) -> anyhow::Result<()> {

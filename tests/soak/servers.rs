@@ -38,18 +38,28 @@ struct Replica {
 }
 
 /// Until it is over; the server is up then, and its disk has room.
-pub async fn happen(mut side: Side, mut dice: Dice, tally: Tally, over: CancellationToken) -> anyhow::Result<Side> {
+pub async fn happen(
+    mut side: Side,
+    failovers: bool,
+    mut dice: Dice,
+    tally: Tally,
+    over: CancellationToken,
+) -> anyhow::Result<Side> {
     let mut deck = Deck::of(&FAULTS);
     let mut replicas: Vec<Replica> = Vec::new();
     while !over.is_cancelled() {
         dice.rest(2000, 8000, &over).await;
         let fault = deck.draw(&mut dice);
+        if !failovers && matches!(fault, Fault::FailOver) {
+            continue;
+        }
         if let Fault::FailOver = fault {
             fail_over(&mut side, &mut replicas, &mut dice, &tally, &over).await?;
         } else {
             happens(&mut side, fault, &mut dice, &tally, &over).await?;
         }
-        if replicas.last().is_none_or(|replica| replica.as_of.elapsed() > Duration::from_secs(8)) {
+        let newest = replicas.last().map(|replica| replica.as_of.elapsed());
+        if failovers && newest.is_none_or(|age| age > Duration::from_secs(8)) {
             take_snapshot(&mut side, &mut replicas).await?;
         }
     }

@@ -17,7 +17,7 @@ use crate::plan::{Dice, pause};
 pub type Sent = Arc<Mutex<HashSet<Uuid>>>;
 
 /// Events that are still to be applied, at which writers wait: the run is to end in time.
-const BACKLOG: i64 = 5000;
+const BACKLOG: i64 = 3000;
 
 pub async fn write(url: String, mut dice: Dice, sent: Sent, over: CancellationToken) -> anyhow::Result<()> {
     let mut connection = None;
@@ -26,7 +26,7 @@ pub async fn write(url: String, mut dice: Dice, sent: Sent, over: CancellationTo
         let (sql, events) = transaction(&mut dice);
         sent.lock().unwrap_or_else(PoisonError::into_inner).extend(events);
         transactions += 1;
-        let look = transactions.is_multiple_of(200);
+        let look = transactions.is_multiple_of(50);
         let work = async {
             let mut open = match connection.take() {
                 Some(open) => open,
