@@ -58,10 +58,11 @@ pub struct Evidence {
     pub new: HashMap<String, User>,
 }
 
-/// Events that retries were counted for: refused by themselves, as [`Written::attempts`].
+/// Events that attempts were counted for: refused by themselves, as [`Written::attempts`]. But for a missing grant: in the moment in which
+/// it comes back nobody can tell it from a row's own policy.
 const WRITTEN: &str = "
     SELECT w.event_id, w.id, w.kind, w.aggregate, w.poison, o.status, o.last_error,
-           (SELECT count(*) FROM outbox_relay.attempt a WHERE a.id = o.id AND a.disposition IN ('event', 'waiting')) AS attempts
+           (SELECT count(*) FROM outbox_relay.attempt a WHERE a.id = o.id AND a.disposition IN ('event', 'waiting') AND a.code <> '42501') AS attempts
     FROM written w LEFT JOIN outbox o ON o.event_id = w.event_id ORDER BY w.id";
 
 impl Evidence {
