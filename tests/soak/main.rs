@@ -266,13 +266,13 @@ fn processes_of(place: &Path, word: &str) -> usize {
 async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
     while !condition() {
-        assert!(started.elapsed() < Duration::from_secs(60), "not within a minute: {what}");
+        assert!(started.elapsed() < Duration::from_secs(120), "not within two minutes: {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
 #[tokio::test]
-async fn an_interrupted_soak_leaves_no_process_and_no_file() {
+async fn a_soak_that_is_killed_leaves_no_process_and_no_file() {
     let place = tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir().unwrap();
     let mut soak = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "whatever_fails_nothing_is_lost_doubled_disordered_or_different"])
@@ -283,7 +283,7 @@ async fn an_interrupted_soak_leaves_no_process_and_no_file() {
         .spawn()
         .unwrap();
     until("relays run", || processes_of(place.path(), "relay-1/") > 0).await;
-    kill(Pid::from_raw(i32::try_from(soak.id()).unwrap()), Signal::SIGINT).unwrap();
+    kill(Pid::from_raw(i32::try_from(soak.id()).unwrap()), Signal::SIGKILL).unwrap();
     assert!(!soak.wait().unwrap().success());
     until("all is gone", || {
         processes_of(place.path(), "") == 0 && std::fs::read_dir(place.path()).unwrap().count() == 0
