@@ -40,8 +40,8 @@ use crate::relays::Relay;
 use crate::tally::Tally;
 use crate::writers::Sent;
 
-/// For all that is left when the faults have ended; what is not done then is stuck.
-const DRAIN: Duration = Duration::from_secs(240);
+/// When for so long nothing more is settled after the last fault, what is left is stuck.
+const STUCK: Duration = Duration::from_secs(120);
 const WRITERS: u16 = 4;
 const OPERATORS: u16 = 2;
 
@@ -196,6 +196,7 @@ async fn in_folder(plan: &Plan, tally: &Tally, folder: &Folder, sides: &mut Vec<
 /// What failed is passed over, so that those behind it go on, until nothing waits any more.
 async fn drain(desk: &Desk, dice: &mut Dice, relays: &mut [Relay]) -> anyhow::Result<()> {
     let started = Instant::now();
+    let (mut least, mut progress) = (i64::MAX, started);
     loop {
         let mut legacy = PgConnection::connect(&desk.urls.legacy).await?;
         let failed: Vec<i64> =
@@ -215,12 +216,15 @@ async fn drain(desk: &Desk, dice: &mut Dice, relays: &mut [Relay]) -> anyhow::Re
         if !failed.is_empty() {
             operators::skip(desk, dice, &failed).await;
         }
-        if started.elapsed() > DRAIN {
+        if open < least {
+            (least, progress) = (open, Instant::now());
+        }
+        if progress.elapsed() > STUCK {
             let sql = "SELECT coalesce(string_agg(format('%s %s %s %s: %s', id, aggregate_type, aggregate_id, status, last_error), E'\n'), '')
                        FROM (SELECT * FROM outbox WHERE status IN ('pending', 'retry', 'held', 'failed') ORDER BY id LIMIT 10) x";
             let some: String = sqlx::query_scalar(sql).fetch_one(&mut legacy).await?;
             let ready = operators::readiness(desk).await;
-            bail!("{open} events still wait {DRAIN:?} after the last fault:\n{some}\n{ready}");
+            bail!("{open} events wait, and have for {STUCK:?} with no fault any more:\n{some}\n{ready}");
         }
         pause(Duration::from_millis(200), &CancellationToken::new()).await;
     }

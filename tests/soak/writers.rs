@@ -17,7 +17,7 @@ use crate::plan::{Dice, pause};
 pub type Sent = Arc<Mutex<HashSet<Uuid>>>;
 
 /// Events that are still to be applied, at which writers wait: the run is to end in time.
-const BACKLOG: i64 = 3000;
+const BACKLOG: i64 = 2000;
 
 pub async fn write(url: String, mut dice: Dice, sent: Sent, over: CancellationToken) -> anyhow::Result<()> {
     let mut connection = None;
@@ -81,7 +81,7 @@ fn transaction(dice: &mut Dice) -> (String, Vec<Uuid>) {
     }
     for id in changes {
         let event = dice.uuid();
-        let poison = dice.one_in(120);
+        let poison = dice.one_in(300);
         sql.push_str(&change(kind, id, event, kind == "User" && dice.one_in(8), poison, dice.below(100)));
         events.push(event);
     }
