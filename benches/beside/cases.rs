@@ -153,7 +153,14 @@ impl Case {
                 };
                 let ports = wires.as_ref().map(|(legacy, new)| (legacy.port, new.port));
                 let setup = Setup { ports, ..line.setup.clone() };
-                drains.push(line.who.drain(&ground, line.load, &setup).await?);
+                let drain = line.who.drain(&ground, line.load, &setup).await?;
+                eprintln!(
+                    "{}: {:.0}/s, {:.1} µs of processor time an event",
+                    line.label,
+                    drain.per_second(),
+                    drain.cpu_us()
+                );
+                drains.push(drain);
             }
         }
         Ok(table(&lines, &drains))

@@ -154,10 +154,14 @@ impl Load {
         if self.single {
             let rows = self.rows("n", "n");
             let sql = format!(
-                "DO $$ BEGIN SET LOCAL synchronous_commit = off; FOR n IN 1 .. {} LOOP INSERT INTO outbox {rows}; COMMIT; END LOOP; END $$",
+                "DO $$ BEGIN FOR n IN 1 .. {} LOOP INSERT INTO outbox {rows}; COMMIT; END LOOP; END $$",
                 self.events
             );
-            run(url, &format!("SET synchronous_commit = off; {sql}")).await?;
+            // Not in one message: that would be one transaction.
+            let mut connection = PgConnection::connect(url).await?;
+            connection.execute("SET synchronous_commit = off").await?;
+            connection.execute(AssertSqlSafe(sql)).await?;
+            connection.close().await?;
         } else {
             let mut from = 1;
             while from <= self.events {
