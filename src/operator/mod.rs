@@ -10,11 +10,12 @@ pub mod backlog;
 mod change;
 mod events;
 mod failures;
+pub mod history;
 mod pause;
 pub mod render;
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use sqlx::postgres::{PgPool, PgRow};
@@ -43,6 +44,7 @@ pub struct Operator {
     batch: u32,
     deadline: Duration,
     relay: Arc<OnceLock<Arc<Shared>>>,
+    waits_for: Arc<Mutex<Option<String>>>,
 }
 
 /// Why a call came to nothing.
@@ -118,12 +120,23 @@ impl Operator {
             batch: config.relay.batch,
             deadline,
             relay: Arc::default(),
+            waits_for: Arc::default(),
         })
     }
 
     /// From now on, all clones ask this relay what is stopped and what is mapped. Only the first one counts.
     pub fn attach(&self, relay: Arc<Shared>) {
         let _ = self.relay.set(relay);
+    }
+
+    /// Notes what a relay that is starting waits for.
+    pub fn wait_for(&self, what: String) {
+        *self.waits_for.lock().unwrap_or_else(PoisonError::into_inner) = Some(what);
+    }
+
+    /// What the relay of this process waits for, until it is there.
+    pub fn waits_for(&self) -> Option<String> {
+        self.waits_for.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The relay of this process, once it is there.
@@ -142,6 +155,12 @@ impl Operator {
 
     fn entities(&self) -> Arc<Vec<Entity>> {
         self.relay().map_or_else(|| self.entities.clone(), |relay| relay.entities())
+    }
+
+    /// Aggregate types that some entity takes, in order.
+    pub fn mapped(&self) -> Vec<String> {
+        let kinds: BTreeSet<String> = self.entities().iter().map(|entity| entity.aggregate_type.clone()).collect();
+        kinds.into_iter().collect()
     }
 
     /// Aggregate types whose failed events hold nobody back: every entity lets them pass.
@@ -194,6 +213,9 @@ pub fn statements(names: &Names) -> Vec<(&'static str, String)> {
         ("resume", include_str!("../../sql/operator/resume.sql")),
         ("paused", include_str!("../../sql/operator/paused.sql")),
         ("divergent", include_str!("../../sql/operator/divergent.sql")),
+        ("history_write", include_str!("../../sql/operator/history_write.sql")),
+        ("history_read", include_str!("../../sql/operator/history_read.sql")),
+        ("history_forget", include_str!("../../sql/operator/history_forget.sql")),
     ];
     let mut all: Vec<_> = plain.into_iter().map(|(name, file)| (name, names.render(file))).collect();
     all.extend(events::statements(names));

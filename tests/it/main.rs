@@ -3,6 +3,7 @@
 
 mod admin;
 mod adoption;
+mod browser;
 mod check;
 mod cli;
 mod clients;
