@@ -7,8 +7,9 @@ use chrono::Utc;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::health::{Facts, Phase};
+use super::health::{Facts, Flow, Phase};
 use crate::operator::backlog::Latest;
+use crate::operator::history::History;
 use crate::operator::{Cause, Operator, Paused};
 
 /// How long an answer of the source stands.
@@ -37,6 +38,7 @@ struct Kept {
 pub(super) struct Snapshots {
     operator: Operator,
     backlog: Latest,
+    history: History,
     shutdown: CancellationToken,
     kept: Mutex<Option<Kept>>,
 }
@@ -45,11 +47,23 @@ pub(super) struct Snapshots {
 pub(super) struct Snapshot {
     pub(super) facts: Facts,
     pub(super) asked: Arc<Asked>,
+    /// Aggregate types that some entity takes.
+    pub(super) mapped: Vec<String>,
 }
 
 impl Snapshots {
-    pub(super) fn new(operator: Operator, backlog: Latest, shutdown: CancellationToken) -> Snapshots {
-        Snapshots { operator, backlog, shutdown, kept: Mutex::default() }
+    pub(super) fn new(operator: Operator, backlog: Latest, history: History, shutdown: CancellationToken) -> Snapshots {
+        Snapshots { operator, backlog, history, shutdown, kept: Mutex::default() }
+    }
+
+    /// Ends with the server.
+    pub(super) fn shutdown(&self) -> &CancellationToken {
+        &self.shutdown
+    }
+
+    /// Something was just changed: the next one who looks asks anew.
+    pub(super) async fn forget(&self) {
+        *self.kept.lock().await = None;
     }
 
     /// As of a moment ago.
@@ -75,8 +89,20 @@ impl Snapshots {
         }
         facts.paused.clone_from(&asked.paused);
         facts.divergent = asked.divergent;
+        facts.failing = asked.causes.as_ref().map(|causes| {
+            causes.iter().fold((0, 0), |(failed, retry), cause| (failed + cause.failed, retry + cause.retry))
+        });
         facts.backlog = self.backlog.peek();
-        Snapshot { facts, asked }
+        facts.flow = self.history.latest(facts.now).map(|point| Flow {
+            arriving: point.arriving.or(point.leaving).unwrap_or_default(),
+            leaving: point.leaving.unwrap_or_default(),
+            lag_p50: point.lag_p50,
+            lag_p99: point.lag_p99,
+        });
+        if facts.phase == Phase::Starting {
+            facts.waits_for = self.operator.waits_for();
+        }
+        Snapshot { facts, asked, mapped: self.operator.mapped() }
     }
 
     async fn ask(&self) -> Arc<Asked> {
