@@ -242,7 +242,7 @@ impl Look<'_> {
             seen.there.iter().chain(&seen.aggregates).map(|(k, a)| (k.clone(), a.clone())).collect();
         let ids: Vec<&str> = of.values().map(String::as_str).collect::<HashSet<_>>().into_iter().collect();
         let kind = &self.legacy.aggregate_type;
-        let open = source.open_aggregates(kind, &ids).await.map_err(VerifyError::Source)?;
+        let open = source.open_aggregates(&self.legacy, &ids, &[]).await.map_err(VerifyError::Source)?;
         let stuck: Vec<&str> = open.waiting.iter().map(String::as_str).collect();
         let events: HashMap<String, (i64, String)> = if stuck.is_empty() {
             HashMap::new()
@@ -255,7 +255,7 @@ impl Look<'_> {
                 let (event, status) =
                     events.get(&aggregate).cloned().map_or((None, "retry".to_owned()), |(e, s)| (Some(e), s));
                 seen.open.insert(key, (event, status));
-            } else if open.pending.contains(&aggregate) || open.too_many {
+            } else if open.pending.contains_key(&aggregate) || open.too_many {
                 seen.open.insert(key, (None, "pending".to_owned()));
             }
         }
