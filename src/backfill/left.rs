@@ -14,14 +14,14 @@ use crate::target::{LeftRow, Reason};
 /// So many are looked at at once.
 const PART: i64 = 1000;
 
-/// Tries all of them once; then those whose events are on their way, again and again, until nothing has moved for `patience`.
+/// Tries all of them once; then those whose events may be applied yet, again and again, until nothing has moved for `patience`.
 /// False: it was told to end.
 pub(super) async fn rows(job: &Job<'_>, gate: &Gate<'_>, patience: Duration) -> Result<bool, BackfillError> {
     let mut moved = Instant::now();
     let mut before = usize::MAX;
     let mut first = true;
     loop {
-        let (seen, whole) = round(job, gate, |reason| first || reason == Reason::Pending).await?;
+        let (seen, whole) = round(job, gate, |reason| first || reason != Reason::Refused).await?;
         if !whole {
             return Ok(false);
         }
@@ -40,7 +40,7 @@ pub(super) async fn rows(job: &Job<'_>, gate: &Gate<'_>, patience: Duration) -> 
     }
 }
 
-/// Tries those of these reasons; how many of them waited for a pending event.
+/// Tries those of these reasons; how many of them waited for an event.
 async fn round(
     job: &Job<'_>,
     gate: &Gate<'_>,
@@ -68,7 +68,7 @@ async fn round(
             continue;
         };
         after = Some(end);
-        pending += rows.iter().filter(|row| row.reason == Reason::Pending).count();
+        pending += rows.iter().filter(|row| row.reason != Reason::Refused).count();
         let mut lanes: BTreeMap<Lane, Vec<RowKey>> = BTreeMap::new();
         for LeftRow { key, lane, reason, .. } in rows {
             if try_again(reason) {
