@@ -242,7 +242,7 @@ impl Look<'_> {
             seen.there.iter().chain(&seen.aggregates).map(|(k, a)| (k.clone(), a.clone())).collect();
         let ids: Vec<&str> = of.values().map(String::as_str).collect::<HashSet<_>>().into_iter().collect();
         let kind = &self.legacy.aggregate_type;
-        let open = source.open_aggregates(&self.legacy, &ids, &[]).await.map_err(VerifyError::Source)?;
+        let open = source.open_aggregates(self.legacy, &ids, &[]).await.map_err(VerifyError::Source)?;
         let stuck: Vec<&str> = open.waiting.iter().map(String::as_str).collect();
         let events: HashMap<String, (i64, String)> = if stuck.is_empty() {
             HashMap::new()
