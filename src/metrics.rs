@@ -5,6 +5,7 @@
 //! process's; gauges of the backlog are the database's, and so the same from every instance.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -81,6 +82,10 @@ struct Inner {
     retention_deleted: Counter,
     copied: Family<OfCopy, Gauge>,
     left: Family<OfLeft, Gauge>,
+    // For the page: what a registry does not give back.
+    processed: AtomicU64,
+    lags: [AtomicU64; LAG_BUCKETS],
+    batches: Mutex<Vec<u64>>,
 }
 
 impl Default for Metrics {
@@ -101,6 +106,9 @@ impl Default for Metrics {
             retention_deleted: Counter::default(),
             copied: Family::default(),
             left: Family::default(),
+            processed: AtomicU64::new(0),
+            lags: std::array::from_fn(|_| AtomicU64::new(0)),
+            batches: Mutex::default(),
             registry: Mutex::default(),
         };
         registry.register(
@@ -187,11 +195,83 @@ impl Default for Metrics {
     }
 }
 
+/// Buckets of [`Reading::lags`].
+const LAG_BUCKETS: usize = 48;
+/// The first one's upper bound, in seconds; each next one's is half as much again.
+const LAG_FIRST: f64 = 0.001;
+const LAG_GROWTH: f64 = 1.5;
+
+/// What this process has done since it began, for the page's history.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// Events applied.
+    pub processed: u64,
+    /// Of these, by how late they were: see [`quantile`].
+    pub lags: Vec<u64>,
+    /// Batches by lane.
+    pub batches: Vec<u64>,
+}
+
+impl Reading {
+    /// What was done after `before`.
+    pub fn since(&self, before: &Reading) -> Reading {
+        let less = |now: &[u64], before: &[u64]| {
+            let before = before.iter().copied().chain(std::iter::repeat(0));
+            now.iter().zip(before).map(|(now, before)| now.saturating_sub(before)).collect()
+        };
+        Reading {
+            processed: self.processed.saturating_sub(before.processed),
+            lags: less(&self.lags, &before.lags),
+            batches: less(&self.batches, &before.batches),
+        }
+    }
+}
+
+/// The bucket of a lag in seconds.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and is bounded")]
+fn lag_bucket(seconds: f64) -> usize {
+    let steps = (seconds / LAG_FIRST).max(1.0).log(LAG_GROWTH).ceil();
+    (steps as usize).min(LAG_BUCKETS - 1)
+}
+
+/// Seconds that this share of the lags does not exceed; `None` if there are none. As exact as the buckets: within a quarter.
+#[expect(clippy::cast_precision_loss, reason = "for people")]
+pub fn quantile(lags: &[u64], share: f64) -> Option<f64> {
+    let all: u64 = lags.iter().sum();
+    let wanted = (all as f64 * share).max(1.0);
+    let mut seen = 0.0;
+    for (bucket, n) in lags.iter().enumerate().filter(|(_, n)| **n > 0) {
+        let within = ((wanted - seen) / *n as f64).clamp(0.0, 1.0);
+        seen += *n as f64;
+        if seen >= wanted {
+            let exponent = f64::from(u32::try_from(bucket).unwrap_or_default()) - 1.0 + within;
+            return Some(LAG_FIRST * LAG_GROWTH.powf(exponent));
+        }
+    }
+    None
+}
+
 impl Metrics {
+    /// What this process has done since it began.
+    pub fn reading(&self) -> Reading {
+        let batches = self.0.batches.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Reading {
+            processed: self.0.processed.load(Ordering::Relaxed),
+            lags: self.0.lags.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect(),
+            batches,
+        }
+    }
+
     /// A batch was settled, `took` after its lane was locked.
     pub fn batch_settled(&self, lane: Lane, took: Duration) {
         self.0.batch_duration.observe(took.as_secs_f64());
         self.0.lane_batches.get_or_create(&OfLane { lane: lane.0 }).inc();
+        let lane = usize::try_from(lane.0).unwrap_or_default();
+        let mut batches = self.0.batches.lock().unwrap_or_else(PoisonError::into_inner);
+        if batches.len() <= lane {
+            batches.resize(lane + 1, 0);
+        }
+        batches[lane] += 1;
     }
 
     /// What became of `n` events of a type.
@@ -203,6 +283,8 @@ impl Metrics {
     /// An event was settled this many seconds after its `created_at`, on the source's clock.
     pub fn lag(&self, seconds: f64) {
         self.0.lag.observe(seconds.max(0.0));
+        self.0.processed.fetch_add(1, Ordering::Relaxed);
+        self.0.lags[lag_bucket(seconds)].fetch_add(1, Ordering::Relaxed);
     }
 
     /// One batch was healed; `put_back` or `settled`.
@@ -318,6 +400,38 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\nis not in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_reading_counts_what_was_done_since_the_last_one() {
+        let metrics = Metrics::default();
+        metrics.batch_settled(Lane(2), Duration::from_millis(4));
+        metrics.lag(0.3);
+        let before = metrics.reading();
+        metrics.lag(30.0);
+        metrics.lag(-1.0);
+        metrics.batch_settled(Lane(0), Duration::from_millis(4));
+        let done = metrics.reading().since(&before);
+        assert_eq!((done.processed, done.batches.as_slice()), (2, &[1, 0, 0][..]));
+        assert_eq!(done.lags.iter().sum::<u64>(), 2);
+    }
+
+    #[test]
+    fn quantiles_are_as_exact_as_their_buckets() {
+        assert_eq!(quantile(&[], 0.5), None);
+        assert_eq!(quantile(&[0; 9], 0.5), None);
+        for lag in [0.0001, 0.001, 0.012, 0.3, 2.0, 60.0, 3600.0, 86_400.0] {
+            let mut lags = vec![0; LAG_BUCKETS];
+            lags[lag_bucket(lag)] = 100;
+            for share in [0.01, 0.5, 0.99] {
+                let found = quantile(&lags, share).unwrap_or_default();
+                assert!(found <= f64::max(lag, LAG_FIRST) * 1.51 && found >= lag.min(1e5) / 1.51, "{lag}: {found}");
+            }
+        }
+        let mut lags = vec![0; LAG_BUCKETS];
+        (lags[3], lags[20]) = (98, 2);
+        assert!(quantile(&lags, 0.5) < Some(0.01) && quantile(&lags, 0.99) > Some(1.0));
+        assert_eq!(lag_bucket(f64::MAX), LAG_BUCKETS - 1);
     }
 
     #[test]

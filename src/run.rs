@@ -14,6 +14,7 @@ use crate::connect::{self, ConnectError};
 use crate::metrics::Metrics;
 use crate::operator::Operator;
 use crate::operator::backlog::{Latest, Sampler};
+use crate::operator::history::History;
 use crate::relay::{self, Shared};
 use crate::retry::Pause;
 use crate::source::Remaining;
@@ -69,7 +70,7 @@ async fn relay_until_told(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Ended> {
     let give_up = options.timeout.map(|timeout| Instant::now() + timeout);
-    let Some(shared) = wait_for(&config, &metrics, shutdown, give_up).await? else {
+    let Some(shared) = wait_for(&config, operator, &metrics, shutdown, give_up).await? else {
         return Ok(if shutdown.is_cancelled() { Ended::Shutdown } else { Ended::TimedOut });
     };
     operator.attach(shared.clone());
@@ -131,19 +132,23 @@ pub fn serve_admin_api(
     stop: &CancellationToken,
 ) -> Vec<JoinHandle<()>> {
     let (sampler, backlog) = Sampler::new(operator.clone());
+    let history = History::default();
     let state = AdminState {
         operator: operator.clone(),
         backlog: backlog.clone(),
         tokens: config.admin.tokens.clone(),
         metrics: metrics.clone(),
+        history: history.clone(),
+        config: config.clone(),
     };
     if let Ok(address) = listener.local_addr() {
-        tracing::info!(%address, "the admin API listens");
+        tracing::info!(%address, "the admin API and the page listen");
     }
     let (told, ended) = (metrics.clone(), stop.clone());
     let served = stop.clone();
     vec![
         tokio::spawn(sampler.run(stop.clone())),
+        tokio::spawn(history.keep(operator.clone(), metrics.clone(), backlog.clone(), stop.clone())),
         tokio::spawn(async move { tell_backlog(&told, backlog, ended).await }),
         tokio::spawn(async move {
             if let Err(error) = admin::serve(listener, state, served).await {
@@ -175,6 +180,7 @@ async fn tell_backlog(metrics: &Metrics, mut backlog: Latest, stop: Cancellation
 /// Both databases, as soon as they answer and have what `init` makes. `None`: told to end, or out of time.
 async fn wait_for(
     config: &Config,
+    operator: &Operator,
     metrics: &Metrics,
     shutdown: &CancellationToken,
     give_up: Option<Instant>,
@@ -197,6 +203,7 @@ async fn wait_for(
             Err(error @ ConnectError::NotReady(_)) => return Err(error.into()),
             Err(error) => {
                 let text = error.to_string();
+                operator.wait_for(text.clone());
                 if text != told {
                     tracing::warn!("waiting for the databases: {text}");
                     told = text;

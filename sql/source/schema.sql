@@ -104,6 +104,19 @@ CREATE TABLE IF NOT EXISTS {relay}.pause (
     at              timestamptz NOT NULL DEFAULT now()
 );
 
+-- The last hour for the page: a row a minute and process, forgotten after it.
+CREATE TABLE IF NOT EXISTS {relay}.history (
+    minute     bigint NOT NULL,             -- since 1970
+    instance   uuid NOT NULL,
+    name       text NOT NULL,               -- host and process
+    seconds    float8 NOT NULL,             -- of the minute, while it was there
+    processed  bigint NOT NULL,
+    unapplied  bigint,                      -- in the whole outbox
+    lags       bigint[] NOT NULL,           -- events by bucket
+    batches    bigint[] NOT NULL,           -- by lane
+    PRIMARY KEY (minute, instance)
+);
+
 CREATE TABLE IF NOT EXISTS {relay}.audit (
     id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     at       timestamptz NOT NULL DEFAULT clock_timestamp(),

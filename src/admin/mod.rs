@@ -31,10 +31,11 @@ use tower_http::trace::TraceLayer;
 use self::document::Document;
 pub use self::document::openapi;
 use self::problem::Problem;
-use crate::config::Token;
+use crate::config::{Config, Token};
 use crate::metrics::Metrics;
 use crate::operator::Operator;
 use crate::operator::backlog::Latest;
+use crate::operator::history::History;
 use crate::page::{self, Visitor};
 
 /// The largest body.
@@ -55,6 +56,10 @@ pub struct AdminState {
     pub tokens: Vec<Token>,
     /// For `/metrics`.
     pub metrics: Metrics,
+    /// The page's last hour, which somebody keeps: [`History::keep`].
+    pub history: History,
+    /// What the page's check checks.
+    pub config: Config,
 }
 
 struct Inner {
@@ -87,7 +92,7 @@ pub async fn serve(listener: TcpListener, state: AdminState, shutdown: Cancellat
 }
 
 fn app(state: AdminState, shutdown: CancellationToken) -> Router {
-    let AdminState { operator, backlog, mut tokens, metrics } = state;
+    let AdminState { operator, backlog, mut tokens, metrics, history, config } = state;
     // An empty secret is no secret.
     tokens.retain(|token| {
         let usable = !token.secret.is_empty();
@@ -96,7 +101,14 @@ fn app(state: AdminState, shutdown: CancellationToken) -> Router {
         }
         usable
     });
-    let pages = page::routes(&operator, &backlog, &shutdown);
+    let pages = page::routes(page::Ground {
+        operator: operator.clone(),
+        backlog: backlog.clone(),
+        metrics: metrics.clone(),
+        history,
+        config,
+        shutdown: shutdown.clone(),
+    });
     let sign_in = Router::new()
         .route(page::SIGN_IN, get(session::ask).post(session::begin))
         .route(page::SIGN_OUT, post(session::end))
@@ -135,7 +147,7 @@ fn panicked(_: Box<dyn Any + Send>) -> Response {
 
 /// Calls for many events, and pauses, take as long as they take: each of their waits has a limit of its own.
 fn waits_for_lanes(path: &str) -> bool {
-    matches!(path, "/v1/events/replay" | "/v1/events/skip" | "/v1/pause")
+    matches!(path, "/v1/events/replay" | "/v1/events/skip" | "/v1/pause" | "/pause") || path.starts_with("/failures/")
 }
 
 async fn in_time(request: Request, next: Next) -> Response {

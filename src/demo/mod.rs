@@ -263,6 +263,7 @@ impl Demo {
             "{title}\n\n\
              \x20 legacy database   {}   (users, orders, outbox)\n\
              \x20 new database      {}      (customers, orders)\n\
+             \x20 the page          http://{}/   (in a browser: see what fails there, and replay it)\n\
              \x20 admin API         http://{}/v1/backlog\n\
              \x20 configuration     {}\n\
              \x20 mappings          {}, {}\n\
@@ -270,6 +271,7 @@ impl Demo {
              {} events a second. {ends}",
             file("psql-legacy"),
             file("psql-new"),
+            self.admin,
             self.admin,
             file("outbox-relay.toml"),
             file("mappings/customer.sql"),

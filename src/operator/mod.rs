@@ -11,11 +11,12 @@ pub mod backlog;
 mod change;
 mod events;
 mod failures;
+pub mod history;
 mod pause;
 pub mod render;
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use sqlx::postgres::{PgPool, PgRow};
@@ -47,6 +48,7 @@ pub struct Operator {
     rules: Arc<Rules>,
     sight: Sight,
     relay: Arc<OnceLock<Arc<Shared>>>,
+    waits_for: Arc<Mutex<Option<String>>>,
 }
 
 /// Why a call came to nothing.
@@ -124,6 +126,7 @@ impl Operator {
             rules: config.redact.clone(),
             sight: config.redact.for_readers(),
             relay: Arc::default(),
+            waits_for: Arc::default(),
         })
     }
 
@@ -139,6 +142,16 @@ impl Operator {
     /// From now on, all clones ask this relay what is stopped and what is mapped. Only the first one counts.
     pub fn attach(&self, relay: Arc<Shared>) {
         let _ = self.relay.set(relay);
+    }
+
+    /// Notes what a relay that is starting waits for.
+    pub fn wait_for(&self, what: String) {
+        *self.waits_for.lock().unwrap_or_else(PoisonError::into_inner) = Some(what);
+    }
+
+    /// What the relay of this process waits for, until it is there.
+    pub fn waits_for(&self) -> Option<String> {
+        self.waits_for.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The relay of this process, once it is there.
@@ -157,6 +170,12 @@ impl Operator {
 
     fn entities(&self) -> Arc<Vec<Entity>> {
         self.relay().map_or_else(|| self.entities.clone(), |relay| relay.entities())
+    }
+
+    /// Aggregate types that some entity takes, in order.
+    pub fn mapped(&self) -> Vec<String> {
+        let kinds: BTreeSet<String> = self.entities().iter().map(|entity| entity.aggregate_type.clone()).collect();
+        kinds.into_iter().collect()
     }
 
     /// Aggregate types whose failed events hold nobody back: every entity lets them pass.
@@ -209,6 +228,9 @@ pub fn statements(names: &Names) -> Vec<(&'static str, String)> {
         ("resume", include_str!("../../sql/operator/resume.sql")),
         ("paused", include_str!("../../sql/operator/paused.sql")),
         ("divergent", include_str!("../../sql/operator/divergent.sql")),
+        ("history_write", include_str!("../../sql/operator/history_write.sql")),
+        ("history_read", include_str!("../../sql/operator/history_read.sql")),
+        ("history_forget", include_str!("../../sql/operator/history_forget.sql")),
     ];
     let mut all: Vec<_> = plain.into_iter().map(|(name, file)| (name, names.render(file))).collect();
     all.extend(events::statements(names));

@@ -1,6 +1,6 @@
 //! One event: why it stands where it stands, what it says, and what waits behind it.
 
-use axum::extract::Path;
+use axum::extract::{Path, Query};
 use axum::http::StatusCode;
 use axum::response::Response;
 use axum::{Extension, extract};
@@ -12,7 +12,7 @@ use super::failures::{address, whose};
 use super::layout::{Place, answer, page, sorry, status};
 use super::overview::form_urlencoded;
 use super::words::{ago, beginning, several, when};
-use super::{State, Who, refused};
+use super::{State, Visitor, Who, actions, refused};
 use crate::event::Status;
 use crate::operator::{Event, EventRef, Events, Filter};
 
@@ -23,12 +23,17 @@ const PAYLOAD: usize = 20_000;
 /// Characters of a value in a headline.
 const SHORT: usize = 120;
 
-pub(super) async fn show(extract::State(state): State, Extension(visitor): Who, Path(id): Path<String>) -> Response {
+pub(super) async fn show(
+    extract::State(state): State,
+    Extension(visitor): Who,
+    Path(id): Path<String>,
+    Query(told): Query<actions::Done>,
+) -> Response {
     let named: EventRef = match id.parse() {
         Ok(named) => named,
         Err(why) => return sorry(StatusCode::NOT_FOUND, &visitor, "There is no such event", &why),
     };
-    let event = match state.operator.event(&named).await {
+    let event = match state.operator.seen_by(visitor.role).event(&named).await {
         Ok(event) => event,
         Err(error) => return refused(&visitor, &error),
     };
@@ -41,13 +46,16 @@ pub(super) async fn show(extract::State(state): State, Extension(visitor): Who, 
             aggregate_id: Some(event.event.aggregate.id.clone()),
             ..Filter::default()
         };
-        state.operator.events(&filter, BEHIND, Some(event.event.id)).await.ok()
+        state.operator.seen_by(visitor.role).events(&filter, BEHIND, Some(event.event.id)).await.ok()
     };
-    let body = body(&event, behind.as_ref(), Utc::now());
+    let body = html! {
+        (actions::done(&told))
+        (body(&event, behind.as_ref(), &visitor, Utc::now()))
+    };
     answer(StatusCode::OK, page(Place::Events, &format!("Event {}", event.event.id), &visitor, &body))
 }
 
-fn body(event: &Event, behind: Option<&Events>, now: DateTime<Utc>) -> Markup {
+fn body(event: &Event, behind: Option<&Events>, visitor: &Visitor, now: DateTime<Utc>) -> Markup {
     let listed = &event.event;
     html! {
         div class="title" data-live="title" {
@@ -64,6 +72,7 @@ fn body(event: &Event, behind: Option<&Events>, now: DateTime<Utc>) -> Markup {
                 ", written " (ago(listed.created_at, now))
             }
         }
+        @if visitor.may_change() { (buttons(event)) }
         (standing(event, now))
         div class="columns" {
             div {
@@ -76,6 +85,22 @@ fn body(event: &Event, behind: Option<&Events>, now: DateTime<Utc>) -> Markup {
             }
         }
         @if let Some(behind) = behind { (held(event, behind, now)) }
+    }
+}
+
+/// What may be done with it as it stands.
+fn buttons(event: &Event) -> Markup {
+    let (replay, skip) = match event.event.status.as_str() {
+        "failed" => (Some("Replay"), true),
+        "retry" => (Some("Try again now"), true),
+        "skipped" => (Some("Replay"), false),
+        _ => (None, false),
+    };
+    html! {
+        div class="buttons" data-live="buttons" {
+            @if let Some(word) = replay { a class="button main" href={ "/events/" (event.event.id) "/replay" } { (word) } }
+            @if skip { a class="button" href={ "/events/" (event.event.id) "/skip" } { "Skip" } }
+        }
     }
 }
 

@@ -10,21 +10,26 @@ use maud::{Markup, html};
 use super::events::{Cursor, rows};
 use super::layout::{Place, answer, page, sorry};
 use super::words::{ago, beginning, several, thousands};
-use super::{State, Who, refused};
+use super::{State, Who, actions, refused};
 use crate::event::EventId;
 use crate::operator::{Cause, Filter};
 
 /// Events a page.
 const LIMIT: u32 = 50;
 
-pub(super) async fn list(extract::State(state): State, Extension(visitor): Who) -> Response {
-    let causes = match state.operator.failures().await {
+pub(super) async fn list(
+    extract::State(state): State,
+    Extension(visitor): Who,
+    Query(told): Query<actions::Done>,
+) -> Response {
+    let causes = match state.operator.seen_by(visitor.role).failures().await {
         Ok(causes) => causes,
         Err(error) => return refused(&visitor, &error),
     };
     let events: u64 = causes.iter().map(|cause| cause.count).sum();
     let body = html! {
-        div class="title" {
+        (actions::done(&told))
+        div class="title" data-live="title" {
             h1 { "Failures" }
             p class="faint" { @if causes.is_empty() { "Nothing fails." } @else {
                 (several(events, "event")) " in retry or failed, of " (several(causes.len() as u64, "cause")) ". Mend a cause, then replay its events."
@@ -81,7 +86,7 @@ pub(super) async fn of_cause(
     Query(cursor): Query<Cursor>,
 ) -> Response {
     let now = Utc::now();
-    let causes = match state.operator.failures().await {
+    let causes = match state.operator.seen_by(visitor.role).failures().await {
         Ok(causes) => causes,
         Err(error) => return refused(&visitor, &error),
     };
@@ -90,7 +95,7 @@ pub(super) async fn of_cause(
         return sorry(StatusCode::NOT_FOUND, &visitor, "This cause is gone", why);
     };
     let filter = Filter { cause: Some(name.clone()), ..Filter::default() };
-    let events = match state.operator.events(&filter, LIMIT, cursor.cursor.map(EventId)).await {
+    let events = match state.operator.seen_by(visitor.role).events(&filter, LIMIT, cursor.cursor.map(EventId)).await {
         Ok(events) => events,
         Err(error) => return refused(&visitor, &error),
     };
@@ -98,6 +103,12 @@ pub(super) async fn of_cause(
         div class="title" {
             p class="crumbs" { a href="/failures" { "Failures" } }
             h1 class="message" { (beginning(&cause.message, 300).0) }
+        }
+        @if visitor.may_change() {
+            div class="buttons" data-live="buttons" {
+                a class="button main" href={ (address(&name)) "/replay" } { "Replay " (several(cause.count, "event")) }
+                a class="button" href={ (address(&name)) "/skip" } { "Skip " (several(cause.count, "event")) }
+            }
         }
         section class="card" data-live="cause" {
             dl class="facts" {

@@ -37,6 +37,8 @@ pub(super) struct Facts {
     pub(super) paused: Vec<Paused>,
     pub(super) divergent: u64,
     pub(super) backlog: Option<std::sync::Arc<Backlog>>,
+    /// Failed events and those in retry, where they are known better than from the last count.
+    pub(super) failing: Option<(u64, u64)>,
     pub(super) flow: Option<Flow>,
     pub(super) now: DateTime<Utc>,
 }
@@ -305,8 +307,9 @@ fn waiting(facts: &Facts, backlog: &Backlog, found: &mut Vec<Finding>) {
         let sentence = format!("Behind by {}: {}.", span(behind), wait(backlog.pending));
         found.push(Finding::new(Matter::Behind, sentence, catching_up(facts.flow, backlog.pending)));
     }
-    if backlog.failed > 0 {
-        let sentence = match backlog.failed {
+    let failed = facts.failing.map_or(backlog.failed, |(failed, _)| failed);
+    if failed > 0 {
+        let sentence = match failed {
             1 => "1 event has failed and waits for you.".to_owned(),
             n => format!("{} have failed and wait for you.", several(n, "event")),
         };
@@ -315,7 +318,8 @@ fn waiting(facts: &Facts, backlog: &Backlog, found: &mut Vec<Finding>) {
             1 => ", with 1 later event held behind".to_owned(),
             n => format!(", with {} held behind", several(n, "later event")),
         };
-        let remedy = format!("Only their own aggregates stand{held}; all others flow. Mend the cause, then replay.");
+        let aggregates = if failed == 1 { "Only its own aggregate stands" } else { "Only their own aggregates stand" };
+        let remedy = format!("{aggregates}{held}; all others flow. Mend the cause, then replay.");
         found.push(Finding::new(Matter::Failing, sentence, remedy));
     }
     for (kind, n) in &backlog.unmapped {
@@ -382,7 +386,13 @@ fn flowing(facts: &Facts) -> Finding {
         _ if pending == 0 => "Nothing waits, and nothing was written lately.".to_owned(),
         _ => format!("{} to be taken.", capital(&wait(pending))),
     };
-    Finding::new(Matter::Flowing, "Everything flows, and nothing fails.", remedy)
+    let retried = facts.failing.map_or(0, |(_, retried)| retried);
+    let sentence = match retried {
+        0 => "Everything flows, and nothing fails.".to_owned(),
+        1 => "Everything flows; 1 event was refused and is tried again.".to_owned(),
+        n => format!("Everything flows; {} were refused and are tried again.", several(n, "event")),
+    };
+    Finding::new(Matter::Flowing, sentence, remedy)
 }
 
 #[cfg(test)]
@@ -519,6 +529,13 @@ mod tests {
                 Matter::Failing,
                 "1 event has failed",
                 "2 later events held behind",
+            ),
+            (Facts { failing: Some((1, 0)), ..calm() }, Matter::Failing, "1 event has failed", "then replay"),
+            (
+                Facts { failing: Some((0, 2)), ..with(|b| b.failed = 5) },
+                Matter::Flowing,
+                "2 events were refused and are tried again",
+                "Nothing waits",
             ),
             (with(|b| b.failed = 2), Matter::Failing, "2 events have failed", "stand; all others flow"),
             (Facts { slow_lanes: vec![Lane(1), Lane(4)], ..calm() }, Matter::Slow, "in lane 1, 4", "pg_stat_activity"),

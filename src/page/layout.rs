@@ -15,14 +15,16 @@ pub(super) enum Place {
     Failures,
     Events,
     Audit,
+    Check,
     Nowhere,
 }
 
-const MENU: [(Place, &str, &str); 4] = [
+const MENU: [(Place, &str, &str); 5] = [
     (Place::Overview, "/", "Overview"),
     (Place::Failures, "/failures", "Failures"),
     (Place::Events, "/events", "Events"),
     (Place::Audit, "/audit", "Audit"),
+    (Place::Check, "/check", "Check"),
 ];
 
 /// A whole page. `title` goes to the window.
@@ -49,6 +51,7 @@ pub(super) fn page(place: Place, title: &str, visitor: &Visitor, body: &Markup) 
                     }
                 }
             }
+            div id="announce" class="sr" role="status" {}
             main id="main" tabindex="-1" { (body) }
         },
     )

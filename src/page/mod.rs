@@ -4,13 +4,18 @@
 //! very page; nothing is loaded from anywhere else, and nothing that events or databases say is ever taken for markup.
 //! It stands on [`crate::operator`] and the relay's state, as the API does, and can do nothing that the API cannot.
 
+mod actions;
 mod assets;
 mod audit;
+mod charts;
+mod checks;
 mod event;
 mod events;
 mod failures;
 mod health;
+mod lanes;
 mod layout;
+mod live;
 mod overview;
 mod sign_in;
 mod snapshot;
@@ -24,12 +29,16 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::Response;
 use axum::routing::get;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use self::checks::Checks;
 pub(crate) use self::sign_in::{OUT as SIGN_OUT, PATH as SIGN_IN, SignIn, sign_in_page};
 use self::snapshot::Snapshots;
-use crate::config::Role;
+use crate::config::{Config, Role};
+use crate::metrics::Metrics;
 use crate::operator::backlog::Latest;
+use crate::operator::history::History;
 use crate::operator::{Operator, OperatorError};
 
 /// Whoever looks at a page; put into each request by the server's authentication.
@@ -50,7 +59,24 @@ impl Visitor {
 /// What pages stand on.
 struct Page {
     operator: Operator,
+    backlog: Latest,
+    metrics: Metrics,
+    history: History,
     snapshots: Snapshots,
+    checks: Checks,
+    lanes: usize,
+    /// For [`live`].
+    connections: Arc<Semaphore>,
+}
+
+/// What the admin server gives to it.
+pub(crate) struct Ground {
+    pub(crate) operator: Operator,
+    pub(crate) backlog: Latest,
+    pub(crate) metrics: Metrics,
+    pub(crate) history: History,
+    pub(crate) config: Config,
+    pub(crate) shutdown: CancellationToken,
 }
 
 type State = axum::extract::State<Arc<Page>>;
@@ -62,20 +88,31 @@ pub(crate) fn is_open(path: &str) -> bool {
 }
 
 /// All pages, for the admin server, which authenticates.
-pub(crate) fn routes<S: Clone + Send + Sync + 'static>(
-    operator: &Operator,
-    backlog: &Latest,
-    shutdown: &CancellationToken,
-) -> Router<S> {
-    let snapshots = Snapshots::new(operator.clone(), backlog.clone(), shutdown.clone());
-    let page = Arc::new(Page { operator: operator.clone(), snapshots });
+pub(crate) fn routes<S: Clone + Send + Sync + 'static>(ground: Ground) -> Router<S> {
+    let Ground { operator, backlog, metrics, history, config, shutdown } = ground;
+    let page = Arc::new(Page {
+        snapshots: Snapshots::new(operator.clone(), backlog.clone(), history.clone(), shutdown),
+        lanes: usize::from(config.relay.lanes),
+        checks: Checks::new(config),
+        connections: Arc::new(Semaphore::new(live::CONNECTIONS)),
+        operator,
+        backlog,
+        metrics,
+        history,
+    });
     let mut router = Router::new()
         .route("/", get(overview::show))
         .route("/failures", get(failures::list))
         .route("/failures/{cause}", get(failures::of_cause))
+        .route("/failures/{cause}/{verb}", get(actions::ask_many).post(actions::do_many))
         .route("/events", get(events::list))
         .route("/events/{id}", get(event::show))
+        .route("/events/{id}/{verb}", get(actions::ask_one).post(actions::do_one))
+        .route("/pause", get(actions::ask_pause).post(actions::do_pause))
+        .route("/resume", get(actions::ask_resume).post(actions::do_resume))
         .route("/audit", get(audit::list))
+        .route("/check", get(checks::show))
+        .route("/updates", get(live::updates))
         .with_state(page);
     for asset in assets::ALL {
         router = router.route(asset.path(), asset.serve());

@@ -7,8 +7,10 @@ use chrono::Utc;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::health::{Facts, Phase};
+use super::health::{Facts, Flow, Phase};
+use crate::config::Role;
 use crate::operator::backlog::Latest;
+use crate::operator::history::History;
 use crate::operator::{Cause, Operator, Paused};
 
 /// How long an answer of the source stands.
@@ -37,24 +39,40 @@ struct Kept {
 pub(super) struct Snapshots {
     operator: Operator,
     backlog: Latest,
+    history: History,
     shutdown: CancellationToken,
-    kept: Mutex<Option<Kept>>,
+    /// What each role may see of it.
+    for_admins: Mutex<Option<Kept>>,
+    for_readers: Mutex<Option<Kept>>,
 }
 
 /// All that the overview shows.
 pub(super) struct Snapshot {
     pub(super) facts: Facts,
     pub(super) asked: Arc<Asked>,
+    /// Aggregate types that some entity takes.
+    pub(super) mapped: Vec<String>,
 }
 
 impl Snapshots {
-    pub(super) fn new(operator: Operator, backlog: Latest, shutdown: CancellationToken) -> Snapshots {
-        Snapshots { operator, backlog, shutdown, kept: Mutex::default() }
+    pub(super) fn new(operator: Operator, backlog: Latest, history: History, shutdown: CancellationToken) -> Snapshots {
+        Snapshots { operator, backlog, history, shutdown, for_admins: Mutex::default(), for_readers: Mutex::default() }
+    }
+
+    /// Ends with the server.
+    pub(super) fn shutdown(&self) -> &CancellationToken {
+        &self.shutdown
+    }
+
+    /// Something was just changed: the next one who looks asks anew.
+    pub(super) async fn forget(&self) {
+        *self.for_admins.lock().await = None;
+        *self.for_readers.lock().await = None;
     }
 
     /// As of a moment ago.
-    pub(super) async fn take(&self) -> Snapshot {
-        let asked = self.ask().await;
+    pub(super) async fn take(&self, role: Role) -> Snapshot {
+        let asked = self.ask(role).await;
         let mut facts = Facts { now: Utc::now(), ..Facts::default() };
         facts.phase = match self.operator.relay() {
             _ if self.shutdown.is_cancelled() => Phase::Stopping,
@@ -75,12 +93,25 @@ impl Snapshots {
         }
         facts.paused.clone_from(&asked.paused);
         facts.divergent = asked.divergent;
+        facts.failing = asked.causes.as_ref().map(|causes| {
+            causes.iter().fold((0, 0), |(failed, retry), cause| (failed + cause.failed, retry + cause.retry))
+        });
         facts.backlog = self.backlog.peek();
-        Snapshot { facts, asked }
+        facts.flow = self.history.latest(facts.now).map(|point| Flow {
+            arriving: point.arriving.or(point.leaving).unwrap_or_default(),
+            leaving: point.leaving.unwrap_or_default(),
+            lag_p50: point.lag_p50,
+            lag_p99: point.lag_p99,
+        });
+        if facts.phase == Phase::Starting {
+            facts.waits_for = self.operator.waits_for();
+        }
+        Snapshot { facts, asked, mapped: self.operator.mapped() }
     }
 
-    async fn ask(&self) -> Arc<Asked> {
-        let mut kept = self.kept.lock().await;
+    async fn ask(&self, role: Role) -> Arc<Asked> {
+        let kept = if role == Role::Admin { &self.for_admins } else { &self.for_readers };
+        let mut kept = kept.lock().await;
         if let Some(kept) = kept.as_ref().filter(|kept| kept.until > Instant::now()) {
             return kept.asked.clone();
         }
@@ -88,7 +119,7 @@ impl Snapshots {
         let answers = async {
             let paused = self.operator.paused().await?;
             let divergent = self.operator.divergent().await?;
-            let causes = self.operator.failures().await?;
+            let causes = self.operator.seen_by(role).failures().await?;
             Ok::<_, crate::operator::OperatorError>(Asked { paused, divergent, causes: Some(causes), away: None })
         };
         let asked = match tokio::time::timeout(ASK_WITHIN, answers).await {

@@ -10,6 +10,7 @@ use outbox_relay::config::{Config, OnFailure, Role, Token};
 use outbox_relay::event::Lane;
 use outbox_relay::metrics::Metrics;
 use outbox_relay::operator::backlog::Sampler;
+use outbox_relay::operator::history::History;
 use outbox_relay::operator::{self, Operator};
 use outbox_relay::relay::Shared;
 use outbox_relay::source::Names;
@@ -131,7 +132,14 @@ impl Api {
         let sampler = tokio::spawn(sampler.run(stop.clone()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let state = AdminState { operator: operator.clone(), backlog, tokens, metrics: Metrics::default() };
+        let state = AdminState {
+            operator: operator.clone(),
+            backlog,
+            tokens,
+            metrics: Metrics::default(),
+            history: History::default(),
+            config: config.clone(),
+        };
         let server = tokio::spawn(admin::serve(listener, state, stop.clone()));
         Api { client: Client { url, token: None, headers: Vec::new() }, operator, stop, server, sampler }
     }

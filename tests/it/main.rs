@@ -4,6 +4,7 @@
 mod admin;
 mod adoption;
 mod backfill;
+mod browser;
 mod budget;
 mod capture;
 mod check;

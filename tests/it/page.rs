@@ -5,6 +5,7 @@ use outbox_relay::config::{Role, Token};
 use outbox_relay::metrics::Metrics;
 use outbox_relay::operator::Operator;
 use outbox_relay::operator::backlog::Sampler;
+use outbox_relay::operator::history::History;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -43,7 +44,14 @@ impl Site {
         let sampler = tokio::spawn(sampler.run(stop.clone()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let state = AdminState { operator, backlog, tokens, metrics: Metrics::default() };
+        let state = AdminState {
+            operator,
+            backlog,
+            tokens,
+            metrics: Metrics::default(),
+            history: History::default(),
+            config: stage.config.clone(),
+        };
         let server = tokio::spawn(admin::serve(listener, state, stop.clone()));
         Site { url, stop, tasks: (server, sampler) }
     }

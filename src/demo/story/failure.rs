@@ -71,6 +71,9 @@ impl Cause {
     }
 }
 
+/// Somebody who has nothing but the page cannot change a table: after this long its owner does.
+const OWNER_MENDS_AFTER: Duration = Duration::from_secs(20);
+
 /// How far an event has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Progress {
@@ -201,13 +204,16 @@ impl Failing {
                     self.event
                 ))?;
             }
-            ("failed", Progress::Failed { since }) if scene.is_up_to_the_demo(since) => {
+            ("failed", Progress::Failed { since })
+                if scene.is_up_to_the_demo(since) || scene.now >= since + OWNER_MENDS_AFTER =>
+            {
                 let mended = Progress::Mended { since: scene.now };
                 self.progress = if self.repair(scene).await? { mended } else { self.progress };
             }
             // A moment between the two, so that they can be told apart.
             ("failed", Progress::Mended { since })
-                if scene.is_up_to_the_demo(since) || scene.now > since + Duration::from_secs(1) =>
+                if scene.patience.is_some()
+                    && (scene.is_up_to_the_demo(since) || scene.now > since + Duration::from_secs(1)) =>
             {
                 let event = self.event;
                 let (text, progress) = match http::post(scene.admin, &self.path(), &self.reason()).await {
@@ -260,7 +266,7 @@ impl Failing {
         let why = self.cause.is(self.limit);
         scene.screen.paragraph(&format!(
             "{headline}\n    {error}\n  Later events of order {order} are held behind it; everything else goes on. Look at it:\n    \
-             curl -s http://{admin}/v1/events/{event}\n  Mend the cause ({why}):\n    {psql} \\\n         -c '{repair}'\n  Then replay it:\n    {curl}\n{}",
+             http://{admin}/events/{event}    (in a browser), or curl -s http://{admin}/v1/events/{event}\n  Mend the cause ({why}):\n    {psql} \\\n         -c '{repair}'\n  Then replay it, on its page or with\n    {curl}\n{}",
             scene.who_mends()
         ))?;
         Ok(())
@@ -271,6 +277,11 @@ impl Failing {
         let repair = self.cause.repair(self.limit);
         let statement = sqlx::raw_sql(trusted(&repair)).execute(scene.new);
         let text = match tokio::time::timeout(ANSWERS_WITHIN, statement).await {
+            Ok(Ok(_)) if scene.patience.is_none() => format!(
+                "  The new database's owner has mended the cause: {repair}\n  Now replay event {0}, on its page or with that curl: \
+                 http://{1}/events/{0}",
+                self.event, scene.admin
+            ),
             Ok(Ok(_)) => format!("  The demo has mended it, in the new database: {repair}"),
             // Somebody else has changed the schema meanwhile.
             Ok(Err(error)) if !disposition::is_transient(&error) => format!("  The demo could not mend it: {error}"),
