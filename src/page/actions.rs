@@ -169,7 +169,7 @@ async fn one(
     error: Option<&OperatorError>,
 ) -> Response {
     let event = match id.parse::<EventRef>() {
-        Ok(named) => state.operator.event(&named).await,
+        Ok(named) => state.operator.seen_by(visitor.role).event(&named).await,
         Err(why) => Err(OperatorError::NotFound(why)),
     };
     let event = match event {

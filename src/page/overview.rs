@@ -20,7 +20,7 @@ pub(super) async fn show(
     Extension(visitor): Who,
     Query(told): Query<actions::Done>,
 ) -> Response {
-    let snapshot = state.snapshots.take().await;
+    let snapshot = state.snapshots.take(visitor.role).await;
     let now = snapshot.facts.now;
     let found = findings(&snapshot.facts);
     let word = found.first().map_or("Overview", |first| first.matter.word());

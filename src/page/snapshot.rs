@@ -8,6 +8,7 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::health::{Facts, Flow, Phase};
+use crate::config::Role;
 use crate::operator::backlog::Latest;
 use crate::operator::history::History;
 use crate::operator::{Cause, Operator, Paused};
@@ -40,7 +41,9 @@ pub(super) struct Snapshots {
     backlog: Latest,
     history: History,
     shutdown: CancellationToken,
-    kept: Mutex<Option<Kept>>,
+    /// What each role may see of it.
+    for_admins: Mutex<Option<Kept>>,
+    for_readers: Mutex<Option<Kept>>,
 }
 
 /// All that the overview shows.
@@ -53,7 +56,7 @@ pub(super) struct Snapshot {
 
 impl Snapshots {
     pub(super) fn new(operator: Operator, backlog: Latest, history: History, shutdown: CancellationToken) -> Snapshots {
-        Snapshots { operator, backlog, history, shutdown, kept: Mutex::default() }
+        Snapshots { operator, backlog, history, shutdown, for_admins: Mutex::default(), for_readers: Mutex::default() }
     }
 
     /// Ends with the server.
@@ -63,12 +66,13 @@ impl Snapshots {
 
     /// Something was just changed: the next one who looks asks anew.
     pub(super) async fn forget(&self) {
-        *self.kept.lock().await = None;
+        *self.for_admins.lock().await = None;
+        *self.for_readers.lock().await = None;
     }
 
     /// As of a moment ago.
-    pub(super) async fn take(&self) -> Snapshot {
-        let asked = self.ask().await;
+    pub(super) async fn take(&self, role: Role) -> Snapshot {
+        let asked = self.ask(role).await;
         let mut facts = Facts { now: Utc::now(), ..Facts::default() };
         facts.phase = match self.operator.relay() {
             _ if self.shutdown.is_cancelled() => Phase::Stopping,
@@ -105,8 +109,9 @@ impl Snapshots {
         Snapshot { facts, asked, mapped: self.operator.mapped() }
     }
 
-    async fn ask(&self) -> Arc<Asked> {
-        let mut kept = self.kept.lock().await;
+    async fn ask(&self, role: Role) -> Arc<Asked> {
+        let kept = if role == Role::Admin { &self.for_admins } else { &self.for_readers };
+        let mut kept = kept.lock().await;
         if let Some(kept) = kept.as_ref().filter(|kept| kept.until > Instant::now()) {
             return kept.asked.clone();
         }
@@ -114,7 +119,7 @@ impl Snapshots {
         let answers = async {
             let paused = self.operator.paused().await?;
             let divergent = self.operator.divergent().await?;
-            let causes = self.operator.failures().await?;
+            let causes = self.operator.seen_by(role).failures().await?;
             Ok::<_, crate::operator::OperatorError>(Asked { paused, divergent, causes: Some(causes), away: None })
         };
         let asked = match tokio::time::timeout(ASK_WITHIN, answers).await {
