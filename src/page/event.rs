@@ -28,7 +28,7 @@ pub(super) async fn show(extract::State(state): State, Extension(visitor): Who, 
         Ok(named) => named,
         Err(why) => return sorry(StatusCode::NOT_FOUND, &visitor, "There is no such event", &why),
     };
-    let event = match state.operator.event(&named).await {
+    let event = match state.operator.seen_by(visitor.role).event(&named).await {
         Ok(event) => event,
         Err(error) => return refused(&visitor, &error),
     };
@@ -41,7 +41,7 @@ pub(super) async fn show(extract::State(state): State, Extension(visitor): Who, 
             aggregate_id: Some(event.event.aggregate.id.clone()),
             ..Filter::default()
         };
-        state.operator.events(&filter, BEHIND, Some(event.event.id)).await.ok()
+        state.operator.seen_by(visitor.role).events(&filter, BEHIND, Some(event.event.id)).await.ok()
     };
     let body = body(&event, behind.as_ref(), Utc::now());
     answer(StatusCode::OK, page(Place::Events, &format!("Event {}", event.event.id), &visitor, &body))

@@ -79,7 +79,7 @@ pub(super) async fn list(
     let found = if filter.is_empty() {
         None
     } else {
-        match state.operator.events(&filter, LIMIT, wanted.cursor.map(EventId)).await {
+        match state.operator.seen_by(visitor.role).events(&filter, LIMIT, wanted.cursor.map(EventId)).await {
             Ok(events) => Some(events),
             Err(error) => return refused(&visitor, &error),
         }

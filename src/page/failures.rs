@@ -18,7 +18,7 @@ use crate::operator::{Cause, Filter};
 const LIMIT: u32 = 50;
 
 pub(super) async fn list(extract::State(state): State, Extension(visitor): Who) -> Response {
-    let causes = match state.operator.failures().await {
+    let causes = match state.operator.seen_by(visitor.role).failures().await {
         Ok(causes) => causes,
         Err(error) => return refused(&visitor, &error),
     };
@@ -81,7 +81,7 @@ pub(super) async fn of_cause(
     Query(cursor): Query<Cursor>,
 ) -> Response {
     let now = Utc::now();
-    let causes = match state.operator.failures().await {
+    let causes = match state.operator.seen_by(visitor.role).failures().await {
         Ok(causes) => causes,
         Err(error) => return refused(&visitor, &error),
     };
@@ -90,7 +90,7 @@ pub(super) async fn of_cause(
         return sorry(StatusCode::NOT_FOUND, &visitor, "This cause is gone", why);
     };
     let filter = Filter { cause: Some(name.clone()), ..Filter::default() };
-    let events = match state.operator.events(&filter, LIMIT, cursor.cursor.map(EventId)).await {
+    let events = match state.operator.seen_by(visitor.role).events(&filter, LIMIT, cursor.cursor.map(EventId)).await {
         Ok(events) => events,
         Err(error) => return refused(&visitor, &error),
     };
