@@ -82,6 +82,12 @@ async fn a_read_token_shows_no_value_of_any_payload_unless_that_is_allowed() {
     let event = event.ok();
     assert_eq!((&event["payload"]["name"], &event["headers"]["who"]), (&json!(secret), &json!(secret)));
     assert_eq!(event["failure"]["detail"], format!("it was {secret}"));
+    for page in [format!("/events/{id}"), "/failures".to_owned(), "/events?status=failed".to_owned(), "/".to_owned()] {
+        let (admins, readers) = (ops.get(&page).await, board.get(&page).await);
+        assert_eq!((admins.status, readers.status), (200, 200), "{page}");
+        assert!(!readers.text.contains(secret), "{page}");
+        assert!(page == "/" || admins.text.contains(secret), "{page}");
+    }
     api.stop().await;
 
     let allowed = Config { redact: rules(&stage.config, &[], true), ..stage.config.clone() };
