@@ -8,7 +8,9 @@
 //! - [`plan`]: shows what the split does to foreign keys
 //! - [`capture`]: triggers that write a legacy table's events
 //! - [`backfill`]: the first copy of whole tables
+//! - [`verify`]: compares both databases, through the mapping, while events flow
 //! - [`relay`]: claims, applies and settles, batch by batch, and heals
+//! - [`repair`]: makes rows of the new database right again, from the legacy ones
 //! - [`retention`]: deletes what is old enough
 //! - [`operator`]: what operators see and do, over HTTP by [`admin`], in a browser by [`page`]
 //! - [`run`]: the relay and the admin API in one process
@@ -48,6 +50,7 @@ mod page;
 pub mod plan;
 pub mod redact;
 pub mod relay;
+pub mod repair;
 pub mod retention;
 pub mod retry;
 pub mod run;
@@ -56,3 +59,4 @@ pub mod source;
 pub mod sql;
 pub mod target;
 pub mod telemetry;
+pub mod verify;

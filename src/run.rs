@@ -83,6 +83,12 @@ async fn relay_until_told(
     );
     let stop = shutdown.child_token();
     let mut relay = tokio::spawn(relay::run(shared.clone(), stop.clone()));
+    let (verified, ended) = (shared.clone(), stop.clone());
+    let verifying = tokio::spawn(async move {
+        if !options.until_empty {
+            crate::verify::keep::run(&verified, &ended).await;
+        }
+    });
     let ended = if options.until_empty {
         tokio::select! {
             ended = until_empty(&shared, give_up) => ended,
@@ -97,6 +103,7 @@ async fn relay_until_told(
     }
     stop.cancel();
     relay.await??;
+    verifying.await?;
     tracing::info!("the relay has ended");
     Ok(ended)
 }

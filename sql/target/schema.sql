@@ -54,6 +54,41 @@ CREATE TABLE IF NOT EXISTS {relay}.forgotten (
     PRIMARY KEY (source_id, lane)
 );
 
+-- What verifications found, and when.
+CREATE TABLE IF NOT EXISTS {relay}.verify_report (
+    id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    source_id    uuid NOT NULL,
+    started_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    finished_at  timestamptz,                    -- NULL: it runs, or was killed
+    by           text NOT NULL,                  -- command or run
+    mode         text NOT NULL,
+    outcome      text,
+    report       jsonb
+);
+
+CREATE TABLE IF NOT EXISTS {relay}.verify_difference (
+    report_id   bigint NOT NULL REFERENCES {relay}.verify_report ON DELETE CASCADE,
+    n           bigint GENERATED ALWAYS AS IDENTITY,
+    entity      text NOT NULL,
+    difference  jsonb NOT NULL,
+    PRIMARY KEY (report_id, n)
+);
+
+-- What repair and resync changed, row by row, in the transaction of the change.
+CREATE TABLE IF NOT EXISTS {relay}.repaired (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    source_id   uuid NOT NULL,
+    at          timestamptz NOT NULL DEFAULT clock_timestamp(),
+    actor       text NOT NULL,
+    reason      text NOT NULL,
+    command     text NOT NULL,                   -- repair or resync
+    entity      text NOT NULL,
+    key         jsonb NOT NULL,
+    action      text NOT NULL,                   -- write or delete
+    before      jsonb,
+    after       jsonb
+);
+
 -- Refuses a row of a mapping with a clear word, inside a statement.
 CREATE OR REPLACE FUNCTION {relay}.refuse(code text, message text) RETURNS boolean
 LANGUAGE plpgsql VOLATILE AS $$

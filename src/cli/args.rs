@@ -129,6 +129,33 @@ Examples:
   outbox-relay backfill --pause           whoever copies rests, until --resume
   outbox-relay backfill --status")]
     Backfill(BackfillArgs),
+    /// Compare both databases through the mapping, while events flow
+    #[command(after_long_help = "\
+Exits 0 if they are equal, 1 if they differ, 2 if not everything could be compared.
+
+Examples:
+  outbox-relay verify                        every entity that has `legacy`
+  outbox-relay verify users --rate 20000     at most so many rows a second on each side
+  outbox-relay verify --sample 10000
+  outbox-relay verify --history")]
+    Verify(VerifyArgs),
+    /// Make right what the last report of `verify` found, from the legacy database
+    #[command(after_long_help = "\
+Shows what would be done; with --apply it is done. Exits 0 if nothing is left to do, 1 if rows are or were left alone, or would be changed.
+
+Examples:
+  outbox-relay repair
+  outbox-relay repair --apply --reason 'handler mended'")]
+    Repair(RepairArgs),
+    /// Write rows of the new database anew from the legacy one
+    #[command(after_long_help = "\
+Shows what would be done; with --apply it is done.
+
+Examples:
+  outbox-relay resync users --keys 4711,4712
+  outbox-relay resync users --since 2026-11-24T03:00:00Z --until 2026-11-24T04:00:00Z
+  outbox-relay resync users --divergent --apply --reason 'after the failover'")]
+    Resync(ResyncArgs),
     /// Relay events, and serve the admin API
     #[command(after_long_help = "\
 Waits for databases that are not up yet. SIGTERM and SIGINT finish the batches in flight; a second one ends at once.
@@ -265,6 +292,77 @@ pub struct MapArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// See [`Command::Verify`].
+#[derive(Debug, Clone, Default, Args)]
+pub struct VerifyArgs {
+    /// Entities, by name [default: all that have `legacy`]
+    #[arg(value_name = "ENTITY")]
+    pub entities: Vec<String>,
+    /// Only so many rows of each side, chosen at random
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub sample: Option<u32>,
+    /// Read at most so many rows a second on each side
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub rate: Option<u32>,
+    /// The tables' writes emit no events: look twice, a second apart, instead of under a lock
+    #[arg(long)]
+    pub without_events: bool,
+    /// Show the last reports instead, newest first
+    #[arg(long, conflicts_with_all = ["entities", "sample", "rate", "without_events"])]
+    pub history: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Whether to act, and why.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ApplyArgs {
+    /// Do it; without, it is only shown
+    #[arg(long, requires = "reason")]
+    pub apply: bool,
+    /// Why; kept with every changed row
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// See [`Command::Repair`].
+#[derive(Debug, Clone, Default, Args)]
+pub struct RepairArgs {
+    /// Whether to act.
+    #[command(flatten)]
+    pub how: ApplyArgs,
+}
+
+/// See [`Command::Resync`].
+#[derive(Debug, Clone, Default, Args)]
+#[command(group = clap::ArgGroup::new("rows").required(true).args(["keys", "since", "divergent"]))]
+pub struct ResyncArgs {
+    /// The entity's name
+    pub entity: String,
+    /// These legacy keys; the parts of a key of several columns as a JSON array: '[\"acme\",7]'
+    #[arg(long, value_name = "KEY", num_args = 1.., value_delimiter = ',', help_heading = "Which rows")]
+    pub keys: Vec<String>,
+    /// All that had an event from this time on
+    #[arg(long, value_name = "TIMESTAMP", help_heading = "Which rows")]
+    pub since: Option<chrono::DateTime<chrono::Utc>>,
+    /// ... up to this one [default: now]
+    #[arg(long, value_name = "TIMESTAMP", requires = "since", help_heading = "Which rows")]
+    pub until: Option<chrono::DateTime<chrono::Utc>>,
+    /// All that are divergent: the new database has the effect of events that the outbox lost
+    #[arg(long, help_heading = "Which rows")]
+    pub divergent: bool,
+    /// Whether to act.
+    #[command(flatten)]
+    pub how: ApplyArgs,
 }
 
 /// See [`Command::Plan`].

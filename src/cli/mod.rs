@@ -13,7 +13,9 @@ mod map;
 mod operator;
 pub mod output;
 mod plan;
+mod repair;
 mod run;
+mod verify;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -57,6 +59,9 @@ pub async fn dispatch(cli: &Cli) -> anyhow::Result<Exit> {
         Command::Capture(command) => capture::command(command, config()?).await,
         Command::Backfill(args) => backfill::command(args, config()?).await,
         Command::Plan(args) => plan::command(args, config()?).await,
+        Command::Verify(args) => verify::command(args, config()?).await,
+        Command::Repair(args) => repair::repair(args, config()?).await,
+        Command::Resync(args) => repair::resync(args, config()?).await,
         Command::Run(args) => run::command(args, config()?).await,
         Command::Status(args) => operator::status(args, config()?).await,
         Command::Events(args) => operator::events(args, config()?).await,

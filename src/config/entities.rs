@@ -8,7 +8,10 @@ use toml::de::{DeTable, DeValue};
 use super::problem::{Code, ConfigErrors, Place, nearest, one_of};
 use super::reader::{Document, Item, Overrides, Reader};
 use super::value::{NAME, PHRASE, Scalar, Text, Word};
-use super::{Action, Capture, Config, Entity, LegacyRows, OnFailure, RowsFrom, SqlFile, TableName, load, rows};
+use super::{
+    Action, Capture, Config, Entity, LegacyRows, OnFailure, RowsFrom, SqlFile, TableName, VerifyRules, load, rows,
+    verify,
+};
 
 const ACTIONS: [&str; 3] = ["upsert", "delete", "ignore"];
 
@@ -61,6 +64,7 @@ impl Entity {
             on_failure: OnFailure::Hold,
             events: BTreeMap::new(),
             legacy: None,
+            verify: VerifyRules::default(),
         }
     }
 
@@ -120,6 +124,7 @@ fn entity(mut item: Item<'_, '_>, search_path: &str) -> Option<Entity> {
     let on_failure = item.get("on_failure", ON_FAILURE, "\"hold\"");
     let events = events(&mut item);
     let legacy = rows::read(&mut item, aggregate_type.as_deref());
+    let verify = verify::read(&mut item, &key);
     let writes: Vec<&str> = events
         .iter()
         .flatten()
@@ -153,6 +158,7 @@ fn entity(mut item: Item<'_, '_>, search_path: &str) -> Option<Entity> {
         on_failure: on_failure.unwrap_or_default(),
         events,
         legacy,
+        verify: verify.unwrap_or_default(),
     });
     item.finish();
     entity

@@ -9,7 +9,7 @@ use super::reader::{Document, Origin, Overrides, PREFIX, Reader, Setting};
 use super::value::{ADDRESS, COLUMN, FILTER, List, NAME, Number, PATH, PHRASE, Size, TABLE, Time, Truth, Url, Word};
 use super::{
     Admin, Backfill, Columns, Config, DEFAULT_FILE, DatabaseUrl, Legacy, Log, LogFormat, New, Relay, Retention, Retry,
-    Role, StatusWords, TableName, Token, entities, names,
+    Role, StatusWords, TableName, Token, Verify, entities, names,
 };
 use crate::redact::Rules;
 
@@ -174,8 +174,13 @@ fn read(r: &mut Reader<'_>) -> Config {
         max_replica_lag: r.get("backfill.max_replica_lag", Time(Duration::ZERO..=DAY), Duration::ZERO),
         max_refused: r.get("backfill.max_refused", Number(0..=1_000_000_000), 1_000),
     };
+    let verify = Verify {
+        every: r.get("verify.every", Time(Duration::ZERO..=365 * DAY), Duration::ZERO),
+        rate: r.get("verify.rate", Number(100..=10_000_000), 20_000),
+    };
     let entities = entities::read(r, &new.search_path);
-    Config { file: None, legacy, new, relay, retry, retention, admin, redact: redact.into(), log, backfill, entities }
+    let redact = redact.into();
+    Config { file: None, legacy, new, relay, retry, retention, admin, redact, log, backfill, verify, entities }
 }
 
 fn columns(r: &mut Reader<'_>) -> Columns {

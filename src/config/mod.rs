@@ -11,6 +11,7 @@ mod reader;
 mod rows;
 mod template;
 mod value;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -52,6 +53,8 @@ pub struct Config {
     pub log: Log,
     /// `[backfill]`
     pub backfill: Backfill,
+    /// `[verify]`
+    pub verify: Verify,
     /// `[[entity]]`, in the order of the file.
     pub entities: Vec<Entity>,
 }
@@ -257,6 +260,53 @@ pub struct Entity {
     pub events: BTreeMap<String, Action>,
     /// The rows of the legacy database that it is made of: for the first copy, capture, verification and repair.
     pub legacy: Option<LegacyRows>,
+    /// `[entity.verify]`
+    pub verify: VerifyRules,
+}
+
+/// `[entity.verify]`: what is not compared, or not exactly.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct VerifyRules {
+    /// Columns that are left out.
+    pub ignore: Vec<Ignored>,
+    /// Columns whose values may lie a little apart.
+    pub tolerance: Vec<Tolerance>,
+}
+
+/// A column that is not compared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ignored {
+    /// Of the new table.
+    pub column: String,
+    /// Why; shown in every report.
+    pub reason: String,
+}
+
+/// A column of numbers or times that may lie a little apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tolerance {
+    /// Of the new table.
+    pub column: String,
+    /// How far, in millionths: of the number, or of a second.
+    pub micros: u64,
+    /// Why.
+    pub reason: String,
+}
+
+impl Tolerance {
+    /// How far: a number, or seconds.
+    pub fn within(&self) -> f64 {
+        self.micros as f64 / 1e6
+    }
+}
+
+/// `[verify]`: verification that goes on by itself beside the relay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verify {
+    /// How often it begins; zero: never. Default zero.
+    pub every: Duration,
+    /// Rows a second that it reads on each side, at most. Default 20000.
+    pub rate: u32,
 }
 
 /// `entity.legacy`: rows of the legacy database, each with its aggregate.

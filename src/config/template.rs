@@ -4,11 +4,26 @@ use std::fmt::Write;
 
 use super::reader::Origin;
 use super::value::quoted;
-use super::{Action, Config, DeletePayload, Entity, LegacyRows, OnFailure, Resolved, RowsFrom};
+use super::{Action, Config, DeletePayload, Entity, LegacyRows, OnFailure, Resolved, RowsFrom, VerifyRules};
 
 /// A commented configuration with every key and its default.
 pub fn template() -> &'static str {
     include_str!("template.toml")
+}
+
+fn verify(rules: &VerifyRules) -> String {
+    let ignore =
+        rules.ignore.iter().map(|i| format!("{{ column = {}, reason = {} }}", quoted(&i.column), quoted(&i.reason)));
+    let tolerance = rules.tolerance.iter().map(|t| {
+        let within = quoted(&t.within().to_string());
+        format!("{{ column = {}, within = {within}, reason = {} }}", quoted(&t.column), quoted(&t.reason))
+    });
+    let (ignore, tolerance) = (ignore.collect::<Vec<_>>().join(", "), tolerance.collect::<Vec<_>>().join(", "));
+    match (ignore.is_empty(), tolerance.is_empty()) {
+        (_, true) => format!("{{ ignore = [{ignore}] }}"),
+        (true, _) => format!("{{ tolerance = [{tolerance}] }}"),
+        _ => format!("{{ ignore = [{ignore}], tolerance = [{tolerance}] }}"),
+    }
 }
 
 fn rows(legacy: &LegacyRows, key: &str) -> String {
@@ -86,6 +101,9 @@ impl Resolved {
             line(format!(
                 "capture = {{ insert = {insert}, update = {update}, delete = {delete}, delete_payload = \"{payload}\" }}"
             ));
+        }
+        if entity.verify != VerifyRules::default() {
+            line(format!("verify = {}", verify(&entity.verify)));
         }
         line(format!("on_failure = \"{}\"", if entity.on_failure == OnFailure::Hold { "hold" } else { "pass" }));
         line("[entity.events]".to_owned());

@@ -65,7 +65,7 @@ impl UserText {
     }
 
     /// `prefix ( … ) suffix`, with the place of the operator's text remembered.
-    fn within(&self, prefix: &str, suffix: &str) -> Prepared {
+    pub(super) fn within(&self, prefix: &str, suffix: &str) -> Prepared {
         let head = format!("{prefix}({}", self.before);
         let at = head.chars().count();
         Prepared {
@@ -214,6 +214,16 @@ pub(super) fn same_names(columns: &[TableColumn], relay: &str) -> UserText {
         not_an_object("pg_catalog.jsonb_typeof(event.payload)"),
         record.join(", "),
         relay = ident(relay),
+    );
+    UserText { before: format!("WITH {ONE_EVENT} "), body, file_text: String::new(), body_at: 0, file: None }
+}
+
+/// The same over legacy rows: a column that the row does not have is NULL there, and the target's to refuse. (column, type)
+pub(super) fn same_names_unchecked(columns: &[(String, String)]) -> UserText {
+    let record: Vec<String> = columns.iter().map(|(name, of)| format!("{} {of}", ident(name))).collect();
+    let body = format!(
+        "SELECT r.* FROM event CROSS JOIN LATERAL pg_catalog.jsonb_to_record(event.payload) AS r({})",
+        record.join(", ")
     );
     UserText { before: format!("WITH {ONE_EVENT} "), body, file_text: String::new(), body_at: 0, file: None }
 }

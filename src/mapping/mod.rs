@@ -4,6 +4,7 @@
 //! conversion decided. It is evaluated for each event by itself: an aggregate or a join in it sees one event.
 
 mod build;
+pub mod compare;
 mod error;
 pub mod text;
 

@@ -15,7 +15,7 @@ use sqlx::postgres::{PgPool, PgRow};
 
 pub use self::orphans::{Orphans, Sample, orphans};
 pub use self::render::render;
-use crate::config::{Config, Entity, TableName};
+use crate::config::{Config, Entity, RowsFrom, TableName};
 use crate::init::Side;
 use crate::session::{Limits, Session};
 use crate::sql::{ident, query};
@@ -177,6 +177,13 @@ pub async fn plan(config: &Config, legacy: &PgPool, new: &PgPool) -> sqlx::Resul
 
 /// The legacy table of an entity.
 async fn origin(entity: &Entity, table: &TableName, legacy: &PgPool) -> sqlx::Result<Move> {
+    if let Some(rows) = &entity.legacy {
+        let from = match &rows.from {
+            RowsFrom::Table(table) => Some(table.clone()),
+            RowsFrom::Query(_) => None,
+        };
+        return Ok(Move { entity: entity.name.clone(), legacy: from, guessed: false, new: table.clone() });
+    }
     let guessed = !columns(legacy, table).await?.types.is_empty();
     Ok(Move { entity: entity.name.clone(), legacy: guessed.then(|| table.clone()), guessed, new: table.clone() })
 }

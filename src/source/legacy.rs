@@ -75,9 +75,9 @@ pub struct Legacy {
     pub event_type: String,
     /// The type of each column of the key.
     pub key_types: Vec<String>,
-    key: Vec<String>,
-    names: Vec<(&'static str, String)>,
-    settings: String,
+    pub(super) key: Vec<String>,
+    pub(super) names: Vec<(&'static str, String)>,
+    pub(super) settings: String,
 }
 
 /// What is put into the files of `sql/legacy` before the types are known.
@@ -142,6 +142,14 @@ impl Source {
         let given = |n: usize| format!("relay_key.relay_k{n}");
         let columns: Vec<String> = (1..=rows.key.len()).map(|n| format!("relay_k{n}")).collect();
         let arrays: Vec<String> = (1..=rows.key.len()).map(|n| format!("unnest(${}::text[])", n + 1)).collect();
+        names.push(("event_type", literal(&rows.capture.insert)));
+        names.push((
+            "keys_only",
+            format!("ROWS FROM ({}) AS relay_key ({})", super::compare::key_arrays(rows.key.len()), columns.join(", ")),
+        ));
+        let given_columns = rows.key.iter().zip(&key_types).enumerate();
+        let given_columns = given_columns.map(|(n, (c, t))| format!("{}::{t} AS {}", given(n + 1), ident(c)));
+        names.push(("given_columns", given_columns.collect::<Vec<_>>().join(", ")));
         names.push(("keys_given", format!("ROWS FROM ({}) AS relay_key ({})", arrays.join(", "), columns.join(", "))));
         let is_given = rows.key.iter().zip(&key_types).enumerate();
         let is_given = is_given.map(|(n, (c, t))| format!("relay_row.{} = {}::{t}", ident(c), given(n + 1)));
@@ -250,7 +258,7 @@ impl SourceLane {
 }
 
 impl Legacy {
-    fn render_range(&self, file: &str, after: bool, until: bool) -> String {
+    pub(super) fn render_range(&self, file: &str, after: bool, until: bool) -> String {
         let bound = |given: bool, n: usize, comparison: &str| {
             if !given {
                 return format!("${n}::text[] IS NULL");
@@ -282,7 +290,13 @@ impl Legacy {
             ("rows", include_str!("../../sql/legacy/rows.sql")),
         ];
         let mut all: Vec<_> = plain.into_iter().map(|(name, file)| (name, render(file, &self.names))).collect();
+        let ranged = |file| self.render_range(file, true, true);
         all.extend([("keys", keys), ("disagreeing", disagreeing)]);
+        all.extend([
+            ("bound", ranged(include_str!("../../sql/legacy/bound.sql"))),
+            ("compared", ranged(include_str!("../../sql/legacy/compared.sql"))),
+            ("aggregates", render(include_str!("../../sql/legacy/aggregates.sql"), &self.names)),
+        ]);
         all
     }
 
@@ -302,7 +316,7 @@ impl Legacy {
     }
 }
 
-fn key_at(row: &PgRow) -> sqlx::Result<KeyAt> {
+pub(super) fn key_at(row: &PgRow) -> sqlx::Result<KeyAt> {
     let aggregate_id: Option<String> = row.try_get("aggregate_id")?;
     let lane = if aggregate_id.is_some() { row.try_get("lane")? } else { None };
     Ok(KeyAt { key: RowKey(row.try_get("key")?), aggregate_id, lane })

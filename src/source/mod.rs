@@ -9,14 +9,17 @@
 //! - `heal`: the same after an accident
 //! - `change`: what operators and the sweep do
 //! - `legacy`: the rows of the tables beside it
+//! - `compare`: checksums of those rows, and what a look at single ones needs
 //! - `retain`: what retention deletes
 
 mod change;
 mod claim;
+mod compare;
 mod heal;
 mod lane;
 mod legacy;
 mod names;
+mod resync;
 mod retain;
 mod scan;
 mod settle;
@@ -31,6 +34,8 @@ use sqlx::query::{Query, QueryScalar};
 
 pub use self::change::Swept;
 pub use self::claim::{Claim, Recheck};
+pub use self::compare::Range;
+pub(crate) use self::compare::percentage;
 pub use self::heal::{ForgottenBatch, ForgottenEvent, PutBack, Settled};
 pub use self::lane::{Entry, SourceLane};
 pub use self::legacy::{Bringing, KeyAt, Legacy, LegacyRow, OpenAggregates, RowKey};

@@ -5,6 +5,9 @@
 //! worker that was overtaken takes no effect. Does not know the source: that its events may be applied is the caller's to prove.
 
 mod backfill;
+mod compare;
+mod repair;
+mod report;
 mod statements;
 
 use std::collections::HashMap;
@@ -18,6 +21,9 @@ use sqlx::query::{Query, QueryScalar};
 use uuid::Uuid;
 
 pub use self::backfill::{Copied, HandingOut, LeftRow, Page, Reason};
+pub use self::compare::{Found, Looked, Shipped};
+pub use self::repair::Repair;
+pub use self::report::{History, ReportId};
 pub use self::statements::{EVENTS, Events, Prepared};
 use crate::event::{Aggregate, BatchKey, Event, EventId, Identity, Lane, Token};
 use crate::session::{self, Limits, Session};

@@ -22,6 +22,21 @@ pub struct Events<'a> {
     created_at: Vec<DateTime<Utc>>,
 }
 
+impl Events<'_> {
+    /// As the parameters `$1` to `$8`.
+    pub(super) fn bind<'q>(&'q self, query: Query<'q, Postgres, PgArguments>) -> Query<'q, Postgres, PgArguments> {
+        query
+            .bind(&self.ids)
+            .bind(&self.event_ids)
+            .bind(&self.aggregate_types)
+            .bind(&self.aggregate_ids)
+            .bind(&self.event_types)
+            .bind(&self.payloads)
+            .bind(&self.headers)
+            .bind(&self.created_at)
+    }
+}
+
 impl<'a> FromIterator<&'a Event> for Events<'a> {
     fn from_iter<I: IntoIterator<Item = &'a Event>>(events: I) -> Events<'a> {
         let mut all = Events::default();
@@ -78,15 +93,7 @@ impl Prepared {
     }
 
     fn bound<'q>(&self, events: &'q Events<'_>, prepared: bool) -> Query<'q, Postgres, PgArguments> {
-        query(&self.sql, prepared)
-            .bind(&events.ids)
-            .bind(&events.event_ids)
-            .bind(&events.aggregate_types)
-            .bind(&events.aggregate_ids)
-            .bind(&events.event_types)
-            .bind(&events.payloads)
-            .bind(&events.headers)
-            .bind(&events.created_at)
+        events.bind(query(&self.sql, prepared))
     }
 
     /// Line and column, from 1, in the operator's file, of a position (in characters, from 1) in the whole statement.

@@ -39,6 +39,7 @@ impl Recipe {
             key: list("key"),
             replace_by: list("replace_by"),
             legacy: None,
+            verify: Default::default(),
             mapping,
             on_failure: OnFailure::Hold,
             events: [("Happened".to_owned(), action)].into(),

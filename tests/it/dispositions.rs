@@ -18,6 +18,7 @@ fn entity(aggregate_type: &str, table: &str, mapping: &str) -> Entity {
         key: vec!["id".into()],
         replace_by: Vec::new(),
         legacy: None,
+        verify: Default::default(),
         mapping: Some(file("mapping.sql", mapping)),
         on_failure: OnFailure::Hold,
         events: [("Changed".to_owned(), Action::Upsert)].into(),

@@ -467,6 +467,7 @@ async fn names_of_tables_and_columns_may_hold_quotes_capitals_and_spaces() {
             key: vec![r#"Key "K""#.into()],
             replace_by: vec![],
             legacy: None,
+            verify: Default::default(),
             mapping: Some(file(
                 "odd.sql",
                 r#"SELECT aggregate_id AS "Key ""K""", payload->>'a' AS "a'b", payload AS "SELECT", event_type AS "Ünï$1\" FROM event"#,

@@ -78,6 +78,7 @@ fn entity(table: &str, key: &[&str], sql: Option<&str>) -> Entity {
         key: key.iter().map(|k| (*k).to_owned()).collect(),
         replace_by: Vec::new(),
         legacy: None,
+        verify: Default::default(),
         mapping: sql.map(|sql| file("mappings/m.sql", sql)),
         on_failure: OnFailure::Hold,
         events: [("Set".to_owned(), Action::Upsert), ("Gone".to_owned(), Action::Delete)].into(),

@@ -89,6 +89,32 @@ impl<'a> Item<'_, 'a> {
         Some(Item { reader: self.reader, of, table, place, asked: vec![] })
     }
 
+    /// A list of tables within the table; empty where it was not written, or (with a problem) is none.
+    pub(in crate::config) fn tables(&mut self, key: &'static str, example: &str) -> Vec<(&'a DeTable<'a>, Place)> {
+        let Some((value, place)) = self.raw(key) else { return vec![] };
+        let items = match value {
+            DeValue::Array(items) => items.iter().collect(),
+            _ => vec![],
+        };
+        let tables: Vec<_> = items
+            .iter()
+            .filter_map(|item| match item.get_ref() {
+                DeValue::Table(table) => Some((table, self.place_of(&item.span()))),
+                _ => None,
+            })
+            .collect();
+        if tables.is_empty() || tables.len() < items.len() {
+            let what = format!("`{}.{key}` must be a list of tables", self.of);
+            self.reader.report(Code::Value, place, what, format!("write {key} = {example}"));
+        }
+        tables
+    }
+
+    /// One of those, `of` by its whole name.
+    pub(in crate::config) fn within(&mut self, of: &'static str, table: &'a DeTable<'a>, place: Place) -> Item<'_, 'a> {
+        Item { reader: self.reader, of, table, place, asked: vec![] }
+    }
+
     /// `key = value`, somewhere within.
     pub(in crate::config) fn parse<K: Kind>(
         &mut self,

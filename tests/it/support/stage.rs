@@ -31,6 +31,7 @@ pub fn users() -> Entity {
         key: vec!["id".into()],
         replace_by: Vec::new(),
         legacy: None,
+        verify: Default::default(),
         mapping: Some(file(
             "mappings/user.sql",
             "SELECT payload->>'id' AS id, payload->>'name' AS name, (payload->>'version')::int AS version\nFROM event",
@@ -55,6 +56,7 @@ pub fn oracle() -> Entity {
         key: Vec::new(),
         replace_by: Vec::new(),
         legacy: None,
+        verify: Default::default(),
         mapping: None,
         on_failure: OnFailure::Hold,
         events: [(

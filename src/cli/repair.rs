@@ -1,0 +1,102 @@
+//! `repair`, `resync`: rows of the new database, made right from the legacy one.
+
+use super::args::{ApplyArgs, RepairArgs, ResyncArgs};
+use super::confirm::confirm;
+use super::{Exit, output};
+use crate::config::Config;
+use crate::connect;
+use crate::map;
+use crate::repair::{By, Repair, Repaired, Since, Wanted, render};
+use crate::run::on_signals;
+use crate::source::RowKey;
+
+/// What is asked of a [`Repair`].
+enum Task<'a> {
+    LastReport,
+    Resync(&'a str, Wanted),
+}
+
+/// `repair`
+pub(super) async fn repair(args: &RepairArgs, config: Config) -> anyhow::Result<Exit> {
+    run(&args.how, &config, "repair", &Task::LastReport).await
+}
+
+/// `resync`
+pub(super) async fn resync(args: &ResyncArgs, config: Config) -> anyhow::Result<Exit> {
+    let wanted = match args.since {
+        Some(since) => Wanted::Since(Since { since, until: args.until }),
+        None if args.divergent => Wanted::Divergent,
+        None => Wanted::Keys(keys(&args.keys)?),
+    };
+    run(&args.how, &config, "resync", &Task::Resync(&args.entity, wanted)).await
+}
+
+/// A key each, of one part as it stands, of several as a JSON array; a comma within an array does not part keys.
+fn keys(given: &[String]) -> anyhow::Result<Vec<RowKey>> {
+    let joined = given.join(",");
+    if !joined.trim_start().starts_with('[') {
+        return Ok(given.iter().map(|key| RowKey(vec![key.clone()])).collect());
+    }
+    let arrays: Vec<Vec<serde_json::Value>> = serde_json::from_str(&format!("[{joined}]"))
+        .map_err(|error| anyhow::anyhow!("--keys: {joined} is not a list of JSON arrays: {error}"))?;
+    let text = |part: serde_json::Value| match part {
+        serde_json::Value::String(text) => text,
+        other => other.to_string(),
+    };
+    Ok(arrays.into_iter().map(|parts| RowKey(parts.into_iter().map(text).collect())).collect())
+}
+
+async fn run(how: &ApplyArgs, config: &Config, command: &'static str, task: &Task<'_>) -> anyhow::Result<Exit> {
+    let (source, target) = connect::open(config).await?;
+    let stop = on_signals()?;
+    let actor = std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned());
+    let by = By { actor, reason: how.reason.clone().unwrap_or_default().trim().to_owned(), command };
+    if how.apply && by.reason.is_empty() {
+        anyhow::bail!("say why: --reason is kept with every changed row");
+    }
+    let repair = |apply| Repair { config, source: &source, target: &target, by: &by, apply, stop: &stop };
+    let planned = done(&repair(false), config, task).await?;
+    let clears = matches!(task, Task::Resync(_, Wanted::Divergent));
+    if !how.apply || (!planned.changes_any() && !clears) {
+        return told(how, &planned);
+    }
+    if !how.json {
+        output::print(render(&planned))?;
+    }
+    if planned.changes_any() {
+        confirm(&format!("Write {} rows and delete {}?", planned.written, planned.deleted), how.yes)?;
+    }
+    told(how, &done(&repair(true), config, task).await?)
+}
+
+async fn done(repair: &Repair<'_>, config: &Config, task: &Task<'_>) -> anyhow::Result<Repaired> {
+    Ok(match task {
+        Task::LastReport => repair.last_report().await?,
+        Task::Resync(entity, wanted) => repair.resync(map::entity(config, entity)?, wanted).await?,
+    })
+}
+
+fn told(how: &ApplyArgs, repaired: &Repaired) -> anyhow::Result<Exit> {
+    if how.json {
+        output::json(repaired)?;
+    } else {
+        output::print(render(repaired))?;
+    }
+    let to_do = repaired.left > 0 || (!repaired.applied && repaired.changes_any());
+    Ok(if to_do { Exit::Found } else { Exit::Done })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_words_or_arrays() {
+        let of = |given: &[&str]| keys(&given.iter().map(|g| (*g).to_owned()).collect::<Vec<_>>());
+        let key = |parts: &[&str]| RowKey(parts.iter().map(|p| (*p).to_owned()).collect());
+        assert_eq!(of(&["1", "2"]).unwrap(), [key(&["1"]), key(&["2"])]);
+        // As clap parts them.
+        assert_eq!(of(&["[\"acme\"", "7]", "[\"b", "c\"", "8]"]).unwrap(), [key(&["acme", "7"]), key(&["b,c", "8"])]);
+        assert!(of(&["[1"]).is_err());
+    }
+}

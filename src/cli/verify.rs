@@ -1,0 +1,81 @@
+//! `verify`: whether both databases agree.
+
+use std::io::{IsTerminal, Write};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use super::args::VerifyArgs;
+use super::{Exit, output};
+use crate::config::Config;
+use crate::connect;
+use crate::run::on_signals;
+use crate::verify::{self, Options, Outcome};
+
+/// Verifies, and prints the report; or the last reports.
+pub(super) async fn command(args: &VerifyArgs, config: Config) -> anyhow::Result<Exit> {
+    let (source, target) = connect::open(&config).await?;
+    if args.history {
+        let reports = target.reports(50).await?;
+        if args.json {
+            output::json(&serde_json::json!({ "items": reports }))?;
+        } else {
+            output::print(verify::report::render_history(&reports))?;
+        }
+        return Ok(Exit::Done);
+    }
+    let options = Options {
+        entities: args.entities.clone(),
+        sample: args.sample,
+        rate: args.rate,
+        without_events: args.without_events,
+        by: "command",
+        begun: None,
+    };
+    let stop = on_signals()?;
+    let progress = ProgressLine::new();
+    let tell = |entity: &str, rows: u64, took: Duration| progress.tell(entity, rows, took);
+    let report = verify::verify(&config, &source, &target, &options, &stop, &tell).await?;
+    progress.clear();
+    if args.json {
+        output::json(&report)?;
+    } else {
+        output::print(verify::render(&report))?;
+    }
+    Ok(match report.outcome {
+        Outcome::Equal => Exit::Done,
+        Outcome::Differs => Exit::Found,
+        Outcome::CouldNot => Exit::CouldNotRun,
+    })
+}
+
+/// One line on a terminal, told anew a few times a second; nothing where nobody looks.
+struct ProgressLine {
+    terminal: bool,
+    last: Mutex<Option<Instant>>,
+}
+
+impl ProgressLine {
+    fn new() -> ProgressLine {
+        ProgressLine { terminal: std::io::stderr().is_terminal(), last: Mutex::new(None) }
+    }
+
+    fn tell(&self, entity: &str, rows: u64, took: Duration) {
+        if !self.terminal {
+            return;
+        }
+        let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if last.is_some_and(|at| at.elapsed() < Duration::from_millis(200)) {
+            return;
+        }
+        *last = Some(Instant::now());
+        let rate = rows as f64 / took.as_secs_f64().max(0.001);
+        // A stderr that is closed leaves nobody to tell.
+        let _ = write!(std::io::stderr(), "\r\x1b[K{entity}: {rows} rows, {rate:.0} a second");
+    }
+
+    fn clear(&self) {
+        if self.terminal {
+            let _ = write!(std::io::stderr(), "\r\x1b[K");
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! `[entity.verify]`: what is not compared, or not exactly, and why.
+
+use super::problem::Code;
+use super::reader::Item;
+use super::value::{NAME, PHRASE};
+use super::{Ignored, Tolerance, VerifyRules};
+
+const EXAMPLE: &str = "{ ignore = [{ column = \"updated_at\", reason = \"set by a trigger\" }] }";
+const TOLERANCE: &str = "[{ column = \"balance\", within = \"0.01\", reason = \"rounded by the old system\" }]";
+
+/// Reads it. `key` is what is always compared.
+pub(super) fn read(item: &mut Item<'_, '_>, key: &[String]) -> Option<VerifyRules> {
+    let mut inner = item.inner("verify", "entity.verify", EXAMPLE)?;
+    let mut rules = VerifyRules::default();
+    for (table, place) in inner.tables("ignore", EXAMPLE) {
+        let mut of = inner.within("entity.verify.ignore", table, place);
+        let column = of.require("column", NAME, "\"updated_at\"");
+        let reason = of.require("reason", PHRASE, "\"set by a trigger\"");
+        if let Some(column) = column.clone().filter(|column| key.contains(column)) {
+            let place = of.at("column");
+            of.reader.report(
+                Code::Conflict,
+                place,
+                format!("`entity.verify.ignore` names the key column {column}"),
+                "a key is always compared: remove it",
+            );
+        }
+        of.finish();
+        rules.ignore.extend(column.zip(reason).map(|(column, reason)| Ignored { column, reason }));
+    }
+    for (table, place) in inner.tables("tolerance", TOLERANCE) {
+        let mut of = inner.within("entity.verify.tolerance", table, place);
+        let column = of.require("column", NAME, "\"balance\"");
+        let within = of.require("within", PHRASE, "\"0.01\"");
+        let reason = of.require("reason", PHRASE, "\"rounded by the old system\"");
+        let micros = within.as_deref().and_then(micros);
+        if within.is_some() && micros.is_none() {
+            let place = of.at("within");
+            let what = "`entity.verify.tolerance.within` is neither a number nor a duration";
+            of.reader.report(Code::Value, place, what, "write within = \"0.01\" for a number, \"1s\" for a time");
+        }
+        of.finish();
+        rules.tolerance.extend(column.zip(micros).zip(reason).map(|((column, micros), reason)| Tolerance {
+            column,
+            micros,
+            reason,
+        }));
+    }
+    inner.finish();
+    Some(rules)
+}
+
+fn micros(text: &str) -> Option<u64> {
+    if let Ok(number) = text.parse::<f64>() {
+        return (0.0..1e12).contains(&number).then_some((number * 1e6).round() as u64);
+    }
+    humantime::parse_duration(text).ok().and_then(|duration| u64::try_from(duration.as_micros()).ok())
+}

@@ -1,0 +1,389 @@
+//! The statements that compare what a mapping yields with what its table holds.
+//!
+//! Guarantees: a value has one text on every server, whatever its settings, as long as [`CANONICAL`] is in force; the hash of a row
+//! is the hash of these texts. Over legacy rows the mapping's rows get the types of the table's columns, as if they had been
+//! written. Only columns that the mapping yields are compared.
+
+use sqlx::Row;
+use sqlx::postgres::PgConnection;
+
+use super::build::{Output, UserText};
+use super::{MappingError, Tabular, build, read_table, text};
+use crate::config::Entity;
+use crate::sql::{ident, query};
+use crate::target::Prepared;
+
+/// What `SET LOCAL` pins wherever values become text.
+pub const CANONICAL: &str = "SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO, MDY'; SET LOCAL IntervalStyle = 'postgres'; \
+                             SET LOCAL bytea_output = 'hex'; SET LOCAL extra_float_digits = 1;";
+
+/// How a text becomes a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hash {
+    /// Postgres' own, where both servers have been seen to agree about it.
+    Own,
+    /// Half of MD5, of the text in UTF-8; the same on every server.
+    Md5,
+}
+
+/// What is asked about the rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ask {
+    /// Their number and the sum of their hashes, by bucket; and how many have another key than the row that they come from.
+    Sums,
+    /// Each one's key, the key that it comes from, and its hash.
+    Keys,
+}
+
+/// One entity's comparison.
+#[derive(Debug, Clone)]
+pub struct Comparison {
+    /// As configured.
+    pub entity: Entity,
+    /// The compared columns, the key's first.
+    pub columns: Vec<String>,
+    /// The type of each of the new key's columns.
+    pub key_types: Vec<String>,
+    table: String,
+    compared: Vec<Compared>,
+    /// The mapping over `event`, and what it is made of there; `None`: it can only be evaluated by the target.
+    over_legacy: Option<String>,
+    over_target: Prepared,
+}
+
+#[derive(Debug, Clone)]
+struct Compared {
+    name: String,
+    /// What the mapping yields is read as text first.
+    convert: bool,
+    type_name: String,
+    full_type: String,
+    base_type: String,
+    base_oid: u32,
+    is_enum: bool,
+    typmod: i32,
+}
+
+const NUMERIC: u32 = 1700;
+const BPCHAR: u32 = 1042;
+const JSON: u32 = 114;
+/// Types whose assignment rounds to their precision, as an explicit cast does: numeric, times, interval; and their arrays.
+const ROUNDED: [u32; 12] = [1700, 1114, 1184, 1083, 1266, 1186, 1231, 1115, 1185, 1183, 1270, 1187];
+
+impl Compared {
+    /// What the mapping yields, as the column would hold it. `legacy`: types of the target's own are not there.
+    fn yielded(&self, legacy: bool) -> String {
+        let column = format!("m.{}", ident(&self.name));
+        if self.is_enum {
+            return format!("{column}::pg_catalog.text");
+        }
+        let of = match (ROUNDED.contains(&self.base_oid), legacy) {
+            (true, _) => &self.full_type,
+            (false, true) => &self.base_type,
+            (false, false) => &self.type_name,
+        };
+        if self.convert { format!("{column}::pg_catalog.text::{of}") } else { format!("{column}::{of}") }
+    }
+
+    /// The one text of a value.
+    fn canonical(&self, value: &str) -> String {
+        match self.base_oid {
+            // 1.5 and 1.50 are one number; a scale that the column has is the same on both sides.
+            NUMERIC if self.typmod < 0 => format!("pg_catalog.trim_scale({value})::pg_catalog.text"),
+            BPCHAR => format!("({value})::pg_catalog.bpchar::pg_catalog.text"),
+            JSON => format!("({value})::pg_catalog.jsonb::pg_catalog.text"),
+            _ => format!("({value})::pg_catalog.text"),
+        }
+    }
+}
+
+impl Hash {
+    fn of(self, text: &str) -> String {
+        match self {
+            Hash::Own => format!("pg_catalog.hashtextextended(({text}) COLLATE pg_catalog.\"C\", 0)"),
+            Hash::Md5 => format!(
+                "('x' || pg_catalog.left(pg_catalog.md5(pg_catalog.convert_to({text}, 'UTF8')), 16))::bit(64)::bigint"
+            ),
+        }
+    }
+}
+
+/// The target's answer to whether two servers hash alike: texts of several lengths.
+pub const PROBE: &str = "SELECT pg_catalog.concat_ws(' ', pg_catalog.getdatabaseencoding(), (SELECT pg_catalog.string_agg(pg_catalog.hashtextextended(\
+     (pg_catalog.repeat('é-probe ', n) || n) COLLATE pg_catalog.\"C\", 0)::text, ',' ORDER BY n) FROM pg_catalog.generate_series(0, 12) AS n))";
+
+/// Prepares an entity's comparison on the target. `ignored`: columns left out.
+pub async fn comparison(
+    entity: &Entity,
+    connection: &mut PgConnection,
+    relay: &str,
+    ignored: &[String],
+) -> Result<Option<Comparison>, MappingError> {
+    let Some(name) = &entity.table else { return Ok(None) };
+    let table = read_table(entity, name, connection).await?;
+    let statements = Tabular { entity, table: &table, relay };
+    let (user, output) = statements.output(&table.columns, connection).await?;
+    let described = described(entity, connection).await?;
+    let mut compared = Vec::new();
+    let mut over_legacy = true;
+    let keys = output.iter().filter(|o| entity.key.contains(&o.column.name));
+    let others = output.iter().filter(|o| !entity.key.contains(&o.column.name) && !ignored.contains(&o.column.name));
+    let in_order: Vec<&Output> =
+        entity.key.iter().filter_map(|k| keys.clone().find(|o| o.column.name == *k)).chain(others).collect();
+    for of in in_order {
+        let Some((facts, is_builtin)) = described.iter().find(|(facts, _)| facts.name == of.column.name) else {
+            continue;
+        };
+        over_legacy &= *is_builtin || facts.is_enum;
+        compared.push(Compared {
+            convert: of.convert || facts.is_enum,
+            type_name: of.column.type_name.clone(),
+            ..facts.clone()
+        });
+    }
+    let legacy_text = match &entity.mapping {
+        Some(file) => UserText::new(&text::parse(&file.text), &file.text, None).within("", ""),
+        None => {
+            let columns: Vec<(String, String)> = compared
+                .iter()
+                .map(|c| (c.name.clone(), if c.is_enum { "text".to_owned() } else { c.full_type.clone() }))
+                .collect();
+            build::same_names_unchecked(&columns).within("", "")
+        }
+    };
+    Ok(Some(Comparison {
+        entity: entity.clone(),
+        columns: compared.iter().map(|c| c.name.clone()).collect(),
+        key_types: compared.iter().take(entity.key.len()).map(|c| c.base_type.clone()).collect(),
+        table: table.name.clone(),
+        compared,
+        over_legacy: over_legacy.then_some(legacy_text.sql),
+        over_target: user.within("", ""),
+    }))
+}
+
+async fn described(entity: &Entity, connection: &mut PgConnection) -> Result<Vec<(Compared, bool)>, MappingError> {
+    let Some(name) = &entity.table else { return Ok(Vec::new()) };
+    let sql = include_str!("../../sql/target/compared_columns.sql");
+    let rows = query(sql, false).bind(&name.schema).bind(&name.table).fetch_all(connection).await;
+    let read = |row: &sqlx::postgres::PgRow| -> sqlx::Result<(Compared, bool)> {
+        let base_oid = u32::try_from(row.try_get::<i64, _>("base_oid")?).unwrap_or(0);
+        let of = Compared {
+            name: row.try_get("name")?,
+            convert: false,
+            type_name: String::new(),
+            full_type: row.try_get("full_type")?,
+            base_type: row.try_get("base_type")?,
+            base_oid,
+            is_enum: row.try_get("is_enum")?,
+            typmod: row.try_get("typmod")?,
+        };
+        Ok((of, row.try_get("is_builtin")?))
+    };
+    rows.and_then(|rows| rows.iter().map(read).collect()).map_err(|error| MappingError::database(entity, error))
+}
+
+impl Comparison {
+    /// Whether the mapping may be evaluated over the legacy rows where they stand: asked of that server with
+    /// [`Comparison::trial`].
+    pub fn only_by_target(&mut self) {
+        self.over_legacy = None;
+    }
+
+    /// A statement that the legacy server can plan only if it understands the mapping without any table or function of its own.
+    pub fn trial(&self) -> Option<String> {
+        let batch = "SELECT 0::bigint AS id, NULL::uuid AS event_id, ''::text AS aggregate_type, ''::text AS aggregate_id, ''::text AS event_type, \
+             pg_catalog.to_jsonb(g) AS payload, NULL::jsonb AS headers, pg_catalog.now() AS created_at, ARRAY['']::text[] AS relay_key \
+             FROM pg_catalog.generate_series(1, 0) AS g, (SELECT $1::bigint, $2::text[], $3::text[], $4::int[]) AS p";
+        let statement = self.over_legacy(batch, Hash::Md5, Ask::Keys)?;
+        Some(format!("EXPLAIN (FORMAT JSON) {statement}"))
+    }
+
+    /// Over the legacy rows that `batch` selects. `$1` buckets, `$4` the buckets that are asked for (`NULL`: all).
+    pub fn over_legacy(&self, batch: &str, hash: Hash, ask: Ask) -> Option<String> {
+        let inner = self.over_legacy.as_ref()?;
+        let mapped = format!(
+            "SELECT b.relay_key AS from_key, {} AS row_key, {} AS hash FROM batch b CROSS JOIN LATERAL {inner} AS m",
+            self.key(true, |c| c.yielded(true)),
+            hash.of(&self.row(|c| c.canonical(&c.yielded(true)))),
+        );
+        Some(format!("WITH batch AS (\n{batch}\n), mapped AS ({mapped}) {}", asked(ask, hash)))
+    }
+
+    /// Over shipped rows (see [`SHIPPED`]); parameters otherwise as [`Comparison::over_legacy`].
+    pub fn shipped(&self, hash: Hash, ask: Ask) -> String {
+        let mapped = format!(
+            "SELECT b.relay_key AS from_key, {} AS row_key, {} AS hash FROM batch b CROSS JOIN LATERAL {} AS m",
+            self.key(true, |c| c.yielded(false)),
+            hash.of(&self.row(|c| c.canonical(&c.yielded(false)))),
+            self.over_target.sql,
+        );
+        let asked = asked(ask, hash).replace("$1", "$10").replace("$4", "$11");
+        format!("WITH batch AS {SHIPPED}, mapped AS ({mapped}) {asked}")
+    }
+
+    /// Over the table's own rows, within a range of its key. `$2` after, `$3` until, each if given; else NULL.
+    pub fn table(&self, hash: Hash, ask: Ask, after: bool, until: bool) -> String {
+        let key = self.key(false, |c| format!("t.{}", ident(&c.name)));
+        let mapped = format!(
+            "SELECT {key} AS from_key, {key} AS row_key, {} AS hash FROM {} AS t WHERE {}",
+            hash.of(&self.row(|c| c.canonical(&format!("t.{}", ident(&c.name))))),
+            self.table,
+            self.range(after, until),
+        );
+        format!("WITH mapped AS ({mapped}) {}", asked(ask, hash))
+    }
+
+    /// Where a chunk of the table ends: the key after `$1` others in the range.
+    pub fn bound(&self, after: bool, until: bool) -> String {
+        let order = self.entity.key.iter().map(|k| format!("t.{}", ident(k))).collect::<Vec<_>>().join(", ");
+        format!(
+            "SELECT {} AS key FROM {} AS t WHERE {} ORDER BY {order} OFFSET $1 LIMIT 1",
+            self.key(false, |c| format!("t.{}", ident(&c.name))),
+            self.table,
+            self.range(after, until),
+        )
+    }
+
+    /// What shipped rows become, with what stands in the table under the same key: `from_key`, `row_key`, `expected`, `found`.
+    pub fn look(&self) -> String {
+        let keys = self.compared.iter().take(self.entity.key.len());
+        let typed: String =
+            keys.clone().map(|c| format!(", {} AS relay_{}", c.yielded(false), keys_name(&c.name))).collect();
+        let same: Vec<String> =
+            keys.map(|c| format!("t.{} = m.relay_{}", ident(&c.name), keys_name(&c.name))).collect();
+        format!(
+            "WITH batch AS {SHIPPED}, mapped AS (SELECT b.relay_key AS from_key, {} AS row_key, {} AS expected{typed} \
+             FROM batch b CROSS JOIN LATERAL {} AS m) \
+             SELECT m.from_key, m.row_key, m.expected, (SELECT {} FROM {} AS t WHERE {} LIMIT 1) AS found FROM mapped m",
+            self.key(true, |c| c.yielded(false)),
+            self.texts(|c| c.canonical(&c.yielded(false))),
+            self.over_target.sql,
+            self.texts(|c| c.canonical(&format!("t.{}", ident(&c.name)))),
+            self.table,
+            same.join(" AND "),
+        )
+    }
+
+    /// The rows of the table that have these keys: `row_key`, `found`, `version`. `$1` and on: the keys, an array a column.
+    pub fn found(&self) -> String {
+        format!(
+            "SELECT {} AS row_key, {} AS found, t.xmin::pg_catalog.text AS version FROM {} JOIN {} AS t ON {}",
+            self.key(false, |c| format!("t.{}", ident(&c.name))),
+            self.texts(|c| c.canonical(&format!("t.{}", ident(&c.name)))),
+            self.given(),
+            self.table,
+            self.is_given(),
+        )
+    }
+
+    /// Deletes the rows of the table that have these keys; each as it was. Parameters as [`Comparison::found`].
+    pub fn delete(&self) -> String {
+        format!(
+            "DELETE FROM {} AS t USING {} WHERE {} RETURNING {} AS row_key, pg_catalog.to_jsonb(t)::pg_catalog.text AS before",
+            self.table,
+            self.given(),
+            self.is_given(),
+            self.key(false, |c| format!("t.{}", ident(&c.name))),
+        )
+    }
+
+    /// The whole rows of the table that have these keys, as JSON. Parameters as [`Comparison::found`].
+    pub fn whole(&self) -> String {
+        format!(
+            "SELECT {} AS row_key, pg_catalog.to_jsonb(t)::pg_catalog.text AS row FROM {} JOIN {} AS t ON {}",
+            self.key(false, |c| format!("t.{}", ident(&c.name))),
+            self.given(),
+            self.table,
+            self.is_given(),
+        )
+    }
+
+    /// Some keys of the table at random; `$1` how many, `$2` which percentage of its pages to read.
+    pub fn sample(&self) -> String {
+        format!(
+            "SELECT {} AS key FROM {} AS t TABLESAMPLE SYSTEM ($2::float4) ORDER BY pg_catalog.random() LIMIT $1",
+            self.key(false, |c| format!("t.{}", ident(&c.name))),
+            self.table,
+        )
+    }
+
+    /// The table, quoted.
+    pub fn table_name(&self) -> &str {
+        &self.table
+    }
+
+    fn range(&self, after: bool, until: bool) -> String {
+        let key: Vec<String> = self.entity.key.iter().map(|k| format!("t.{}", ident(k))).collect();
+        let bound = |given: bool, n: usize, comparison: &str| {
+            if !given {
+                return format!("${n}::text[] IS NULL");
+            }
+            let values: Vec<String> =
+                self.key_types.iter().enumerate().map(|(at, t)| format!("(${n}::text[])[{}]::{t}", at + 1)).collect();
+            format!("({}) {comparison} ({})", key.join(", "), values.join(", "))
+        };
+        format!("{} AND {}", bound(after, 2, ">"), bound(until, 3, "<="))
+    }
+
+    fn given(&self) -> String {
+        let arrays: Vec<String> =
+            (1..=self.entity.key.len()).map(|n| format!("pg_catalog.unnest(${n}::text[])")).collect();
+        let names: Vec<String> = (1..=self.entity.key.len()).map(|n| format!("k{n}")).collect();
+        format!("ROWS FROM ({}) AS g ({})", arrays.join(", "), names.join(", "))
+    }
+
+    fn is_given(&self) -> String {
+        let keys = self.compared.iter().take(self.entity.key.len()).enumerate();
+        keys.map(|(n, c)| format!("t.{} = g.k{}::{}", ident(&c.name), n + 1, c.type_name))
+            .collect::<Vec<_>>()
+            .join(" AND ")
+    }
+
+    /// The key's texts: they can be read back as its types. `NULL`s stay.
+    fn key(&self, yielded: bool, value: impl Fn(&Compared) -> String) -> String {
+        let _ = yielded;
+        let keys = self.compared.iter().take(self.entity.key.len());
+        format!("ARRAY[{}]::pg_catalog.text[]", keys.map(|c| c.canonical(&value(c))).collect::<Vec<_>>().join(", "))
+    }
+
+    fn texts(&self, value: impl Fn(&Compared) -> String) -> String {
+        format!("ARRAY[{}]::pg_catalog.text[]", self.compared.iter().map(value).collect::<Vec<_>>().join(", "))
+    }
+
+    /// One text of a row; NULL and an empty text differ in it.
+    fn row(&self, value: impl Fn(&Compared) -> String) -> String {
+        format!("ROW({})::pg_catalog.text", self.compared.iter().map(value).collect::<Vec<_>>().join(", "))
+    }
+}
+
+fn keys_name(name: &str) -> String {
+    // Within an identifier that is built from it: any name is made harmless.
+    name.bytes().map(|b| format!("{b:02x}")).collect()
+}
+
+fn asked(ask: Ask, hash: Hash) -> String {
+    let bucket = format!(
+        "CASE WHEN $1::bigint = 1 THEN 0 ELSE ({} & 9223372036854775807) % $1::bigint END",
+        hash.of("row_key::pg_catalog.text")
+    );
+    match ask {
+        Ask::Sums => format!(
+            "SELECT {bucket} AS bucket, pg_catalog.count(*) AS rows, pg_catalog.sum(hash)::pg_catalog.text AS total, \
+             pg_catalog.count(*) FILTER (WHERE row_key IS DISTINCT FROM from_key) AS moved FROM mapped \
+             WHERE ($4::int[] IS NULL OR {bucket} = ANY ($4::int[])) GROUP BY 1"
+        ),
+        Ask::Keys => format!(
+            "SELECT row_key, from_key, hash FROM mapped WHERE ($4::int[] IS NULL OR {bucket} = ANY ($4::int[]))"
+        ),
+    }
+}
+
+/// Legacy rows that were shipped to the target, as the relation that the mapping is evaluated over: the parameters of
+/// [`crate::target::EVENTS`], and `$9` the key that each comes from, as the text of an array.
+pub const SHIPPED: &str = "MATERIALIZED (SELECT e.id, e.event_id, e.aggregate_type, e.aggregate_id, e.event_type, \
+     e.payload::pg_catalog.jsonb AS payload, e.headers::pg_catalog.jsonb AS headers, e.created_at, e.relay_key::pg_catalog.text[] AS relay_key \
+     FROM ROWS FROM (pg_catalog.unnest($1::bigint[]), pg_catalog.unnest($2::uuid[]), pg_catalog.unnest($3::text[]), \
+     pg_catalog.unnest($4::text[]), pg_catalog.unnest($5::text[]), pg_catalog.unnest($6::text[]), \
+     pg_catalog.unnest($7::text[]), pg_catalog.unnest($8::timestamptz[]), pg_catalog.unnest($9::text[])) \
+     AS e (id, event_id, aggregate_type, aggregate_id, event_type, payload, headers, created_at, relay_key))";

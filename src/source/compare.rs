@@ -1,0 +1,207 @@
+//! The legacy rows of an entity, compared: checksums of ranges, and what the look at single keys needs.
+//!
+//! Guarantees: every statement is short, in a read-only transaction of its own, and holds no snapshot beyond itself.
+
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+
+use super::legacy::key_at;
+use super::{KeyAt, Legacy, LegacyRow, RowKey, Source, SourceLane};
+use crate::config::{Entity, RowsFrom};
+use crate::mapping::compare::{Ask, CANONICAL, Comparison, Hash, PROBE};
+use crate::session::{Session, ask, sqlstate};
+use crate::sql::{ident, render};
+
+/// `unnest($1::text[]), …`
+pub(super) fn key_arrays(columns: usize) -> String {
+    (1..=columns).map(|n| format!("unnest(${n}::text[])")).collect::<Vec<_>>().join(", ")
+}
+
+/// A range of keys: after one, up to and including another; an end that is not given is open.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Range {
+    /// `None`: from the lowest.
+    pub after: Option<RowKey>,
+    /// `None`: to the highest.
+    pub until: Option<RowKey>,
+}
+
+impl Range {
+    /// As parameters.
+    pub(crate) fn bounds(&self) -> (Option<Vec<String>>, Option<Vec<String>>) {
+        let bound = |key: &Option<RowKey>| key.as_ref().map(|key| key.0.clone());
+        (bound(&self.after), bound(&self.until))
+    }
+}
+
+impl Source {
+    fn read_only(legacy: &Legacy) -> String {
+        format!("SET TRANSACTION READ ONLY; {} {CANONICAL}", legacy.settings)
+    }
+
+    /// How this server hashes some texts, and its encoding.
+    pub async fn hash_probe(&self) -> sqlx::Result<String> {
+        let rows = self.ask("", self.query(PROBE)).await?;
+        rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)
+    }
+
+    /// Whether this server understands an entity's mapping by itself: no table, type or function beyond what every Postgres has.
+    pub async fn understands(&self, comparison: &Comparison) -> sqlx::Result<bool> {
+        let Some(sql) = comparison.trial() else { return Ok(false) };
+        let none: Option<Vec<String>> = None;
+        let trial = crate::sql::query(&sql, false).bind(1i64).bind(none.clone()).bind(none).bind(None::<Vec<i32>>);
+        let settings = format!("SET TRANSACTION READ ONLY; {CANONICAL} SET LOCAL search_path = pg_catalog;");
+        let limits = self.limits;
+        let planned = crate::session::within(limits.deadline, async {
+            let (mut session, _) = Session::begin(&self.pool, &format!("{} {settings}", limits.sql())).await?;
+            let planned = trial.fetch_one(session.connection()).await;
+            session.rollback().await;
+            planned
+        });
+        match planned.await {
+            Ok(row) => {
+                // json, whose text is what is sent.
+                let plan: String = row.try_get_unchecked(0)?;
+                Ok(!plan.contains("\"Relation Name\""))
+            }
+            Err(error)
+                if sqlstate(&error)
+                    .is_some_and(|code| !crate::disposition::is_transient(&error) || code == "0A000") =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The key after so many others in the range, if there is one.
+    pub async fn legacy_bound(&self, legacy: &Legacy, range: &Range, rows: u64) -> sqlx::Result<Option<RowKey>> {
+        let file = include_str!("../../sql/legacy/bound.sql");
+        let sql = legacy.render_range(file, range.after.is_some(), range.until.is_some());
+        let (after, until) = range.bounds();
+        let found = crate::sql::query(&sql, false).bind(rows.saturating_sub(1).cast_signed()).bind(after).bind(until);
+        let found = ask(&self.pool, self.limits, &Self::read_only(legacy), found).await?;
+        found.first().map(|row| row.try_get("key").map(RowKey)).transpose()
+    }
+
+    /// The mapping over the legacy rows of a range, evaluated here; `None`: it cannot be.
+    pub async fn legacy_compared(
+        &self,
+        legacy: &Legacy,
+        comparison: &Comparison,
+        hash: Hash,
+        what: Ask,
+        range: &Range,
+        (buckets, wanted): (i64, Option<&[i32]>),
+    ) -> sqlx::Result<Option<Vec<PgRow>>> {
+        let file = include_str!("../../sql/legacy/compared.sql");
+        let batch = legacy.render_range(file, range.after.is_some(), range.until.is_some());
+        let Some(sql) = comparison.over_legacy(&batch, hash, what) else { return Ok(None) };
+        let (after, until) = range.bounds();
+        let question = crate::sql::query(&sql, false).bind(buckets).bind(after).bind(until).bind(wanted);
+        ask(&self.pool, self.limits, &Self::read_only(legacy), question).await.map(Some)
+    }
+
+    /// The rows that these keys have now, without a lock. What lies beyond the bytes has no payload.
+    pub async fn legacy_rows(
+        &self,
+        legacy: &Legacy,
+        keys: &[RowKey],
+        payload_bytes: u64,
+    ) -> sqlx::Result<Vec<LegacyRow>> {
+        let sql = render(include_str!("../../sql/legacy/rows.sql"), &legacy.names);
+        let mut query = crate::sql::query(&sql, false).bind(i64::try_from(payload_bytes).unwrap_or(i64::MAX));
+        for n in 0..legacy.key.len() {
+            query = query.bind(keys.iter().filter_map(|key| key.0.get(n).map(String::as_str)).collect::<Vec<_>>());
+        }
+        let rows = ask(&self.pool, self.limits, &Self::read_only(legacy), query).await?;
+        rows.iter().map(|row| Ok(LegacyRow { at: key_at(row)?, payload: row.try_get("payload")? })).collect()
+    }
+
+    /// Whose these keys are, where no row has them: `None` if the aggregate's expression needs more than the key.
+    pub async fn aggregates_of(&self, legacy: &Legacy, keys: &[RowKey]) -> sqlx::Result<Option<Vec<KeyAt>>> {
+        let sql = render(include_str!("../../sql/legacy/aggregates.sql"), &legacy.names);
+        let mut query = crate::sql::query(&sql, false);
+        for n in 0..legacy.key.len() {
+            query = query.bind(keys.iter().filter_map(|key| key.0.get(n).map(String::as_str)).collect::<Vec<_>>());
+        }
+        match ask(&self.pool, self.limits, &Self::read_only(legacy), query).await {
+            Ok(rows) => rows.iter().map(key_at).collect::<sqlx::Result<_>>().map(Some),
+            // No such column; or a key that is none of these types: no row can have it.
+            Err(error)
+                if sqlstate(&error)
+                    .is_some_and(|code| code == "42703" || code == "42P01" || code.starts_with("22")) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Some keys at random.
+    pub async fn legacy_sample(&self, legacy: &Legacy, entity: &Entity, rows: u32) -> sqlx::Result<Vec<RowKey>> {
+        let Some(of) = &entity.legacy else { return Ok(Vec::new()) };
+        let texts: Vec<String> = of.key.iter().map(|c| format!("relay_row.{}::text", ident(c))).collect();
+        let from = match &of.from {
+            RowsFrom::Table(table) => {
+                let sql = "SELECT greatest(c.reltuples, 0)::float8 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2";
+                let of_table = crate::sql::query(sql, false).bind(&table.schema).bind(&table.table);
+                let found = self.ask("", of_table).await?;
+                let tuples: f64 = found.first().map_or(Ok(0.0), |row| row.try_get(0))?;
+                format!(
+                    "{}.{} AS relay_row TABLESAMPLE SYSTEM ({})",
+                    ident(&table.schema),
+                    ident(&table.table),
+                    percentage(tuples, rows)
+                )
+            }
+            RowsFrom::Query(file) => format!("({}\n) AS relay_row", file.text.trim_end().trim_end_matches(';')),
+        };
+        let sql = format!("SELECT ARRAY[{}]::text[] AS key FROM {from} ORDER BY random() LIMIT $1", texts.join(", "));
+        let found = crate::sql::query(&sql, false).bind(i64::from(rows));
+        let found = ask(&self.pool, self.limits, &Self::read_only(legacy), found).await?;
+        found.iter().map(|row| row.try_get("key").map(RowKey)).collect()
+    }
+
+    /// A mark behind every event that is committed now.
+    pub async fn newest_id(&self) -> sqlx::Result<i64> {
+        let sql = self.names.render(include_str!("../../sql/source/newest_id.sql"));
+        let rows = self.ask("", self.query(&sql)).await?;
+        rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)
+    }
+
+    /// Whether events of a type up to the mark are on their way, or stuck.
+    pub async fn open_until(&self, aggregate_type: &str, mark: i64) -> sqlx::Result<(bool, bool)> {
+        let sql = self.names.render(include_str!("../../sql/source/open_until.sql"));
+        let rows = self.ask("", self.query(&sql).bind(aggregate_type).bind(mark)).await?;
+        let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+        Ok((row.try_get("pending")?, row.try_get("stuck")?))
+    }
+}
+
+/// Of a table's pages, so that some more than the wanted rows stand on them.
+pub(crate) fn percentage(tuples: f64, wanted: u32) -> f64 {
+    // A table without statistics, or a small one, is read as a whole.
+    let share = f64::from(wanted) * 400.0 / tuples.max(1.0);
+    if tuples < 20_000.0 { 100.0 } else { share.clamp(0.01, 100.0) }
+}
+
+impl SourceLane {
+    /// Which event, and in which state, keeps each of these aggregates from being compared.
+    pub async fn waiting_events(
+        &mut self,
+        aggregate_type: &str,
+        ids: &[&str],
+    ) -> sqlx::Result<Vec<(String, i64, String)>> {
+        let sql = self.source.names.render(include_str!("../../sql/source/waiting_events.sql"));
+        let question = self.source.query(&sql).bind(self.lane).bind(aggregate_type).bind(ids);
+        let rows = question.fetch_all(self.session.connection()).await?;
+        rows.iter()
+            .map(|row| {
+                let word: String = row.try_get("status")?;
+                let status = self.source.names.status(&word).map_or(word, |status| status.to_string());
+                Ok((row.try_get("aggregate_id")?, row.try_get("id")?, status))
+            })
+            .collect()
+    }
+}

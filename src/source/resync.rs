@@ -1,0 +1,66 @@
+//! What a resync asks: which aggregates, and which rows are theirs.
+
+use std::collections::HashSet;
+
+use chrono::{DateTime, Utc};
+use sqlx::Row;
+use uuid::Uuid;
+
+use super::{Legacy, RowKey, Source};
+
+impl Source {
+    /// A type's divergent aggregates, and the events by which they are.
+    pub async fn divergent_aggregates(&self, aggregate_type: &str) -> sqlx::Result<(Vec<String>, Vec<Uuid>)> {
+        let sql = self.names.render(include_str!("../../sql/source/divergent_aggregates.sql"));
+        let rows = self.ask("", self.query(&sql).bind(aggregate_type)).await?;
+        let mut ids: Vec<String> = rows.iter().map(|row| row.try_get("aggregate_id")).collect::<sqlx::Result<_>>()?;
+        ids.dedup();
+        Ok((ids, rows.iter().map(|row| row.try_get("event_id")).collect::<sqlx::Result<_>>()?))
+    }
+
+    /// Forgets these divergent events; how many there were.
+    pub async fn clear_divergent(&self, events: &[Uuid]) -> sqlx::Result<u64> {
+        let sql = self.names.render(include_str!("../../sql/source/clear_divergent.sql"));
+        let rows = self.ask("", self.query(&format!("{} RETURNING 1", sql.trim_end())).bind(events)).await?;
+        Ok(rows.len() as u64)
+    }
+
+    /// A type's aggregates that had an event written in that time.
+    pub async fn aggregates_between(
+        &self,
+        aggregate_type: &str,
+        since: DateTime<Utc>,
+        until: DateTime<Utc>,
+    ) -> sqlx::Result<Vec<String>> {
+        let sql = self.names.render(include_str!("../../sql/source/aggregates_between.sql"));
+        let rows = self.ask("", self.query(&sql).bind(aggregate_type).bind(since).bind(until)).await?;
+        rows.iter().map(|row| row.try_get(0)).collect()
+    }
+
+    /// Whether an aggregate's id is the key of its row, as far as these show: then it need not be searched for.
+    pub async fn is_its_key(&self, legacy: &Legacy, ids: &[String]) -> sqlx::Result<bool> {
+        if legacy.key.len() != 1 {
+            return Ok(false);
+        }
+        let keys: Vec<RowKey> = ids.iter().map(|id| RowKey(vec![id.clone()])).collect();
+        let found = self.aggregates_of(legacy, &keys).await?;
+        Ok(found.is_some_and(|found| found.iter().all(|at| at.aggregate_id.as_ref() == at.key.0.first())))
+    }
+
+    /// The keys of the rows of these aggregates, by a walk over all keys.
+    pub async fn keys_of_aggregates(&self, legacy: &Legacy, ids: &[String]) -> sqlx::Result<Vec<RowKey>> {
+        const PAGE: u32 = 5000;
+        let wanted: HashSet<&str> = ids.iter().map(String::as_str).collect();
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let keys = self.legacy_keys(legacy, after.as_ref(), None, PAGE).await?;
+            let ended = (keys.len() as u32) < PAGE;
+            after = keys.last().map(|at| at.key.clone());
+            let is_wanted = |id: &Option<String>| id.as_deref().is_some_and(|id| wanted.contains(id));
+            found.extend(keys.into_iter().filter(|at| is_wanted(&at.aggregate_id)).map(|at| at.key));
+            if ended {
+                return Ok(found);
+            }
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! Verification that goes on by itself beside the relay, at a rate that hurts nobody.
+//!
+//! Guarantees: of any number of processes one does it; it begins at most once in `[verify] every`, across restarts too.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::{EntityReport, Options, Outcome, VerifyError, verify};
+use crate::relay::Shared;
+
+/// Verifies again and again, until told to stop; returns at once if it is not configured.
+pub async fn run(shared: &Shared, stop: &CancellationToken) {
+    let every = shared.config.verify.every;
+    if every.is_zero() {
+        return;
+    }
+    let look = (every / 20).clamp(Duration::from_millis(100), Duration::from_secs(60));
+    while !stop.is_cancelled() {
+        match once(shared, every, stop).await {
+            Ok(()) | Err(VerifyError::Stopped) => {}
+            Err(error) => tracing::warn!("verification could not be done: {error}"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(look) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+}
+
+async fn once(shared: &Shared, every: Duration, stop: &CancellationToken) -> Result<(), VerifyError> {
+    let Some(begun) = shared.target.begin_due_report(every).await.map_err(VerifyError::Target)? else { return Ok(()) };
+    // As they are now, not as they were at the start.
+    let mut config = shared.config.clone();
+    config.entities = shared.entities().to_vec();
+    let options = Options { rate: Some(config.verify.rate), by: "run", begun: Some(begun), ..Options::default() };
+    let report = verify(&config, &shared.source, &shared.target, &options, stop, &|_, _, _| {}).await?;
+    let differences: u64 = report.entities.iter().map(EntityReport::differences).sum();
+    match report.outcome {
+        Outcome::Equal => tracing::info!(report = report.id, "verification: both databases are equal"),
+        Outcome::Differs => tracing::warn!(
+            report = report.id,
+            differences,
+            "verification found differences: outbox-relay verify --history, then outbox-relay repair"
+        ),
+        Outcome::CouldNot if stop.is_cancelled() => {}
+        Outcome::CouldNot => {
+            let why = report.entities.iter().filter_map(|e| e.message.clone()).collect::<Vec<_>>().join("; ");
+            tracing::warn!(report = report.id, why, "verification could not compare everything");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,504 @@
+//! `verify`: whether both databases agree, through the mapping, while events flow.
+//!
+//! Guarantees: no false alarm on live traffic (a difference is told only after a look under the lane's lock, with no event of its
+//! aggregate open), no pause, no long snapshot: every statement is a short transaction. Equal chunks ship nothing but a checksum, and
+//! memory does not grow with the tables. A verification is as of no single moment: each row is right when it was read.
+//! Does not guarantee to see what changes behind its back: a row that is made wrong after its chunk was read is the next one's.
+
+mod judge;
+pub mod keep;
+mod look;
+mod pass;
+pub mod report;
+
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use self::judge::{Judgement, Rule, Suspect};
+pub(crate) use self::look::{Look, split};
+use self::pass::{Pass, Step};
+pub use self::report::{ColumnDifference, Difference, EntityReport, Kind, Outcome, Report, Waiting, render};
+use crate::config::{Config, Entity, OnFailure};
+use crate::disposition::told;
+use crate::event::Lane;
+use crate::lease::LeaseError;
+use crate::mapping::MappingError;
+use crate::mapping::compare::{Comparison, Hash};
+use crate::redact::HIDDEN;
+use crate::source::{Legacy, RowKey, Source};
+use crate::target::{ReportId, Target};
+
+/// How it is done.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// These entities; empty: all that have `legacy`.
+    pub entities: Vec<String>,
+    /// So many rows of each side, chosen at random, instead of all.
+    pub sample: Option<u32>,
+    /// Rows a second on each side, at most.
+    pub rate: Option<u32>,
+    /// The tables' writes emit no events: look twice instead of under a lock.
+    pub without_events: bool,
+    /// How it was asked for, kept with the report: `command`, `run`.
+    pub by: &'static str,
+    /// The report, if it is begun already.
+    pub begun: Option<(ReportId, DateTime<Utc>)>,
+}
+
+/// Rows so far, and the time since the entity was begun.
+pub type Progress<'a> = dyn Fn(u64, Duration) + Sync + 'a;
+
+/// Why it could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// The legacy database.
+    #[error("legacy: {}", told(.0))]
+    Source(#[source] sqlx::Error),
+    /// The new one.
+    #[error("new: {}", told(.0))]
+    Target(#[source] sqlx::Error),
+    /// A mapping.
+    #[error("{0}")]
+    Mapping(Box<MappingError>),
+    /// A lane that cannot be taken.
+    #[error("{0}")]
+    Lane(#[source] LeaseError),
+    /// A lane that is not given back.
+    #[error("lane {0} is held by somebody else all the time")]
+    Busy(Lane),
+    /// Even a small chunk takes too long.
+    #[error("even a small chunk takes longer than relay.deadline: is there an index on the key?")]
+    TooSlow,
+    /// The new table's own rows cannot be read.
+    #[error("a row of the new table cannot be read: {0}")]
+    Unreadable(String),
+    /// Nobody is called so, or has no legacy rows.
+    #[error("{0}")]
+    NoEntity(String),
+    /// Told to end.
+    #[error("stopped before the end")]
+    Stopped,
+}
+
+/// Differences of one entity that are kept; beyond them it is not read further.
+pub const KEPT: u64 = 10_000;
+/// How often a row is looked at under its lane's lock, until none of its events is on its way; and the pause between.
+const ATTEMPTS: usize = 8;
+const BETWEEN: Duration = Duration::from_millis(50);
+/// Suspects that are gathered before they are looked at again.
+const GATHER: usize = 500;
+
+/// Verifies, and keeps the report on the target. `progress` is told after every chunk, with the entity's name.
+pub async fn verify(
+    config: &Config,
+    source: &Source,
+    target: &Target,
+    options: &Options,
+    stop: &CancellationToken,
+    progress: &(dyn Fn(&str, u64, Duration) + Sync),
+) -> Result<Report, VerifyError> {
+    let entities = chosen(&config.entities, &options.entities)?;
+    let started = Instant::now();
+    let (id, started_at) = match options.begun {
+        Some(begun) => begun,
+        None => target.begin_report(options.by, &mode(options)).await.map_err(VerifyError::Target)?,
+    };
+    let mut report = Report {
+        id: id.0,
+        started_at,
+        seconds: 0.0,
+        outcome: Outcome::Equal,
+        entities: Vec::new(),
+        differences: Vec::new(),
+        waiting: Vec::new(),
+    };
+    let mut stopped = false;
+    for entity in entities {
+        let mut of = Verification {
+            config,
+            source,
+            target,
+            entity,
+            options,
+            stop,
+            id,
+            report: EntityReport::new(&entity.name),
+            shown: Vec::new(),
+            waiting: Vec::new(),
+        };
+        let began = Instant::now();
+        let told_progress = |rows: u64, took: Duration| progress(&entity.name, rows, took);
+        let done = of.run(&told_progress).await;
+        of.report.seconds = began.elapsed().as_secs_f64();
+        if of.report.differences() > 0 {
+            of.report.outcome = Outcome::Differs;
+        }
+        match done {
+            Ok(()) => {}
+            Err(error) => {
+                stopped = matches!(error, VerifyError::Stopped);
+                of.report.outcome = Outcome::CouldNot;
+                of.report.message = Some(if stopped { "stopped before the end".to_owned() } else { error.to_string() });
+            }
+        }
+        let room = report::SHOWN.saturating_sub(report.differences.len());
+        report.differences.extend(of.shown.into_iter().take(room));
+        report.waiting.extend(of.waiting);
+        report.entities.push(of.report);
+        if stopped {
+            break;
+        }
+    }
+    report.outcome = Report::worst(&report.entities);
+    report.seconds = started.elapsed().as_secs_f64();
+    target.end_report(id, &report).await.map_err(VerifyError::Target)?;
+    Ok(report)
+}
+
+fn mode(options: &Options) -> String {
+    match options.sample {
+        Some(rows) => format!("sample {rows}"),
+        None => "full".to_owned(),
+    }
+}
+
+/// The entities that are meant, all of which have legacy rows.
+pub(crate) fn chosen<'a>(entities: &'a [Entity], names: &[String]) -> Result<Vec<&'a Entity>, VerifyError> {
+    let having: Vec<&Entity> = entities.iter().filter(|e| e.legacy.is_some()).collect();
+    if names.is_empty() {
+        if having.is_empty() {
+            return Err(VerifyError::NoEntity(
+                "no entity says which legacy rows it is made of: add legacy = { table = \"public.users\", key = [\"id\"] } to it".to_owned(),
+            ));
+        }
+        return Ok(having);
+    }
+    let one = |name: &String| {
+        let there = having.iter().map(|e| e.name.as_str()).collect::<Vec<_>>().join(", ");
+        having.iter().copied().find(|e| e.name == *name).ok_or_else(|| {
+            let why = if entities.iter().any(|e| e.name == *name) {
+                "does not say which legacy rows it is made of (legacy = { table = …, key = … })"
+            } else {
+                "is not in the configuration"
+            };
+            VerifyError::NoEntity(format!("entity {name} {why}; there are: {there}"))
+        })
+    };
+    names.iter().map(one).collect()
+}
+
+/// Aggregate types whose failed events hold nobody back: every entity lets them pass.
+pub(crate) fn passing(entities: &[Entity]) -> Vec<String> {
+    let of =
+        |failure: OnFailure| entities.iter().filter(move |e| e.on_failure == failure).map(|e| e.aggregate_type.clone());
+    let held: std::collections::BTreeSet<String> = of(OnFailure::Hold).collect();
+    of(OnFailure::Pass)
+        .filter(|kind| !held.contains(kind))
+        .collect::<std::collections::BTreeSet<_>>()
+        .into_iter()
+        .collect()
+}
+
+/// What an entity's comparison stands on.
+pub(crate) struct Ground {
+    pub(crate) legacy: Legacy,
+    pub(crate) comparison: Comparison,
+}
+
+impl Ground {
+    /// Reads both sides' types.
+    pub(crate) async fn of(source: &Source, target: &Target, entity: &Entity) -> Result<Ground, VerifyError> {
+        let none = || VerifyError::NoEntity(format!("entity {} has no table or no legacy rows", entity.name));
+        let legacy = source.legacy(entity).await.map_err(VerifyError::Source)?.ok_or_else(none)?;
+        let ignored: Vec<String> = entity.verify.ignore.iter().map(|i| i.column.clone()).collect();
+        let comparison = target.comparison(entity, &ignored).await;
+        let comparison = comparison.map_err(|error| VerifyError::Mapping(Box::new(error)))?.ok_or_else(none)?;
+        Ok(Ground { legacy, comparison })
+    }
+}
+
+/// One entity's.
+struct Verification<'a> {
+    config: &'a Config,
+    source: &'a Source,
+    target: &'a Target,
+    entity: &'a Entity,
+    options: &'a Options,
+    stop: &'a CancellationToken,
+    id: ReportId,
+    report: EntityReport,
+    shown: Vec<Difference>,
+    waiting: Vec<Waiting>,
+}
+
+impl Verification<'_> {
+    async fn run(&mut self, progress: &Progress<'_>) -> Result<(), VerifyError> {
+        self.refuse_shared_tables()?;
+        let Ground { legacy, mut comparison } = Ground::of(self.source, self.target, self.entity).await?;
+        for ignored in &self.entity.verify.ignore {
+            self.report.ignored.push(format!("{} ({})", ignored.column, ignored.reason));
+        }
+        self.refuse_unknown_columns(&comparison)?;
+        let by_legacy = self.source.understands(&comparison).await.map_err(VerifyError::Source)?;
+        if !by_legacy {
+            comparison.only_by_target();
+        }
+        self.report.mapped_by_legacy = by_legacy;
+        let hash = self.hash().await?;
+        let pass = passing(&self.config.entities);
+        let columns = comparison.columns.clone();
+        let look = Look {
+            source: self.source,
+            target: self.target,
+            legacy: &legacy,
+            comparison: &comparison,
+            rule: Rule { columns: &columns, rules: &self.entity.verify, replaces: !self.entity.replace_by.is_empty() },
+            pass: &pass,
+            batch: self.config.relay.batch,
+            stop: self.stop,
+            without_events: self.options.without_events,
+        };
+        let mut walk = Pass {
+            source: self.source,
+            target: self.target,
+            legacy: &legacy,
+            comparison: &comparison,
+            hash,
+            by_legacy,
+            rate: self.options.rate,
+            stop: self.stop,
+            progress,
+            started: Instant::now(),
+            read: 0,
+            legacy_rows: 0,
+            new_rows: 0,
+        };
+        let done = if let Some(rows) = self.options.sample {
+            self.report.method = "sample".to_owned();
+            self.sample(&look, rows, &mut walk).await
+        } else if walk.ordered_alike() && self.ranges(&mut walk, &look).await? {
+            Ok(())
+        } else {
+            self.report.method = "buckets".to_owned();
+            walk.legacy_rows = 0;
+            walk.new_rows = 0;
+            self.buckets(&mut walk, &look).await
+        };
+        self.report.legacy_rows = walk.legacy_rows;
+        self.report.new_rows = walk.new_rows;
+        done
+    }
+
+    /// By which hash both servers can be asked.
+    async fn hash(&self) -> Result<Hash, VerifyError> {
+        let (legacy, new) = tokio::join!(self.source.hash_probe(), self.target.hash_probe());
+        let same = legacy.map_err(VerifyError::Source)? == new.map_err(VerifyError::Target)?;
+        Ok(if same { Hash::Own } else { Hash::Md5 })
+    }
+
+    /// Whose a row is that two entities write cannot be told.
+    fn refuse_shared_tables(&self) -> Result<(), VerifyError> {
+        let other = self
+            .config
+            .entities
+            .iter()
+            .find(|e| e.name != self.entity.name && e.table.is_some() && e.table == self.entity.table);
+        match other {
+            Some(other) => Err(VerifyError::NoEntity(format!(
+                "entity {} writes the same table: which of its rows should be there because of which entity cannot be told",
+                other.name
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    fn refuse_unknown_columns(&self, comparison: &Comparison) -> Result<(), VerifyError> {
+        let tolerated = self.entity.verify.tolerance.iter().map(|t| &t.column);
+        match tolerated.into_iter().find(|column| !comparison.columns.contains(column)) {
+            Some(column) => Err(VerifyError::NoEntity(format!(
+                "entity.verify.tolerance names the column {column}, which is not compared; these are: {}",
+                comparison.columns.join(", ")
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// False: the mapping does not hand the key through.
+    async fn ranges(&mut self, walk: &mut Pass<'_>, look: &Look<'_>) -> Result<bool, VerifyError> {
+        let (mut after, mut size, mut suspects) = (None, Pass::first_size(), Vec::new());
+        loop {
+            match walk.chunk(after, &mut size, &mut suspects).await? {
+                Step::Moved => return Ok(false),
+                Step::On(next) => after = next,
+            }
+            if suspects.len() >= GATHER || after.is_none() {
+                let gathered = std::mem::take(&mut suspects);
+                self.look_again(look, gathered, true).await?;
+            }
+            if after.is_none() || self.is_full() {
+                return Ok(true);
+            }
+        }
+    }
+
+    async fn buckets(&mut self, walk: &mut Pass<'_>, look: &Look<'_>) -> Result<(), VerifyError> {
+        let mut suspects = Vec::new();
+        let (groups, identical) = walk.bucket_groups(&mut suspects).await?;
+        self.look_again(look, std::mem::take(&mut suspects), identical).await?;
+        for group in groups {
+            walk.bucket_keys(&group, identical, &mut suspects).await?;
+            let homeless = self.look_again(look, std::mem::take(&mut suspects), identical).await?;
+            if !homeless.is_empty() {
+                let judgement = look
+                    .fenced(&homeless, |mut keys| async {
+                        walk.yielded(&group, &mut keys).await?;
+                        Ok(keys)
+                    })
+                    .await?;
+                self.note(judgement).await?;
+            }
+            if self.is_full() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    async fn sample(&mut self, look: &Look<'_>, rows: u32, walk: &mut Pass<'_>) -> Result<(), VerifyError> {
+        let froms = self.source.legacy_sample(look.legacy, self.entity, rows).await.map_err(VerifyError::Source)?;
+        walk.legacy_rows = froms.len() as u64;
+        let identical = look.hands_keys_through(&froms).await?;
+        let drawn: std::collections::HashSet<&RowKey> = froms.iter().collect();
+        let mut suspects: Vec<Suspect> =
+            froms.iter().map(|from| Suspect { key: None, from: Some(from.clone()) }).collect();
+        if identical {
+            let keys = self.target.sample(look.comparison, rows).await.map_err(VerifyError::Target)?;
+            walk.new_rows = keys.len() as u64;
+            let others = keys.into_iter().filter(|key| !drawn.contains(key));
+            suspects.extend(others.map(|key| Suspect { from: Some(key.clone()), key: Some(key) }));
+        } else {
+            self.report.message = Some(
+                "only legacy rows were sampled: which legacy row a row of the new table comes from cannot be told from its key"
+                    .to_owned(),
+            );
+        }
+        for some in suspects.chunks(GATHER) {
+            self.look_again(look, some.to_vec(), identical).await?;
+            if self.is_full() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether so much differs that there is no use in reading on.
+    fn is_full(&mut self) -> bool {
+        let full = self.report.differences() >= KEPT;
+        if full {
+            self.report.message = Some(format!(
+                "more than {KEPT} differences: not read further. Was the first copy made? (outbox-relay backfill)"
+            ));
+        }
+        full
+    }
+
+    /// Looks at suspects again, without a lock and then under it. Gives back those whose lane is not known and that a lookup by key
+    /// cannot settle.
+    async fn look_again(
+        &mut self,
+        look: &Look<'_>,
+        suspects: Vec<Suspect>,
+        identical: bool,
+    ) -> Result<Vec<Suspect>, VerifyError> {
+        if suspects.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.report.looked_again += suspects.len() as u64;
+        if look.without_events {
+            for some in suspects.chunks(GATHER) {
+                let judgement = look.twice(some).await?;
+                self.note(judgement).await?;
+            }
+            return Ok(Vec::new());
+        }
+        let mut left = Vec::new();
+        for some in suspects.chunks(GATHER) {
+            left.extend(look.unlocked(some).await?);
+        }
+        self.report.looked_under_lock += left.len() as u64;
+        let mut homeless = Vec::new();
+        // A row's aggregate may change lanes between a look and the lock, and a hot row has an event on its way most of the time; but not
+        // for ever.
+        for n in 1..=ATTEMPTS {
+            if left.is_empty() {
+                break;
+            }
+            let (by_lane, alone) = look.by_lane(&left).await?;
+            homeless.extend(alone);
+            left = Vec::new();
+            for (lane, suspects) in by_lane {
+                let (mut judgement, elsewhere) = look.locked(lane, &suspects).await?;
+                left.extend(elsewhere);
+                if n < ATTEMPTS {
+                    left.extend(judgement.on_their_way(&suspects));
+                }
+                self.note(judgement).await?;
+            }
+            if !left.is_empty() {
+                tokio::select! {
+                    () = tokio::time::sleep(BETWEEN) => {}
+                    () = self.stop.cancelled() => return Err(VerifyError::Stopped),
+                }
+            }
+        }
+        homeless.extend(left);
+        if identical && !homeless.is_empty() {
+            let judgement = look.fenced(&homeless, |keys| look.without_row(keys)).await?;
+            self.note(judgement).await?;
+            return Ok(Vec::new());
+        }
+        Ok(homeless)
+    }
+
+    /// Keeps what was found, on the target and here.
+    async fn note(&mut self, judgement: Judgement) -> Result<(), VerifyError> {
+        self.report.left_over += judgement.left_over;
+        self.report.waiting += judgement.waiting.len() as u64;
+        let name = &self.entity.name;
+        let room = report::SHOWN.saturating_sub(self.waiting.len());
+        let waiting = judgement.waiting.into_iter().take(room);
+        self.waiting.extend(waiting.map(|w| Waiting { entity: name.clone(), ..w }));
+        let mut differences: Vec<Difference> = judgement
+            .differences
+            .into_iter()
+            .map(|d| self.shown_as(Difference { entity: name.clone(), ..d }))
+            .collect();
+        differences.sort_by(|a, b| a.key.cmp(&b.key));
+        differences.dedup_by(|a, b| a.key == b.key && a.kind == b.kind);
+        for difference in &differences {
+            self.report.count(difference.kind);
+        }
+        self.target.keep_differences(self.id, &differences).await.map_err(VerifyError::Target)?;
+        let room = report::SHOWN.saturating_sub(self.shown.len());
+        self.shown.extend(differences.into_iter().take(room));
+        Ok(())
+    }
+
+    /// Without the values that nobody is shown.
+    fn shown_as(&self, mut difference: Difference) -> Difference {
+        let sight = self.config.redact.for_admins();
+        if let Some(table) = &self.entity.table {
+            for of in difference.columns.iter_mut().filter(|of| sight.hides(&table.schema, &table.table, &of.column)) {
+                let hidden = |value: &Option<String>| value.as_ref().map(|_| HIDDEN.to_owned());
+                (of.legacy, of.new) = (hidden(&of.legacy), hidden(&of.new));
+            }
+        }
+        difference.message = difference.message.map(|message| {
+            let (code, text) = message.split_once(' ').unwrap_or(("", &message));
+            format!("{code} {}", sight.message(&self.entity.aggregate_type, code, text.to_owned()))
+        });
+        difference
+    }
+}
