@@ -49,6 +49,7 @@ fn is_something_else(code: &str) -> bool {
         "admin",
         "redact",
         "log",
+        "verify",
         "backfill",
         "entity",
         "event",
