@@ -52,7 +52,7 @@ fn the_printed_configuration_is_found_in_the_working_directory_and_the_environme
         ("url = \"postgres://relay@legacy", "# outbox-relay.toml:"),
         ("url = \"postgres://relay:***@new/users\"", "# OUTBOX_RELAY_NEW__URL"),
         ("filter = \"debug\"", "# --log-filter"),
-        ("batch = 1000", "# default"),
+        ("batch = 2000", "# default"),
     ] {
         assert!(text.lines().any(|line| line.starts_with(of) && line.contains(origin)), "{of} {origin}\n{text}");
     }
