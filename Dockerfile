@@ -6,6 +6,8 @@ FROM rust:1-slim-bookworm AS build
 WORKDIR /build
 # The dependencies as a layer of their own, which lasts until Cargo.toml or Cargo.lock changes.
 COPY Cargo.toml Cargo.lock ./
+# A package of tests only, but one of the workspace: cargo wants to see it.
+COPY tests/model/Cargo.toml tests/model/
 RUN mkdir src && echo 'fn main() {}' > src/main.rs && touch src/lib.rs && cargo build --release --locked --features otlp && rm -r src
 COPY src src
 COPY sql sql

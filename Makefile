@@ -7,7 +7,7 @@ ARGS ?=
 SECONDS ?= 600
 SEED := $(or $(SEED),$(shell date +%s))
 
-.PHONY: build demo test soak bench lint sbom
+.PHONY: build demo test model soak bench lint sbom
 
 build:
 	cargo build --release --locked
@@ -27,7 +27,11 @@ test:
 	else \
 		echo "Tests on a second version of Postgres: skipped."; \
 	fi
-	cargo test --locked --all-features --tests $(ARGS)
+	cargo test --locked --workspace --all-features --tests $(ARGS)
+
+# The protocol in all its states, a part of the tests. SIZE=large takes hours, and much memory.
+model:
+	OUTBOX_RELAY_MODEL=$(or $(SIZE),small) cargo test --locked --package outbox-relay-model -- --nocapture
 
 # The release build, under every fault at once, for so long and by this seed. `make test` runs a minute of the same.
 soak:

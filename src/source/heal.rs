@@ -123,7 +123,7 @@ impl SourceLane {
             .collect();
         let message = "given up after its last attempt, before the source went back in time";
         self.note_failures(&given_up, "given_up", message).await?;
-        let overtaken = self.fail_overtaken(batch, &settled).await?;
+        let overtaken = self.fail_overtaken(batch, &settled, pass).await?;
         let mut aggregates: Vec<Aggregate> = batch.events.iter().map(|e| e.aggregate.clone()).collect();
         aggregates.sort();
         aggregates.dedup();
@@ -173,7 +173,12 @@ impl SourceLane {
         Ok(())
     }
 
-    async fn fail_overtaken(&mut self, batch: &ForgottenBatch, settled: &HashSet<EventId>) -> sqlx::Result<u64> {
+    async fn fail_overtaken(
+        &mut self,
+        batch: &ForgottenBatch,
+        settled: &HashSet<EventId>,
+        pass: &[String],
+    ) -> sqlx::Result<u64> {
         let mut highest: HashMap<&Aggregate, i64> = HashMap::new();
         for event in batch.events.iter().filter(|e| !e.given_up && settled.contains(&e.id)) {
             let entry = highest.entry(&event.aggregate).or_insert(i64::MIN);
@@ -187,6 +192,7 @@ impl SourceLane {
             .bind(highest.keys().map(|a| a.kind.as_str()).collect::<Vec<_>>())
             .bind(highest.keys().map(|a| a.id.as_str()).collect::<Vec<_>>())
             .bind(highest.values().copied().collect::<Vec<_>>())
+            .bind(pass)
             .fetch_all(self.session.connection())
             .await?;
         let failed = rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
