@@ -188,7 +188,7 @@ async fn what_it_does_is_told_in_logs_and_metrics() {
     let applied = says("applied");
     assert!(applied["event.id"].is_i64() && applied["span"]["lane"].is_i64(), "{applied}");
     assert!(!log.contains("no number"), "a payload is in the log:\n{log}");
-    let address = says("the admin API listens")["address"].as_str().unwrap().to_owned();
+    let address = says("the admin API and the page listen")["address"].as_str().unwrap().to_owned();
     // The backlog is counted every few seconds.
     eventually(DEADLINE, "the metrics tell it", || async {
         let url = format!("http://{address}/metrics");

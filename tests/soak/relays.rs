@@ -143,10 +143,11 @@ impl Relay {
         tokio::spawn(async move {
             for _ in 0..300 {
                 let text = fs::read_to_string(&log).unwrap_or_default();
-                let port = text.lines().find(|line| line.contains("the admin API listens")).and_then(|line| {
-                    let digits = line.rsplit_once(':')?.1;
-                    digits.trim().parse().ok()
-                });
+                let port =
+                    text.lines().find(|line| line.contains("the admin API and the page listen")).and_then(|line| {
+                        let digits = line.rsplit_once(':')?.1;
+                        digits.trim().parse().ok()
+                    });
                 if port.is_some() {
                     *admin.lock().unwrap_or_else(PoisonError::into_inner) = port;
                     return;
