@@ -1,8 +1,11 @@
-//! Alert rules and the dashboard speak of metrics that there are, and the rules do what they say.
+//! What `deploy/` holds: alert rules and the dashboard speak of metrics that there are, the rules do what they say, and the
+//! configurations are understood.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
+
+use outbox_relay::config::{Config, Overrides};
 
 use crate::documented::metrics_known;
 use crate::readme::page;
@@ -78,4 +81,20 @@ fn the_alert_rules_fire_when_they_should_and_no_sooner() {
     std::fs::write(&file, rules).unwrap();
     let output = Command::new(promtool.trim()).args(["check", "rules"]).arg(&file).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn the_configurations_that_are_deployed_are_understood() {
+    for path in ["deploy/compose/outbox-relay.toml", "deploy/kubernetes/outbox-relay.toml"] {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+        let secrets = [
+            ("OUTBOX_RELAY_LEGACY__URL", "postgres://relay@legacy/monolith"),
+            ("OUTBOX_RELAY_NEW__URL", "postgres://relay@new/users"),
+            ("OUTBOX_RELAY_ADMIN_TOKEN", "0123456789abcdef0123456789abcdef"),
+        ];
+        let variables = secrets.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let config = Config::load(Some(&file), &Overrides::default(), variables);
+        let config = config.unwrap_or_else(|errors| panic!("{path}:\n{errors}"));
+        assert_eq!(config.admin.refusal(), None, "{path}");
+    }
 }
