@@ -1,7 +1,7 @@
 //! Healing: one rule for every accident. Find the last batch that both logs remember; what only the source remembers is put
 //! back, what only the target remembers is settled.
 //!
-//! Guarantees: one step a call, under both lane locks, worked out anew from both logs ([`next_step`], pure); the target is only
+//! Guarantees: one step a call, under both lane locks, worked out anew from both logs (`next_step`, pure); the target is only
 //! read. Where no common batch is left, nothing is guessed: the lane stops, and says which time span to verify.
 
 use std::collections::HashSet;

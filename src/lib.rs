@@ -12,7 +12,7 @@
 //! - [`relay`]: claims, applies and settles, batch by batch, and heals
 //! - [`repair`]: makes rows of the new database right again, from the legacy ones
 //! - [`retention`]: deletes what is old enough
-//! - [`operator`]: what operators see and do, over HTTP by [`admin`], in a browser by [`page`]
+//! - [`operator`]: what operators see and do, over HTTP by [`admin`], in a browser by `page`
 //! - [`run`]: the relay and the admin API in one process
 //! - [`demo`]: all of it on one machine
 //!

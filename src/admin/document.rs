@@ -1,6 +1,6 @@
 //! The API's own description: OpenAPI 3.1, made of the handlers and types that serve it.
 //!
-//! Guarantees: a route of the API is documented and a documented route is served, for both come from [`routes`]; every
+//! Guarantees: a route of the API is documented and a documented route is served, for both come from [`routes()`]; every
 //! operation lists the errors that it can answer.
 
 use std::sync::Arc;

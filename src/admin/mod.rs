@@ -1,4 +1,4 @@
-//! The admin server: what operators see and do, over HTTP. The API is here; the page in a browser is [`crate::page`].
+//! The admin server: what operators see and do, over HTTP. The API is here; the page in a browser is `page`.
 //!
 //! Guarantees: every error is a problem document (RFC 9457); nothing changes without a reason and a row in the audit table; a
 //! shutdown ends calls in flight in order. Payloads and Postgres' DETAIL go to whom [`crate::redact`] lets see them, and

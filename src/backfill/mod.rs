@@ -1,7 +1,7 @@
 //! `backfill`: the first copy of whole tables, while the application writes and any number of relays run.
 //!
 //! Guarantees: no row of the new table goes back to an older state, none that was deleted comes back, none is missing at the end but
-//! those that are told (see [`chunk`] for why); ended at any moment, by whatever, it goes on where it was; two that copy the
+//! those that are told (see `chunk` for why); ended at any moment, by whatever, it goes on where it was; two that copy the
 //! same entity share the work. It needs every change since it began to come as an event: from the application, or by capture.
 //!
 //! An entity's keys are read in pages; a page is noted, then its keys are copied lane by lane, in chunks that hold the lane's
