@@ -346,7 +346,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// A walk over one side in its own order. `visit` is told each range.
+    /// A walk over the legacy side in its own order, into `sums` or `keys`. A row that the mapping refuses is found by eighths.
     async fn walk_legacy(
         &mut self,
         what: Ask,
