@@ -12,6 +12,7 @@ use crate::session::{Session, sqlstate, within};
 use crate::source::{Names, Source};
 use crate::sql::{query, query_scalar};
 use crate::target::Target;
+use crate::tls;
 
 /// Why the relay cannot work on these databases.
 #[derive(Debug, thiserror::Error)]
@@ -40,9 +41,20 @@ pub struct Installation {
     pub lanes: u16,
 }
 
+impl ConnectError {
+    /// Whether it is a matter of TLS, which no waiting mends.
+    pub fn is_about_tls(&self) -> bool {
+        matches!(self, ConnectError::Away { error, .. } if tls::refusal(error).is_some())
+    }
+}
+
 /// Opens a pool that connects when it is used. What a pooler refuses at start-up is not sent.
+///
+/// # Errors
+/// The URL cannot be read, or a file that it names for TLS cannot be used.
 pub fn pool(url: &DatabaseUrl, prepared_statements: bool, connections: u32) -> Result<PgPool, sqlx::Error> {
     let mut options: PgConnectOptions = url.expose().parse()?;
+    tls::files(url, &options)?;
     options = options.application_name("outbox-relay").extra_float_digits(None);
     // What is slow or away is told in the relay's own words, not as the text of its statements.
     options = options.disable_statement_logging();
@@ -57,6 +69,23 @@ pub fn pool(url: &DatabaseUrl, prepared_statements: bool, connections: u32) -> R
         .connect_lazy_with(options))
 }
 
+/// A pool for the source, as configured.
+pub fn source(config: &Config, connections: u32) -> Result<PgPool, ConnectError> {
+    pool(&config.legacy.url, config.legacy.prepared_statements, connections)
+        .map_err(|error| ConnectError::Away { side: "legacy", error })
+}
+
+/// A pool for the target, as configured.
+pub fn target(config: &Config, connections: u32) -> Result<PgPool, ConnectError> {
+    pool(&config.new.url, config.new.prepared_statements, connections)
+        .map_err(|error| ConnectError::Away { side: "new", error })
+}
+
+/// As [`reach`], and tells which side (`legacy`, `new`) it is that cannot be reached.
+pub async fn reached(side: &'static str, pool: &PgPool) -> Result<(), ConnectError> {
+    reach(pool).await.map_err(|error| ConnectError::Away { side, error })
+}
+
 /// Whether the database can be reached at all. A pool goes on trying where nobody listens, and then tells that it ran out of time:
 /// here the reason is told, and at once.
 pub async fn reach(pool: &PgPool) -> sqlx::Result<()> {
@@ -69,7 +98,7 @@ pub async fn installation(pool: &PgPool, config: &Config) -> Result<Installation
     let away = |error: sqlx::Error| ConnectError::Away { side: "legacy", error };
     let names = Names::new(&config.legacy, config.relay.lanes);
     let sql = names.render("SELECT version, source_id, target_id, lanes, outbox, test_lanes FROM {relay}.installation");
-    reach(pool).await.map_err(away)?;
+    reached("legacy", pool).await?;
     let mut session = begin(pool).await.map_err(away)?;
     let row = match query(&sql, false).fetch_optional(session.connection()).await {
         Ok(Some(row)) => row,
@@ -139,9 +168,7 @@ pub fn is_undefined(error: &sqlx::Error) -> bool {
 pub async fn open(config: &Config) -> Result<(Source, Target), ConnectError> {
     let connections = u32::from(config.relay.workers) + 4;
     let legacy = |error: sqlx::Error| ConnectError::Away { side: "legacy", error };
-    let new = |error: sqlx::Error| ConnectError::Away { side: "new", error };
-    let source = pool(&config.legacy.url, config.legacy.prepared_statements, connections).map_err(legacy)?;
-    let target = pool(&config.new.url, config.new.prepared_statements, connections).map_err(new)?;
+    let (source, target) = (self::source(config, connections)?, self::target(config, connections)?);
     let installation = installation(&source, config).await?;
     check_target(&target, config, &installation).await?;
     let names = Names::new(&config.legacy, config.relay.lanes);
@@ -173,7 +200,7 @@ pub(crate) async fn check_target(
 ) -> Result<(), ConnectError> {
     let sql = format!("SELECT target_id FROM {}.installation", crate::sql::ident(&config.new.schema));
     let away = |error: sqlx::Error| ConnectError::Away { side: "new", error };
-    reach(pool).await.map_err(away)?;
+    reached("new", pool).await?;
     let mut session = begin(pool).await.map_err(away)?;
     let found = query_scalar(&sql, false).fetch_optional(session.connection()).await;
     session.rollback().await;

@@ -126,6 +126,9 @@ pub fn said(error: &sqlx::Error) -> Said {
 
 /// An error in one sentence for people: Postgres' own words and its SQLSTATE, without the lines of anybody's source code.
 pub fn told(error: &sqlx::Error) -> String {
+    if let Some(refusal) = crate::tls::refusal(error) {
+        return refusal.to_string();
+    }
     match error {
         sqlx::Error::Database(_) => {
             let said = said(error);

@@ -20,7 +20,7 @@
 //!
 //! - [`config`]: what the operator wrote, checked
 //! - [`event`]: the words of the protocol
-//! - [`source`], [`target`]: everything that is said to each database, in transactions of [`session`], over [`connect`]
+//! - [`source`], [`target`]: everything that is said to each database, in transactions of [`session`], over [`connect`], and why [`tls`] to them was refused
 //! - [`lease`], [`heal`]: a lane locked on both sides, and how two logs that differ are made to agree
 //! - [`mapping`]: from the old shape to the new
 //! - [`disposition`], [`retry`]: whose an error is, and how long to wait
@@ -59,4 +59,5 @@ pub mod source;
 pub mod sql;
 pub mod target;
 pub mod telemetry;
+pub mod tls;
 pub mod verify;

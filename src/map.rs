@@ -10,6 +10,7 @@ use sqlx::postgres::PgPool;
 use sqlx::{PgConnection, Row};
 
 use crate::config::{Action, Config, Entity, TableName};
+use crate::connect::{self, ConnectError};
 use crate::event::{Aggregate, Event, EventId};
 use crate::mapping::text::{self, With};
 use crate::mapping::{self, Mapping, MappingError};
@@ -74,7 +75,10 @@ pub enum MapError {
     /// The mapping is wrong.
     #[error("{0}")]
     Mapping(Box<MappingError>),
-    /// The event is refused, or a database is away.
+    /// A database is away.
+    #[error("{0}")]
+    Connect(#[from] ConnectError),
+    /// The event is refused, or a database went away.
     #[error("{}", crate::disposition::told(.0))]
     Database(#[from] sqlx::Error),
 }
@@ -98,6 +102,7 @@ pub fn entity<'a>(config: &'a Config, name: &str) -> Result<&'a Entity, MapError
 pub async fn newest_event(config: &Config, source: &PgPool, entity: &Entity) -> Result<Event, MapError> {
     let names = Names::new(&config.legacy, config.relay.lanes);
     let sql = names.render(include_str!("../sql/source/newest_event.sql"));
+    connect::reached("legacy", source).await?;
     let (mut session, _) = Session::begin(source, &format!("SET TRANSACTION READ ONLY; {}", LIMITS.sql())).await?;
     let id = query_scalar(&sql, false).bind(&entity.aggregate_type).fetch_optional(session.connection()).await;
     session.rollback().await;
@@ -109,7 +114,7 @@ pub async fn newest_event(config: &Config, source: &PgPool, entity: &Entity) -> 
 pub async fn event_by_id(config: &Config, source: &PgPool, id: EventId) -> Result<Event, MapError> {
     let names = Names::new(&config.legacy, config.relay.lanes);
     let sql = names.render(include_str!("../sql/source/event.sql"));
-    crate::connect::reach(source).await?;
+    connect::reached("legacy", source).await?;
     let (mut session, _) = Session::begin(source, &format!("SET TRANSACTION READ ONLY; {}", LIMITS.sql())).await?;
     let row = query(&sql, false).bind(id).fetch_optional(session.connection()).await;
     session.rollback().await;
@@ -136,7 +141,7 @@ const LIMITS: Limits = Limits { deadline: std::time::Duration::from_secs(30), lo
 
 /// What this event would do by this entity.
 pub async fn map(config: &Config, entity: &Entity, target: &PgPool, event: &Event) -> Result<Mapped, MapError> {
-    crate::connect::reach(target).await?;
+    connect::reached("new", target).await?;
     let (mut session, _) = Session::begin(target, &format!("SET TRANSACTION READ ONLY; {}", LIMITS.sql())).await?;
     let effect = effect(config, entity, session.connection(), event).await;
     session.rollback().await;

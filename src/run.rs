@@ -44,6 +44,8 @@ pub async fn run(config: Config, options: Options, shutdown: CancellationToken) 
     if let Some(refusal) = config.admin.refusal() {
         anyhow::bail!(refusal);
     }
+    // What a URL names is there, or it is told before anything is waited for.
+    connect::target(&config, 1)?;
     let metrics = Metrics::default();
     // The admin API is there before the databases are, and says what is waited for.
     let stop = shutdown.child_token();
@@ -70,7 +72,7 @@ async fn relay_until_told(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Ended> {
     let give_up = options.timeout.map(|timeout| Instant::now() + timeout);
-    let Some(shared) = wait_for(&config, operator, &metrics, shutdown, give_up).await? else {
+    let Some(shared) = wait_for(&config, operator, &metrics, shutdown, options, give_up).await? else {
         return Ok(if shutdown.is_cancelled() { Ended::Shutdown } else { Ended::TimedOut });
     };
     operator.attach(shared.clone());
@@ -185,15 +187,19 @@ async fn tell_backlog(metrics: &Metrics, mut backlog: Latest, stop: Cancellation
 }
 
 /// Both databases, as soon as they answer and have what `init` makes. `None`: told to end, or out of time.
+///
+/// A certificate that is not accepted mends itself no more than a wrong URL does; but whoever renews it should not have to restart
+/// what waits for it, and `/readyz` and the page tell of it meanwhile. With `until_empty` nobody is there to be told: it ends.
 async fn wait_for(
     config: &Config,
     operator: &Operator,
     metrics: &Metrics,
     shutdown: &CancellationToken,
+    options: Options,
     give_up: Option<Instant>,
 ) -> anyhow::Result<Option<Arc<Shared>>> {
     let mut pause = Pause::new(Duration::from_millis(200), Duration::from_secs(5));
-    let mut told = String::new();
+    let mut told = (String::new(), Instant::now());
     loop {
         let tried = async {
             let (source, target) = connect::open(config).await?;
@@ -208,12 +214,17 @@ async fn wait_for(
         match tried {
             Ok(shared) => return Ok(Some(Arc::new(shared))),
             Err(error @ ConnectError::NotReady(_)) => return Err(error.into()),
+            Err(error) if error.is_about_tls() && options.until_empty => return Err(error.into()),
             Err(error) => {
                 let text = error.to_string();
                 operator.wait_for(text.clone());
-                if text != told {
-                    tracing::warn!("waiting for the databases: {text}");
-                    told = text;
+                if text != told.0 || (error.is_about_tls() && told.1.elapsed() > AGAIN) {
+                    if error.is_about_tls() {
+                        tracing::error!("waiting until somebody mends TLS to a database: {text}");
+                    } else {
+                        tracing::warn!("waiting for the databases: {text}");
+                    }
+                    told = (text, Instant::now());
                 }
             }
         }
@@ -224,6 +235,9 @@ async fn wait_for(
         }
     }
 }
+
+/// How often what only somebody's hand mends is said.
+const AGAIN: Duration = Duration::from_secs(300);
 
 /// Over at this time; never, without one.
 async fn at(time: Option<Instant>) {

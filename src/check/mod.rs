@@ -12,12 +12,13 @@ use std::time::Duration;
 use serde::Serialize;
 use sqlx::postgres::PgPool;
 
-use crate::config::Config;
+use crate::config::{Config, DatabaseUrl};
 use crate::connect;
 use crate::disposition::told;
 use crate::event::Identity;
 use crate::init::Side;
 use crate::session::{Limits, Session};
+use crate::tls::{self, Exposed};
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -164,6 +165,9 @@ async fn reach(side: Side, config: &Config, findings: &mut Vec<Finding>) -> Opti
         connect::reach(&pool).await?;
         let mut session = reading(&pool).await?;
         server(side, &mut session, findings).await?;
+        if let Some(exposed) = tls::exposed(&pool.connect_options()) {
+            findings.push(exposure(side, url, &exposed, encryption(&mut session).await?));
+        }
         session.rollback().await;
         if prepared && is_pooled(&pool).await? {
             findings.push(Finding::warning(
@@ -178,6 +182,11 @@ async fn reach(side: Side, config: &Config, findings: &mut Vec<Finding>) -> Opti
     match reached.await {
         Ok(pool) => Some(pool),
         Err(error) => {
+            if let Some(refusal) = tls::refusal(&error) {
+                let what = format!("the {side} database: {}", refusal.what);
+                findings.push(Finding::problem(refusal.code, what, "the relay does not connect to it", refusal.remedy));
+                return None;
+            }
             findings.push(Finding::problem(
                 &format!("{side}.unreachable"),
                 format!("the {side} database cannot be used: {}", told(&error)),
@@ -236,6 +245,36 @@ async fn server(side: Side, session: &mut Session, findings: &mut Vec<Finding>) 
         ));
     }
     Ok(())
+}
+
+/// The version of TLS that the server speaks on this connection (with a pooler between: the pooler's).
+async fn encryption(session: &mut Session) -> sqlx::Result<Option<String>> {
+    let sql = "SELECT coalesce(version, 'TLS') FROM pg_stat_ssl WHERE pid = pg_backend_pid() AND ssl";
+    sqlx::query_scalar(sql).persistent(false).fetch_optional(session.connection()).await
+}
+
+/// What whoever stands between could do.
+fn exposure(side: Side, url: &DatabaseUrl, exposed: &Exposed, encryption: Option<String>) -> Finding {
+    let Exposed { host, mode, authority } = exposed;
+    let what = match encryption {
+        None => format!("the connection to the {side} database at {host} is not encrypted (sslmode={mode})"),
+        Some(version) => {
+            let proved = if *authority {
+                "any certificate of a trusted authority passes, whatever host it names"
+            } else {
+                "nothing proves that it is that server"
+            };
+            format!(
+                "the connection to the {side} database at {host} is encrypted ({version}), but with sslmode={mode} {proved}"
+            )
+        }
+    };
+    Finding::warning(
+        "tls.unverified",
+        what,
+        "whoever stands between can read and change what passes, and can get the relay's password",
+        format!("[{side}]\nurl = \"{}\"", url.verified()),
+    )
 }
 
 /// Whether two connections that are both open were given the same server process: then somebody stands in between. A pooler

@@ -9,8 +9,8 @@ use crate::init::{self, Choices, Roles, Side};
 
 /// Makes, prints or removes, as the flags say.
 pub(super) async fn command(args: &InitArgs, config: Config) -> anyhow::Result<Exit> {
-    let source = connect::pool(&config.legacy.url, config.legacy.prepared_statements, 2)?;
-    let target = connect::pool(&config.new.url, config.new.prepared_statements, 2)?;
+    let source = connect::source(&config, 2)?;
+    let target = connect::target(&config, 2)?;
     let choices = Choices {
         target_is_empty: args.target_is_empty,
         target_is_current: args.target_is_current,

@@ -16,7 +16,7 @@ pub(super) async fn command(args: &MapArgs, config: Config) -> anyhow::Result<Ex
     let entity = map::entity(&config, &args.entity)?;
     let event = match (args.id, &args.payload) {
         (Some(id), _) => {
-            let source = connect::pool(&config.legacy.url, config.legacy.prepared_statements, 1)?;
+            let source = connect::source(&config, 1)?;
             map::event_by_id(&config, &source, EventId(id)).await?
         }
         (None, Some(file)) => {
@@ -30,7 +30,7 @@ pub(super) async fn command(args: &MapArgs, config: Config) -> anyhow::Result<Ex
             map::event_of_payload(entity, text)
         }
         (None, None) => {
-            let source = connect::pool(&config.legacy.url, config.legacy.prepared_statements, 1)?;
+            let source = connect::source(&config, 1)?;
             map::newest_event(&config, &source, entity).await?
         }
     };
@@ -38,7 +38,7 @@ pub(super) async fn command(args: &MapArgs, config: Config) -> anyhow::Result<Ex
         output::print(map::psql(&config, entity, &event))?;
         return Ok(Exit::Done);
     }
-    let target = connect::pool(&config.new.url, config.new.prepared_statements, 1)?;
+    let target = connect::target(&config, 1)?;
     let mapped = map::map(&config, entity, &target, &event).await?;
     if args.json {
         output::json(&mapped)?;

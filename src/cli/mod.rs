@@ -90,14 +90,21 @@ fn explain(error: &anyhow::Error) -> String {
     if let Some(errors) = error.downcast_ref::<ConfigErrors>() {
         return format!("{errors}\n");
     }
-    let mut told = error.to_string();
+    let mut told = error.downcast_ref().map_or_else(|| error.to_string(), crate::disposition::told);
     // Some bring their own: error[mapping.column].
     let prefix = if told.starts_with("error[") { "" } else { "error: " };
     let mut text = format!("{prefix}{told}\n");
     let words = |cause: &(dyn std::error::Error + 'static)| {
         cause.downcast_ref::<sqlx::Error>().map_or_else(|| cause.to_string(), crate::disposition::told)
     };
-    for cause in error.chain().skip(1).map(words) {
+    // What an error of a database's is made of, its words tell already.
+    let mut whole = error.is::<sqlx::Error>();
+    for cause in error.chain().skip(1) {
+        if whole {
+            break;
+        }
+        whole = cause.is::<sqlx::Error>();
+        let cause = words(cause);
         if !told.contains(&cause) {
             text += &format!("  caused by: {cause}\n");
             told = cause;

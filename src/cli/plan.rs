@@ -7,8 +7,10 @@ use crate::{connect, plan};
 
 /// Prints the plan; with `--orphans` also rows that refer to nothing, and then exits 1 if there are any.
 pub(super) async fn command(args: &PlanArgs, config: Config) -> anyhow::Result<Exit> {
-    let legacy = connect::pool(&config.legacy.url, config.legacy.prepared_statements, 2)?;
-    let new = connect::pool(&config.new.url, config.new.prepared_statements, 2)?;
+    let legacy = connect::source(&config, 2)?;
+    let new = connect::target(&config, 2)?;
+    connect::reached("legacy", &legacy).await?;
+    connect::reached("new", &new).await?;
     let planned = plan::plan(&config, &legacy, &new).await?;
     let orphans = if args.orphans { Some(plan::orphans(&planned, &legacy, &new).await?) } else { None };
     if args.json {

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use sqlx::postgres::PgConnectOptions;
 
+use super::problem::nearest;
 use super::{DatabaseUrl, TableName};
 use crate::redact::Column;
 
@@ -27,6 +28,7 @@ impl DatabaseUrl {
                 .to_owned(),
             );
         }
+        unknown_tls_parameter(text)?;
         PgConnectOptions::from_str(text).map_err(|error| match error {
             sqlx::Error::Configuration(error) => error.to_string(),
             other => other.to_string(),
@@ -37,6 +39,32 @@ impl DatabaseUrl {
     /// The text, with the password: for connecting, never for printing.
     pub fn expose(&self) -> &str {
         &self.0
+    }
+
+    /// A parameter of the URL by one of its names, the last one given; else the variable that stands in for it.
+    pub fn parameter(&self, names: &[&str], variable: &str) -> Option<String> {
+        let given = parameters(&self.0).into_iter().rev().find(|(key, _)| names.contains(&key.as_str()));
+        given.map(|(_, value)| value).or_else(|| std::env::var(variable).ok())
+    }
+
+    /// For people, with `***` for a password: the same, but the server has to prove who it is.
+    pub fn verified(&self) -> String {
+        let shown = self.redacted();
+        let (rest, query) = shown.split_once('?').unwrap_or((&shown, ""));
+        let others = query
+            .split('&')
+            .filter(|pair| !pair.is_empty() && !pair.starts_with("sslmode=") && !pair.starts_with("ssl-mode="));
+        let mut pairs = vec!["sslmode=verify-full"];
+        pairs.extend(others);
+        if self.authorities().is_none() {
+            pairs.push("sslrootcert=/path/to/its/ca.pem");
+        }
+        format!("{rest}?{}", pairs.join("&"))
+    }
+
+    /// The file with the authorities that are trusted besides the public ones.
+    pub fn authorities(&self) -> Option<String> {
+        self.parameter(&["sslrootcert", "ssl-root-cert", "ssl-ca"], "PGSSLROOTCERT")
     }
 
     fn redacted(&self) -> String {
@@ -58,6 +86,26 @@ impl DatabaseUrl {
             format!("?{}", pairs.collect::<Vec<_>>().join("&"))
         });
         format!("{scheme}://{authority}{path}{}", query.unwrap_or_default())
+    }
+}
+
+fn parameters(url: &str) -> Vec<(String, String)> {
+    let query = url.split_once('?').map_or("", |(_, query)| query);
+    serde_urlencoded::from_str(query).unwrap_or_default()
+}
+
+/// A parameter about TLS that would be passed over, and with it what the operator wanted to be sure of.
+fn unknown_tls_parameter(url: &str) -> Result<(), String> {
+    const KNOWN: [&str; 9] =
+        ["sslmode", "sslrootcert", "sslcert", "sslkey", "ssl-mode", "ssl-root-cert", "ssl-ca", "ssl-cert", "ssl-key"];
+    let keys = parameters(url).into_iter().map(|(key, _)| key);
+    let is_about_tls = |key: &String| key.get(..3).is_some_and(|start| start.eq_ignore_ascii_case("ssl"));
+    match keys.filter(is_about_tls).find(|key| !KNOWN.contains(&key.as_str())) {
+        Some(key) => Err(match nearest(&key, KNOWN) {
+            Some(known) => format!("its parameter {key} is not known; did you mean {known}?"),
+            None => format!("its parameter {key} is not known here, and would be passed over: take it away"),
+        }),
+        None => Ok(()),
     }
 }
 
@@ -237,6 +285,22 @@ mod tests {
             let error = DatabaseUrl::parse(url).unwrap_err();
             assert!(url == "postgres://relay:s3cret@db/app?sslmode=s3cret" || !error.contains("s3cret"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_parameter_about_tls_is_never_passed_over() {
+        for (query, words) in [
+            ("sslmod=verify-full", "did you mean sslmode?"),
+            ("sslmode=verify-full&sslrootcrt=ca", "did you mean sslrootcert?"),
+            ("SSLMODE=verify-full", "did you mean sslmode?"),
+            ("ssl%6dod=verify-full", "did you mean sslmode?"),
+            ("sslmode=verify-full&sslpassword=s3cret", "sslpassword is not known here"),
+        ] {
+            let error = DatabaseUrl::parse(&format!("postgres://relay@db/app?{query}")).unwrap_err();
+            assert!(error.contains(words) && !error.contains("s3cret"), "{error}");
+        }
+        let url = DatabaseUrl::parse("postgres://relay@db/app?ssl-ca=a&sslmode=verify-full&sslrootcert=%2Fb").unwrap();
+        assert_eq!(url.parameter(&["sslrootcert", "ssl-ca"], "NONE"), Some("/b".to_owned()));
     }
 
     #[test]

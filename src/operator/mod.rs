@@ -107,8 +107,8 @@ pub type Result<T, E = OperatorError> = std::result::Result<T, E>;
 
 impl Operator {
     /// Connects when it is first used. It tells what a reader may see: see [`Operator::seen_by`]. Whether `init` was run there is for [`connect::installation`] to tell.
-    pub fn new(config: &Config) -> sqlx::Result<Operator> {
-        let pool = connect::pool(&config.legacy.url, config.legacy.prepared_statements, CONNECTIONS)?;
+    pub fn new(config: &Config) -> Result<Operator, connect::ConnectError> {
+        let pool = connect::source(config, CONNECTIONS)?;
         let names = Names::new(&config.legacy, config.relay.lanes);
         let deadline = config.relay.deadline;
         Ok(Operator {

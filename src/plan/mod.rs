@@ -162,8 +162,6 @@ async fn reading(pool: &PgPool) -> sqlx::Result<Session> {
 
 /// Reads both catalogs, and works out what the split does.
 pub async fn plan(config: &Config, legacy: &PgPool, new: &PgPool) -> sqlx::Result<Plan> {
-    crate::connect::reach(legacy).await?;
-    crate::connect::reach(new).await?;
     let (on_legacy, on_new) = (foreign_keys(legacy).await?, foreign_keys(new).await?);
     let mut moves = Vec::new();
     let mut columns_of_new = Vec::new();

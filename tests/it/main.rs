@@ -37,6 +37,7 @@ mod schemathesis;
 mod server;
 mod statements;
 mod support;
+mod tls;
 mod traces;
 mod traps;
 mod verify;

@@ -1,6 +1,7 @@
 //! What every integration test stands on: databases of its own, and waiting without sleeping.
 #![allow(dead_code, unreachable_pub, reason = "a file of tests uses the part that it needs; there is nobody outside")]
 
+pub mod certificates;
 pub mod child;
 pub mod contract;
 pub mod copying;
