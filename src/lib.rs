@@ -25,6 +25,7 @@
 //! - [`mapping`]: from the old shape to the new
 //! - [`disposition`], [`retry`]: whose an error is, and how long to wait
 //! - [`redact`]: what of a row may be shown to whom
+//! - `health`: whether it flows; the one judgement that the page, readiness and metrics tell
 //! - [`sql`]: statements and the names in them
 //! - [`metrics`], [`telemetry`]: what is told to those who watch
 
@@ -40,6 +41,7 @@ pub mod disposition;
 pub mod event;
 mod failpoint;
 pub mod heal;
+mod health;
 pub mod init;
 pub mod lease;
 pub mod map;
@@ -61,3 +63,4 @@ pub mod target;
 pub mod telemetry;
 pub mod tls;
 pub mod verify;
+mod words;

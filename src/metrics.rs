@@ -18,6 +18,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::event::Lane;
+use crate::health::CAUSES;
 
 /// Of what [`Metrics::encode`] gives.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -39,6 +40,7 @@ labels! {
     OfBacklog { aggregate_type: String, status: String }
     OfLane { lane: i32 }
     OfKind { kind: String }
+    OfCause { cause: &'static str }
     OfSide { side: String }
     OfBreaker { what: String }
     OfCopy { entity: String }
@@ -77,6 +79,7 @@ struct Inner {
     oldest_pending: Gauge<f64, std::sync::atomic::AtomicU64>,
     breaker_open: Family<OfBreaker, Gauge>,
     lane_stopped: Family<OfLane, Gauge>,
+    degraded: Family<OfCause, Gauge>,
     heals: Family<OfKind, Counter>,
     ghosts_ended: Family<OfSide, Counter>,
     retention_deleted: Counter,
@@ -101,6 +104,7 @@ impl Default for Metrics {
             oldest_pending: Gauge::default(),
             breaker_open: Family::default(),
             lane_stopped: Family::default(),
+            degraded: Family::default(),
             heals: Family::default(),
             ghosts_ended: Family::default(),
             retention_deleted: Counter::default(),
@@ -158,6 +162,11 @@ impl Default for Metrics {
             inner.lane_stopped.clone(),
         );
         registry.register(
+            "degraded",
+            "1 while this cause stands in the way, as /readyz of this process tells it",
+            inner.degraded.clone(),
+        );
+        registry.register(
             "heals",
             "Batches put back because the target had forgotten them (put_back), or settled again because the source had \
              (settled)",
@@ -187,6 +196,9 @@ impl Default for Metrics {
         for what in ["source", "target"] {
             inner.breaker_open.get_or_create(&OfBreaker { what: what.to_owned() }).set(0);
             inner.ghosts_ended.get_or_create(&OfSide { side: what.to_owned() }).inc_by(0);
+        }
+        for cause in CAUSES {
+            inner.degraded.get_or_create(&OfCause { cause }).set(0);
         }
         for kind in ["put_back", "settled"] {
             inner.heals.get_or_create(&OfKind { kind: kind.to_owned() }).inc_by(0);
@@ -311,6 +323,15 @@ impl Metrics {
         }
     }
 
+    /// The causes that stand in the way; all others do not.
+    pub(crate) fn degraded(&self, causes: impl IntoIterator<Item = &'static str>) {
+        let _no_scrape = self.registry();
+        let standing: HashSet<&str> = causes.into_iter().collect();
+        for cause in CAUSES {
+            self.0.degraded.get_or_create(&OfCause { cause }).set(standing.contains(cause).into());
+        }
+    }
+
     /// The whole backlog, as (aggregate type, status, events), in place of what was told before.
     pub fn backlog<'a>(
         &self,
@@ -378,6 +399,7 @@ mod tests {
         metrics.healed("put_back");
         metrics.breaker("target", true);
         metrics.stopped_lanes([Lane(2)]);
+        metrics.degraded(["paused"]);
         metrics.backlog([("User", "pending", 7), ("Order", "held", 1)], Some(Duration::from_millis(1500)));
         metrics.retention_deleted(9);
         metrics.ghost_ended("source");
@@ -394,6 +416,8 @@ mod tests {
             "outbox_relay_breaker_open{what=\"target\"} 1",
             "outbox_relay_breaker_open{what=\"source\"} 0",
             "outbox_relay_lane_stopped{lane=\"2\"} 1",
+            "outbox_relay_degraded{cause=\"paused\"} 1",
+            "outbox_relay_degraded{cause=\"breaker_open\"} 0",
             "outbox_relay_heals_total{kind=\"put_back\"} 1",
             "outbox_relay_ghosts_ended_total{side=\"source\"} 1",
             "outbox_relay_retention_deleted_total 9",

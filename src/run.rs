@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self, AdminState};
 use crate::config::Config;
 use crate::connect::{self, ConnectError};
+use crate::health::{Gatherer, Watch};
 use crate::metrics::Metrics;
 use crate::operator::Operator;
 use crate::operator::backlog::{Latest, Sampler};
@@ -153,10 +154,18 @@ pub fn serve_admin_api(
     if let Ok(address) = listener.local_addr() {
         tracing::info!(%address, "the admin API and the page listen");
     }
+    let health = Gatherer {
+        operator: operator.clone(),
+        backlog: backlog.clone(),
+        history: history.clone(),
+        shutdown: stop.clone(),
+    };
+    let (watch, _facts) = Watch::new(health, metrics.clone());
     let (told, ended) = (metrics.clone(), stop.clone());
     let served = stop.clone();
     vec![
         tokio::spawn(sampler.run(stop.clone())),
+        tokio::spawn(watch.run(stop.clone())),
         tokio::spawn(history.keep(operator.clone(), metrics.clone(), backlog.clone(), stop.clone())),
         tokio::spawn(async move { tell_backlog(&told, backlog, ended).await }),
         tokio::spawn(async move {

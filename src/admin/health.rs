@@ -16,9 +16,7 @@ use super::Inner;
 use super::auth::Caller;
 use super::problem::Problem;
 use crate::event::Lane;
-use crate::operator::Operator;
-use crate::relay::Shared;
-use crate::relay::stops::StopCode;
+use crate::health::{Condition, conditions};
 
 /// How long readiness asks the legacy database.
 const ASK_WITHIN: Duration = Duration::from_secs(2);
@@ -104,24 +102,12 @@ pub(super) async fn readyz(
     if state.shutdown.is_cancelled() {
         return Err(Problem::stopping());
     }
-    let Some(relay) = state.operator.relay() else {
+    if state.operator.relay().is_none() {
         let detail = "the relay has not started: it waits for its databases";
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "starting", detail));
-    };
-    let mut causes = of_relay(relay);
-    if let Some(sample) = state.backlog.peek() {
-        let message = "events of an event type that no entity names wait; map it or set it to \"ignore\"";
-        causes.extend(sample.unmapped.iter().map(|(kind, n)| Obstacle {
-            aggregate_type: Some(Some(kind.clone())),
-            events: Some(*n),
-            ..Obstacle::new("unmapped", message)
-        }));
     }
-    match tokio::time::timeout(ASK_WITHIN, of_source(&state.operator)).await {
-        Ok(Ok(found)) => causes.extend(found),
-        Ok(Err(error)) => causes.push(away(error.to_string())),
-        Err(_) => causes.push(away(format!("no answer within {ASK_WITHIN:?}"))),
-    }
+    let facts = state.health.facts(&state.health.ask(ASK_WITHIN).await);
+    let mut causes: Vec<Obstacle> = conditions(&facts).iter().flat_map(obstacles).collect();
     if caller.is_none() {
         causes = codes_only(&causes);
     }
@@ -129,54 +115,47 @@ pub(super) async fn readyz(
     Ok(Json(Readiness { status, causes }))
 }
 
-fn away(message: String) -> Obstacle {
-    Obstacle { database: Some("legacy"), ..Obstacle::new("database_away", message) }
-}
-
-fn of_relay(relay: &Shared) -> Vec<Obstacle> {
-    let mut causes = Vec::new();
-    for report in relay.stops.report() {
-        let code = if report.stop.code == StopCode::Unmapped { "unmapped" } else { "stopped" };
-        causes.push(Obstacle {
-            aggregate_type: Some(Some(report.aggregate_type)),
+/// What a condition tells programs; nothing where it degrades nothing.
+fn obstacles(condition: &Condition) -> Vec<Obstacle> {
+    let Some(code) = condition.cause() else { return Vec::new() };
+    let one = |message: &str| Obstacle::new(code, message);
+    let obstacle = match condition {
+        Condition::Stopping | Condition::Starting(_) | Condition::Behind { .. } | Condition::Failing { .. } => {
+            return Vec::new();
+        }
+        Condition::LanesStopped(lanes) => {
+            return lanes.iter().map(|(lane, why)| Obstacle { lane: Some(*lane), ..one(why) }).collect();
+        }
+        Condition::SourceAway(why) => Obstacle { database: Some("legacy"), ..one(why) },
+        Condition::TargetAway { why, since } => Obstacle { database: Some("new"), since: Some(*since), ..one(why) },
+        Condition::Paused(paused) => Obstacle {
+            aggregate_type: Some(paused.aggregate_type.clone()),
+            actor: Some(paused.actor.clone()),
+            since: Some(paused.at),
+            ..one(&paused.reason)
+        },
+        Condition::TypeStopped(report) => Obstacle {
+            aggregate_type: Some(Some(report.aggregate_type.clone())),
             error: Some(report.stop.code.to_string()),
             since: Some(report.since),
-            ..Obstacle::new(code, report.stop.message)
-        });
-    }
-    if let Some((why, since)) = relay.breaker.report() {
-        causes.push(Obstacle { database: Some("new"), since: Some(since), ..Obstacle::new("breaker_open", why) });
-    }
-    let state = relay.state();
-    for (lane, why) in state.stopped_lanes {
-        causes.push(Obstacle { lane: Some(lane), ..Obstacle::new("lane_stopped", why) });
-    }
-    if !state.slow_lanes.is_empty() {
-        let message = "batches have been in flight for seconds: a database is slow or hangs";
-        let lanes = state.slow_lanes.into_iter().collect();
-        causes.push(Obstacle { lanes: Some(lanes), ..Obstacle::new("slow", message) });
-    }
-    causes.extend(state.source_away.map(away));
-    causes.extend(state.reload_error.map(|why| Obstacle::new("reload", why)));
-    causes
-}
-
-async fn of_source(operator: &Operator) -> crate::operator::Result<Vec<Obstacle>> {
-    let mut causes = Vec::new();
-    for paused in operator.paused().await? {
-        causes.push(Obstacle {
-            aggregate_type: Some(paused.aggregate_type),
-            actor: Some(paused.actor),
-            since: Some(paused.at),
-            ..Obstacle::new("paused", paused.reason)
-        });
-    }
-    let divergent = operator.divergent().await?;
-    if divergent > 0 {
-        let message = "the new database knows events that the outbox forgot; their aggregates need a resync";
-        causes.push(Obstacle { events: Some(divergent), ..Obstacle::new("divergent", message) });
-    }
-    Ok(causes)
+            ..one(&report.stop.message)
+        },
+        Condition::EventTypesUnmapped { aggregate_type, events } => Obstacle {
+            aggregate_type: Some(Some(aggregate_type.clone())),
+            events: Some(*events),
+            ..one("events of an event type that no entity names wait; map it or set it to \"ignore\"")
+        },
+        Condition::LanesSlow(lanes) => Obstacle {
+            lanes: Some(lanes.clone()),
+            ..one("batches have been in flight for seconds: a database is slow or hangs")
+        },
+        Condition::Divergent(events) => Obstacle {
+            events: Some(*events),
+            ..one("the new database knows events that the outbox forgot; their aggregates need a resync")
+        },
+        Condition::Reload(why) => one(why),
+    };
+    vec![obstacle]
 }
 
 /// Each code once, and nothing else.

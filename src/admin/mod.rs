@@ -32,6 +32,7 @@ use self::document::Document;
 pub use self::document::openapi;
 use self::problem::Problem;
 use crate::config::{Config, Token};
+use crate::health::Gatherer;
 use crate::metrics::Metrics;
 use crate::operator::Operator;
 use crate::operator::backlog::Latest;
@@ -67,6 +68,7 @@ struct Inner {
     backlog: Latest,
     tokens: Vec<Token>,
     metrics: Metrics,
+    health: Gatherer,
     shutdown: CancellationToken,
     document: Document,
 }
@@ -101,21 +103,15 @@ fn app(state: AdminState, shutdown: CancellationToken) -> Router {
         }
         usable
     });
-    let pages = page::routes(page::Ground {
-        operator: operator.clone(),
-        backlog: backlog.clone(),
-        metrics: metrics.clone(),
-        history,
-        config,
-        shutdown: shutdown.clone(),
-    });
+    let health = Gatherer { operator: operator.clone(), backlog: backlog.clone(), history, shutdown: shutdown.clone() };
+    let pages = page::routes(page::Ground { health: health.clone(), metrics: metrics.clone(), config });
     let sign_in = Router::new()
         .route(page::SIGN_IN, get(session::ask).post(session::begin))
         .route(page::SIGN_OUT, post(session::end))
         .layer(from_fn(page::guarded));
     let (router, document) = document::routes().split_for_parts();
     let document = Document::of(document);
-    let state = Arc::new(Inner { operator, backlog, tokens, metrics, shutdown, document });
+    let state = Arc::new(Inner { operator, backlog, tokens, metrics, health, shutdown, document });
     router
         .merge(pages)
         .merge(sign_in)

@@ -9,12 +9,12 @@ use chrono::{DateTime, Utc};
 use maud::{Markup, html};
 use tokio::sync::Mutex;
 
-use super::health::Tone;
 use super::layout::{Place, answer, badge, page};
 use super::words::{beginning, moment, several, span};
 use super::{State, Who};
 use crate::check::{Finding, Severity, check};
 use crate::config::Config;
+use crate::health::Tone;
 
 /// Whoever asks again this soon gets the same answer.
 const FRESH: Duration = Duration::from_secs(3);

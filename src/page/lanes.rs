@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use maud::{Markup, html};
 
-use super::health::Facts;
 use super::words::{rate, several, thousands};
 use crate::event::Lane;
+use crate::health::Facts;
 use crate::operator::history::Worker;
 
 /// More lanes than this are told as numbers only.

@@ -6,7 +6,7 @@ use maud::{DOCTYPE, Markup, html};
 
 use super::Visitor;
 use super::assets;
-use super::health::Tone;
+use crate::health::Tone;
 
 /// Where a page stands in the menu.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

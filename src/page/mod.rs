@@ -12,7 +12,6 @@ mod checks;
 mod event;
 mod events;
 mod failures;
-mod health;
 mod lanes;
 mod layout;
 mod live;
@@ -30,12 +29,12 @@ use axum::middleware::{Next, from_fn};
 use axum::response::Response;
 use axum::routing::get;
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
 
 use self::checks::Checks;
 pub(crate) use self::sign_in::{OUT as SIGN_OUT, PATH as SIGN_IN, SignIn, sign_in_page};
 use self::snapshot::Snapshots;
 use crate::config::{Config, Role};
+use crate::health::Gatherer;
 use crate::metrics::Metrics;
 use crate::operator::backlog::Latest;
 use crate::operator::history::History;
@@ -71,12 +70,9 @@ struct Page {
 
 /// What the admin server gives to it.
 pub(crate) struct Ground {
-    pub(crate) operator: Operator,
-    pub(crate) backlog: Latest,
+    pub(crate) health: Gatherer,
     pub(crate) metrics: Metrics,
-    pub(crate) history: History,
     pub(crate) config: Config,
-    pub(crate) shutdown: CancellationToken,
 }
 
 type State = axum::extract::State<Arc<Page>>;
@@ -89,9 +85,10 @@ pub(crate) fn is_open(path: &str) -> bool {
 
 /// All pages, for the admin server, which authenticates.
 pub(crate) fn routes<S: Clone + Send + Sync + 'static>(ground: Ground) -> Router<S> {
-    let Ground { operator, backlog, metrics, history, config, shutdown } = ground;
+    let Ground { health, metrics, config } = ground;
+    let Gatherer { operator, backlog, history, .. } = health.clone();
     let page = Arc::new(Page {
-        snapshots: Snapshots::new(operator.clone(), backlog.clone(), history.clone(), shutdown),
+        snapshots: Snapshots::new(health),
         lanes: usize::from(config.relay.lanes),
         checks: Checks::new(config),
         connections: Arc::new(Semaphore::new(live::CONNECTIONS)),

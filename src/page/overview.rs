@@ -8,11 +8,11 @@ use axum::response::Response;
 use axum::{Extension, extract};
 use maud::{Markup, html};
 
-use super::health::{Finding, Matter, findings};
 use super::layout::{Place, answer, page, status};
 use super::snapshot::Snapshot;
 use super::words::{ago, beginning, several, span, thousands};
 use super::{State, Visitor, Who, actions, charts, failures, lanes};
+use crate::health::{Finding, Matter, findings};
 use crate::operator::Backlog;
 
 pub(super) async fn show(

@@ -3,15 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chrono::Utc;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::health::{Facts, Flow, Phase};
 use crate::config::Role;
-use crate::operator::backlog::Latest;
-use crate::operator::history::History;
-use crate::operator::{Cause, Operator, Paused};
+use crate::health::{self, Facts, Gatherer};
+use crate::operator::Cause;
 
 /// How long an answer of the source stands.
 const FRESH: Duration = Duration::from_millis(900);
@@ -23,11 +20,9 @@ const ASK_WITHIN: Duration = Duration::from_secs(4);
 /// What the source was asked, and what it said.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Asked {
-    pub(super) paused: Vec<Paused>,
-    pub(super) divergent: u64,
+    pub(super) health: health::Asked,
     /// `None`: it could not be asked.
     pub(super) causes: Option<Vec<Cause>>,
-    pub(super) away: Option<String>,
 }
 
 struct Kept {
@@ -37,10 +32,7 @@ struct Kept {
 
 /// The one place where pages ask.
 pub(super) struct Snapshots {
-    operator: Operator,
-    backlog: Latest,
-    history: History,
-    shutdown: CancellationToken,
+    gatherer: Gatherer,
     /// What each role may see of it.
     for_admins: Mutex<Option<Kept>>,
     for_readers: Mutex<Option<Kept>>,
@@ -55,13 +47,13 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshots {
-    pub(super) fn new(operator: Operator, backlog: Latest, history: History, shutdown: CancellationToken) -> Snapshots {
-        Snapshots { operator, backlog, history, shutdown, for_admins: Mutex::default(), for_readers: Mutex::default() }
+    pub(super) fn new(gatherer: Gatherer) -> Snapshots {
+        Snapshots { gatherer, for_admins: Mutex::default(), for_readers: Mutex::default() }
     }
 
     /// Ends with the server.
     pub(super) fn shutdown(&self) -> &CancellationToken {
-        &self.shutdown
+        &self.gatherer.shutdown
     }
 
     /// Something was just changed: the next one who looks asks anew.
@@ -73,40 +65,11 @@ impl Snapshots {
     /// As of a moment ago.
     pub(super) async fn take(&self, role: Role) -> Snapshot {
         let asked = self.ask(role).await;
-        let mut facts = Facts { now: Utc::now(), ..Facts::default() };
-        facts.phase = match self.operator.relay() {
-            _ if self.shutdown.is_cancelled() => Phase::Stopping,
-            None => Phase::Starting,
-            Some(_) => Phase::Running,
-        };
-        if let Some(relay) = self.operator.relay() {
-            let state = relay.state();
-            facts.target_away = relay.breaker.report();
-            facts.stops = relay.stops.report();
-            facts.stopped_lanes = state.stopped_lanes.into_iter().collect();
-            facts.slow_lanes = state.slow_lanes.into_iter().collect();
-            facts.reload_error = state.reload_error;
-            facts.source_away = state.source_away;
-        }
-        if facts.source_away.is_none() {
-            facts.source_away.clone_from(&asked.away);
-        }
-        facts.paused.clone_from(&asked.paused);
-        facts.divergent = asked.divergent;
+        let mut facts = self.gatherer.facts(&asked.health);
         facts.failing = asked.causes.as_ref().map(|causes| {
             causes.iter().fold((0, 0), |(failed, retry), cause| (failed + cause.failed, retry + cause.retry))
         });
-        facts.backlog = self.backlog.peek();
-        facts.flow = self.history.latest(facts.now).map(|point| Flow {
-            arriving: point.arriving.or(point.leaving).unwrap_or_default(),
-            leaving: point.leaving.unwrap_or_default(),
-            lag_p50: point.lag_p50,
-            lag_p99: point.lag_p99,
-        });
-        if facts.phase == Phase::Starting {
-            facts.waits_for = self.operator.waits_for();
-        }
-        Snapshot { facts, asked, mapped: self.operator.mapped() }
+        Snapshot { facts, asked, mapped: self.gatherer.operator.mapped() }
     }
 
     async fn ask(&self, role: Role) -> Arc<Asked> {
@@ -116,18 +79,17 @@ impl Snapshots {
             return kept.asked.clone();
         }
         let started = Instant::now();
-        let answers = async {
-            let paused = self.operator.paused().await?;
-            let divergent = self.operator.divergent().await?;
-            let causes = self.operator.seen_by(role).failures().await?;
-            Ok::<_, crate::operator::OperatorError>(Asked { paused, divergent, causes: Some(causes), away: None })
-        };
-        let asked = match tokio::time::timeout(ASK_WITHIN, answers).await {
-            Ok(Ok(asked)) => asked,
-            Ok(Err(error)) => Asked { away: Some(error.to_string()), ..Asked::default() },
-            Err(_) => Asked { away: Some(format!("no answer within {ASK_WITHIN:?}")), ..Asked::default() },
-        };
-        let asked = Arc::new(asked);
+        let mut health = self.gatherer.ask(ASK_WITHIN).await;
+        let mut causes = None;
+        if health.away.is_none() {
+            let left = ASK_WITHIN.saturating_sub(started.elapsed());
+            match tokio::time::timeout(left, self.gatherer.operator.seen_by(role).failures()).await {
+                Ok(Ok(found)) => causes = Some(found),
+                Ok(Err(error)) => health.away = Some(error.to_string()),
+                Err(_) => health.away = Some(format!("no answer within {ASK_WITHIN:?}")),
+            }
+        }
+        let asked = Arc::new(Asked { health, causes });
         *kept = Some(Kept { asked: asked.clone(), until: Instant::now() + FRESH.max(started.elapsed() * SHARE) });
         asked
     }
