@@ -85,6 +85,7 @@ struct Inner {
     retention_deleted: Counter,
     copied: Family<OfCopy, Gauge>,
     left: Family<OfLeft, Gauge>,
+    connections_refused: Counter,
     // For the page: what a registry does not give back.
     processed: AtomicU64,
     lags: [AtomicU64; LAG_BUCKETS],
@@ -110,6 +111,7 @@ impl Default for Metrics {
             retention_deleted: Counter::default(),
             copied: Family::default(),
             left: Family::default(),
+            connections_refused: Counter::default(),
             processed: AtomicU64::new(0),
             lags: std::array::from_fn(|_| AtomicU64::new(0)),
             batches: Mutex::default(),
@@ -191,6 +193,11 @@ impl Default for Metrics {
             "backfill_left_rows",
             "Rows that a first copy has left out (refused, or pending or waiting behind their events)",
             inner.left.clone(),
+        );
+        registry.register(
+            "connections_refused",
+            "Connections to the admin API that were refused because too many were open",
+            inner.connections_refused.clone(),
         );
         // So that a rate is known from the first one on.
         for what in ["source", "target"] {
@@ -302,6 +309,11 @@ impl Metrics {
     /// One batch was healed; `put_back` or `settled`.
     pub fn healed(&self, kind: &str) {
         self.0.heals.get_or_create(&OfKind { kind: kind.to_owned() }).inc();
+    }
+
+    /// A connection to the admin API was refused, for there were too many.
+    pub fn connection_refused(&self) {
+        self.0.connections_refused.inc();
     }
 
     /// A session that held a lane beyond the deadline was ended; `source` or `target`.

@@ -105,7 +105,7 @@ fn caller(tokens: &[Token], method: &Method, headers: &HeaderMap) -> Result<Call
     Ok(Caller { token: Some(token.name.clone()), role: token.role, on_behalf: on_behalf(headers) })
 }
 
-fn is_reading(method: &Method) -> bool {
+pub(super) fn is_reading(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD)
 }
 

@@ -86,6 +86,7 @@ fn add_problems(path: &str, operation: &mut Operation) {
         (true, 403, "the token may read, not change; or, without tokens, the call does not come from this machine"),
         (names_event, 404, "there is no such event"),
         (changes_events, 409, "as things stand, it must not be done"),
+        (takes_body, 408, "the body did not come within 20 s"),
         (takes_body, 413, "the body is larger than 1 MiB"),
         (takes_body, 415, "the body is not application/json"),
         (takes_words, 422, "a filter that nobody knows or that is too broad, or a reason is missing"),

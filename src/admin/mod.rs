@@ -6,19 +6,21 @@
 
 mod auth;
 mod browse;
+mod connections;
 mod document;
 mod health;
+mod limits;
 mod problem;
 mod request;
 mod routes;
+mod seats;
 mod session;
 
 use std::any::Any;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, Request};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -38,13 +40,6 @@ use crate::operator::Operator;
 use crate::operator::backlog::Latest;
 use crate::operator::history::History;
 use crate::page::{self, Visitor};
-
-/// The largest body.
-const BODY: usize = 1 << 20;
-/// For one request, but those that wait for lanes: see [`waits_for_lanes`].
-const REQUEST: Duration = Duration::from_secs(30);
-/// How long a shutdown waits for requests in flight.
-const DRAIN: Duration = Duration::from_secs(7);
 
 /// What the API stands on.
 #[derive(Clone)]
@@ -75,22 +70,9 @@ struct Inner {
 
 /// Serves until `shutdown`; then requests in flight end, calls for many events between two of their transactions.
 pub async fn serve(listener: TcpListener, state: AdminState, shutdown: CancellationToken) -> std::io::Result<()> {
+    let (max_connections, metrics) = (state.config.admin.max_connections, state.metrics.clone());
     let app = app(state, shutdown.clone());
-    let drained = {
-        let shutdown = shutdown.clone();
-        async move {
-            shutdown.cancelled().await;
-            tokio::time::sleep(DRAIN).await;
-        }
-    };
-    let server = axum::serve(listener, app).with_graceful_shutdown(shutdown.cancelled_owned());
-    tokio::select! {
-        ended = server.into_future() => ended,
-        () = drained => {
-            tracing::warn!("requests were still in flight {DRAIN:?} after the shutdown: cut off");
-            Ok(())
-        }
-    }
+    connections::serve(listener, app, max_connections, metrics, shutdown).await
 }
 
 fn app(state: AdminState, shutdown: CancellationToken) -> Router {
@@ -117,9 +99,12 @@ fn app(state: AdminState, shutdown: CancellationToken) -> Router {
         .merge(sign_in)
         .method_not_allowed_fallback(no_method)
         .fallback(no_route)
-        .layer(DefaultBodyLimit::max(BODY))
-        .layer(from_fn(in_time))
+        .layer(DefaultBodyLimit::max(limits::BODY))
+        .layer(from_fn(limits::in_time))
+        .layer(from_fn(limits::with_whole_body))
         .layer(from_fn_with_state(state.clone(), auth::authenticate))
+        .layer(from_fn(limits::not_too_many))
+        .layer(from_fn(with_headers))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(TraceLayer::new_for_http())
         .with_state(state)
@@ -141,21 +126,21 @@ fn panicked(_: Box<dyn Any + Send>) -> Response {
         .into_response()
 }
 
-/// Calls for many events, and pauses, take as long as they take: each of their waits has a limit of its own.
-fn waits_for_lanes(path: &str) -> bool {
-    matches!(path, "/v1/events/replay" | "/v1/events/skip" | "/v1/pause" | "/pause") || path.starts_with("/failures/")
-}
-
-async fn in_time(request: Request, next: Next) -> Response {
-    let mut response = if waits_for_lanes(request.uri().path()) {
-        next.run(request).await
-    } else {
-        tokio::time::timeout(REQUEST, next.run(request)).await.unwrap_or_else(|_| {
-            let detail =
-                format!("not done within {REQUEST:?}: nothing was changed, or it was and a repeated call will say so");
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "timeout", detail).into_response()
-        })
-    };
-    response.headers_mut().entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+/// What every answer has.
+async fn with_headers(request: Request, next: Next) -> Response {
+    let is_ambiguous = request.headers().contains_key(header::TRANSFER_ENCODING);
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    for (name, value) in [
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    ] {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    // A proxy may have taken a body with two lengths to end elsewhere: whatever follows is not taken for a request.
+    if is_ambiguous {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     response
 }

@@ -155,7 +155,11 @@ fn read(r: &mut Reader<'_>) -> Config {
         processed: r.get("retention.processed", Time(Duration::ZERO..=36_500 * DAY), 7 * DAY),
         skipped: r.get("retention.skipped", Time(Duration::ZERO..=36_500 * DAY), 30 * DAY),
     };
-    let admin = Admin { listen: r.get("admin.listen", ADDRESS, ([127, 0, 0, 1], 8080).into()), tokens: tokens(r) };
+    let admin = Admin {
+        listen: r.get("admin.listen", ADDRESS, ([127, 0, 0, 1], 8080).into()),
+        max_connections: r.get("admin.max_connections", Number(1..=65_535), 512),
+        tokens: tokens(r),
+    };
     let columns = r.get("redact.columns", List(COLUMN), vec![]);
     let redact = Rules {
         paths: r.get("redact.paths", List(PATH), vec![]),

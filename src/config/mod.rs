@@ -179,6 +179,8 @@ pub struct Retention {
 pub struct Admin {
     /// Default `127.0.0.1:8080`.
     pub listen: SocketAddr,
+    /// Open connections at a time; one address gets half of them. Default 512.
+    pub max_connections: u16,
     /// All tokens: `OUTBOX_RELAY_ADMIN_TOKEN`, `OUTBOX_RELAY_READ_TOKEN`, `[[admin.token]]`.
     pub tokens: Vec<Token>,
 }

@@ -3,6 +3,7 @@
 
 mod admin;
 mod adoption;
+mod attacks;
 mod backfill;
 mod browser;
 mod budget;
