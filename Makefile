@@ -7,7 +7,7 @@ ARGS ?=
 SECONDS ?= 600
 SEED := $(or $(SEED),$(shell date +%s))
 
-.PHONY: build demo test model soak bench lint sbom
+.PHONY: build demo test model soak bench smoke lint sbom
 
 build:
 	cargo build --release --locked
@@ -41,10 +41,16 @@ soak:
 		OUTBOX_RELAY_SOAK_SECONDS=$(SECONDS) OUTBOX_RELAY_SOAK_SEED=$(SEED) \
 		cargo test --locked --all-features --test soak -- --nocapture whatever_fails
 
-# make bench CASE=drain,far SIZE=200000 ROUNDS=5
+# make bench CASE=drain,far SIZE=200000 ROUNDS=5; without, all of it at full size, for hours. SECONDS for what is measured by time.
 bench:
 	@scripts/setup
-	cargo bench --locked --bench beside -- $(if $(CASE),--case $(CASE)) $(if $(SIZE),--size $(SIZE)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
+	cargo bench --locked --bench beside -- $(if $(CASE),--case $(CASE)) $(if $(SIZE),--size $(SIZE)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+		$(if $(filter file,$(origin SECONDS)),,--seconds $(SECONDS)) $(ARGS)
+
+# Every case of it, tiny: that each still works, and passes its check.
+smoke:
+	@scripts/setup
+	cargo test --locked --workspace --all-features --bench beside -- --smoke
 
 lint:
 	@scripts/lint

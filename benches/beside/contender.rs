@@ -62,7 +62,7 @@ impl Contender {
 }
 
 /// An outbox as one makes it by hand: the columns of ours, and one small index to find what is pending.
-const OUTBOX: &str = "
+pub(crate) const OUTBOX: &str = "
     CREATE TABLE outbox (
         id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, event_id uuid NOT NULL DEFAULT gen_random_uuid(),
         aggregate_type text NOT NULL, aggregate_id text NOT NULL, event_type text NOT NULL, payload jsonb NOT NULL,

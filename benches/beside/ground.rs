@@ -61,11 +61,13 @@ const NEW_TABLES: &str = "
     CREATE TABLE applied (n bigserial, event bigint PRIMARY KEY, aggregate text NOT NULL, version bigint NOT NULL);";
 
 impl Ground {
-    pub(crate) async fn new(settings: &[(&str, &str)]) -> Result<Ground> {
+    /// `safely`: as Postgres ships.
+    pub(crate) async fn new(settings: &[(&str, String)], safely: bool) -> Result<Ground> {
+        let safely = if safely { "on" } else { "off" };
         let options = |name: &str| {
             let mut options = Options::new(name)
-                .with("fsync", "on")
-                .with("synchronous_commit", "on")
+                .with("fsync", safely)
+                .with("synchronous_commit", safely)
                 .with("shared_buffers", "'1GB'")
                 .with("max_wal_size", "'16GB'")
                 .with("min_wal_size", "'2GB'")
@@ -175,27 +177,24 @@ impl Load {
 
     /// Whether the new database is what the outbox says: nothing lost, doubled or out of order.
     pub(crate) async fn check(&self, pair: &Pair) -> Result<()> {
+        self.check_those(pair, "true").await
+    }
+
+    /// The same, where only those were to be applied that this condition holds for.
+    pub(crate) async fn check_those(&self, pair: &Pair, which: &str) -> Result<()> {
         let row = "md5(string_agg(concat_ws('|', id, name, email, city, version), ',' ORDER BY id))";
         if self.effect != Effect::Row {
             let expected: Option<String> = value(
                 &pair.legacy,
-                &format!("SELECT {row} FROM (SELECT DISTINCT ON (aggregate_id) {TRANSFORM} FROM outbox o ORDER BY aggregate_id, o.id DESC) e"),
+                &format!("SELECT {row} FROM (SELECT DISTINCT ON (aggregate_id) {TRANSFORM} FROM outbox o WHERE {which} ORDER BY aggregate_id, o.id DESC) e"),
             )
             .await?;
             let found: Option<String> = value(&pair.new, &format!("SELECT {row} FROM users")).await?;
             ensure!(expected == found, "void: the new database is not what the outbox says");
         }
         if self.effect != Effect::Upsert {
-            let expected: i64 = value(&pair.legacy, "SELECT count(*) FROM outbox").await?;
-            let found: i64 = value(&pair.new, "SELECT count(*) FROM applied").await?;
-            ensure!(expected == found, "void: {found} of {expected} events were applied");
-            let disordered: i64 = value(
-                &pair.new,
-                "SELECT count(*) FROM (SELECT version < lag(version) OVER (PARTITION BY aggregate ORDER BY n) AS out
-                                       FROM applied) o WHERE out",
-            )
-            .await?;
-            ensure!(disordered == 0, "void: {disordered} events were applied out of order");
+            let expected: i64 = value(&pair.legacy, &format!("SELECT count(*) FROM outbox WHERE {which}")).await?;
+            in_order(pair, expected).await?;
         }
         if self.effect == Effect::Counts {
             let uncounted: i64 = value(
@@ -207,6 +206,20 @@ impl Load {
         }
         Ok(())
     }
+}
+
+/// Whether so many events were written down, each once, and each aggregate's in order.
+pub(crate) async fn in_order(pair: &Pair, expected: i64) -> Result<()> {
+    let found: i64 = value(&pair.new, "SELECT count(*) FROM applied").await?;
+    ensure!(expected == found, "void: {found} of {expected} events were applied");
+    let disordered: i64 = value(
+        &pair.new,
+        "SELECT count(*) FROM (SELECT event < lag(event) OVER (PARTITION BY aggregate ORDER BY n) AS out FROM applied) o
+         WHERE out",
+    )
+    .await?;
+    ensure!(disordered == 0, "void: {disordered} events were applied out of order");
+    Ok(())
 }
 
 /// Runs statements, several at once if need be.

@@ -2,9 +2,12 @@
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use sqlx::{Connection, PgConnection};
 
 use super::Drain;
 use crate::ground::{Effect, Ground, Load, Pair, TRANSFORM, value};
@@ -29,7 +32,7 @@ pub(crate) struct Installed {
 }
 
 impl Installed {
-    pub(crate) fn new(ground: &Ground, pair: &Pair, effect: Effect, setup: &Setup) -> Result<Installed> {
+    pub(crate) async fn new(ground: &Ground, pair: &Pair, effect: Effect, setup: &Setup) -> Result<Installed> {
         let folder = tempfile::tempdir()?;
         let at = folder.path();
         let (legacy, new) = ground.addresses(pair, setup.ports);
@@ -60,8 +63,7 @@ impl Installed {
             ),
         )?;
         let installed = Installed { folder };
-        let done = installed.command().arg("init").stdout(Stdio::null()).status()?;
-        ensure!(done.success(), "init failed");
+        installed.tell(&["init"]).await?;
         Ok(installed)
     }
 
@@ -69,6 +71,14 @@ impl Installed {
         let mut command = Command::new(Path::new(env!("CARGO_BIN_EXE_outbox-relay")));
         command.current_dir(self.folder.path());
         command
+    }
+
+    /// Runs another of its commands to the end. Without blocking: a long wire is carried by this very thread.
+    pub(crate) async fn tell(&self, arguments: &[&str]) -> Result<()> {
+        let mut command = tokio::process::Command::from(self.command());
+        let status = command.args(arguments).stdout(Stdio::null()).status().await?;
+        ensure!(status.success(), "{} failed", arguments.join(" "));
+        Ok(())
     }
 
     /// Starts a relay; the end of it is the caller's.
@@ -89,7 +99,7 @@ pub(crate) fn now() -> Result<f64> {
 
 /// From the start of the processes until the last event is settled.
 pub(super) async fn drain(ground: &Ground, pair: &Pair, load: Load, setup: &Setup) -> Result<Drain> {
-    let installed = Installed::new(ground, pair, load.effect, setup)?;
+    let installed = Installed::new(ground, pair, load.effect, setup).await?;
     load.write(&pair.legacy).await?;
     let before = ground.settled().await?;
     let started = now()?;
@@ -116,4 +126,35 @@ pub(super) async fn drain(ground: &Ground, pair: &Pair, load: Load, setup: &Setu
     let ended: f64 = value(&pair.legacy, "SELECT extract(epoch FROM max(processed_at))::float8 FROM outbox").await?;
     let took = Duration::try_from_secs_f64(ended - started)?;
     Ok(Drain { events: load.events, took, cpu, memory_mb: Some(memory_mb) })
+}
+
+/// From the start of the process until so many are settled; more may be when it has ended.
+pub(crate) async fn drain_some(
+    ground: &Ground,
+    pair: &Pair,
+    installed: &Installed,
+    before: meter::Cpu,
+    enough: u32,
+) -> Result<Drain> {
+    let started = Instant::now();
+    let mut relay = installed.start(&[])?;
+    let mut legacy = PgConnection::connect(&pair.legacy).await?;
+    let settled = "SELECT coalesce(sum(cardinality(ids)), 0)::bigint FROM outbox_relay.batch_log";
+    let (events, took) = loop {
+        let events: i64 = sqlx::query_scalar(settled).fetch_one(&mut legacy).await?;
+        if events >= i64::from(enough) {
+            break (u32::try_from(events)?, started.elapsed());
+        }
+        ensure!(relay.try_wait()?.is_none(), "the relay has ended");
+        ensure!(started.elapsed() < Duration::from_secs(600), "{events} of {enough} events are settled");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    // Its time up to here: what it does while it ends is not of the drain.
+    let spent = meter::process(relay.id())?;
+    let mut cpu = ground.cpu()?.since(before);
+    cpu.client += spent;
+    let memory_mb = meter::peak_memory(relay.id()).ok();
+    kill(Pid::from_raw(i32::try_from(relay.id())?), Signal::SIGTERM)?;
+    ensure!(relay.wait()?.success(), "the relay did not end well");
+    Ok(Drain { events, took, cpu, memory_mb })
 }

@@ -1,0 +1,180 @@
+//! What the application's own writers notice: of the outbox row, of waking somebody with it, and of a relay that runs.
+//!
+//! The relay and the new database run elsewhere in earnest. Here they are kept to the second core, the legacy database and the
+//! writers to the first, so that what is left is what the relay does to the legacy database.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+
+use crate::case::Scale;
+use crate::contender::relay::{Installed, Setup};
+use crate::flow::write_evenly;
+use crate::ground::{Effect, Ground, Load, run};
+use crate::meter;
+use crate::report::{Report, Target, of, rounds, spread, table};
+
+/// Seconds of each measurement.
+const FULL: u64 = 20;
+const CLIENTS: u32 = 8;
+const ACCOUNTS: i64 = 100_000;
+/// Events a second, from others, while the relay's part is measured.
+const EVENTS: u32 = 1_000;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Two writes of its own
+    Alone,
+    /// and an event
+    Outbox,
+    /// and an event that wakes whoever listens
+    Notify,
+    /// Two writes of its own, while others write events
+    Beside,
+    /// and a relay carries them over
+    Relay,
+}
+
+const LINES: [(&str, Way, Option<(usize, f64)>); 5] = [
+    ("two writes a transaction", Way::Alone, None),
+    ("… and an event, no relay", Way::Outbox, None),
+    ("… and an event with a `NOTIFY`, no relay", Way::Notify, None),
+    ("two writes, while others write 1,000 events/s, no relay", Way::Beside, None),
+    ("… and a relay carries them over", Way::Relay, Some((3, 0.95))),
+];
+
+pub(crate) async fn measure(ground: &Ground, scale: Scale, relay: &str) -> Result<Report> {
+    let seconds = scale.seconds.unwrap_or(FULL);
+    let own = std::process::id();
+    let last = std::thread::available_parallelism()?.get() - 1;
+    let kept_apart = [ground.legacy.pid(), Some(own)].into_iter().flatten().all(|pid| keep_to("0", pid))
+        && ground.new.pid().is_some_and(|pid| keep_to("1", pid));
+    let mut rates: [Vec<f64>; LINES.len()] = Default::default();
+    let mut spent = Vec::new();
+    for _ in 0..scale.rounds {
+        for ((label, way, _), rates) in LINES.iter().zip(&mut rates) {
+            let (rate, cpu) = once(ground, *way, seconds, relay).await?;
+            eprintln!("{label}: {rate:.0}/s");
+            rates.push(rate);
+            spent.extend(cpu);
+        }
+    }
+    for pid in [ground.legacy.pid(), ground.new.pid(), Some(own)].into_iter().flatten() {
+        keep_to(&format!("0-{last}"), pid);
+    }
+    let mut table = table(["", "transactions/s", "to the first line's", "to the line's before", "which is to be"]);
+    for (at, ((label, _, target), runs)) in LINES.iter().zip(&rates).enumerate() {
+        let to = |other: &[f64]| spread(runs.iter().zip(other).map(|(one, other)| one / other).collect());
+        let before = at.checked_sub(1).map(|before| to(&rates[before]));
+        table.add_row([
+            (*label).to_owned(),
+            spread(runs.clone()).told(0),
+            to(&rates[0]).told(2),
+            before.map(|ratio| ratio.told(2)).unwrap_or_default(),
+            target.map(|(other, bound)| Target::AtLeast(bound).told(to(&rates[other]).middle)).unwrap_or_default(),
+        ]);
+    }
+    let done = format!(
+        "{CLIENTS} clients, {} each, {}; {}. The relay itself took {} % of a core.",
+        of(seconds, FULL, "seconds"),
+        rounds(scale.rounds),
+        match kept_apart {
+            true => "legacy database and writers on one core, relay and new database on the other",
+            false => "all on the same cores",
+        },
+        spread(spent).told(0),
+    );
+    Ok(Report { done, table })
+}
+
+/// Keeps a process, its children and all that it starts from now on to these cores. Whether that could be done.
+fn keep_to(cores: &str, pid: u32) -> bool {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let all = children.split_whitespace().map(str::to_owned).chain([pid.to_string()]);
+    let keep = |pid: String| Command::new("taskset").args(["-apc", cores, &pid]).output();
+    all.map(keep).all(|done| done.is_ok_and(|done| done.status.success()))
+}
+
+/// Transactions a second; and the share of a core that the relay took, if one ran.
+async fn once(ground: &Ground, way: Way, seconds: u64, relay: &str) -> Result<(f64, Option<f64>)> {
+    let pair = ground.pair().await?;
+    let setup = Setup { relay: relay.to_owned(), ..Setup::default() };
+    let installed = Installed::new(ground, &pair, Effect::Upsert, &setup).await?;
+    run(
+        &pair.legacy,
+        &format!(
+            "CREATE TABLE account (id bigint PRIMARY KEY, balance bigint NOT NULL DEFAULT 0);
+             CREATE TABLE entry (id bigserial PRIMARY KEY, account bigint NOT NULL, at timestamptz NOT NULL DEFAULT now());
+             INSERT INTO account SELECT i FROM generate_series(1, {ACCOUNTS}) i; ANALYZE account"
+        ),
+    )
+    .await?;
+    if way == Way::Notify {
+        run(
+            &pair.legacy,
+            "CREATE FUNCTION wake() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NOTIFY outbox; RETURN NULL; END $$;
+             CREATE TRIGGER wake AFTER INSERT ON outbox FOR EACH STATEMENT EXECUTE FUNCTION wake()",
+        )
+        .await?;
+    }
+    let mut process = match way {
+        Way::Relay => Some(installed.start(&[])?),
+        _ => None,
+    };
+    if let Some(process) = &process {
+        keep_to("1", process.id());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    ground.settled().await?;
+    let others = match way {
+        Way::Beside | Way::Relay => {
+            let url = pair.legacy.clone();
+            Some(tokio::spawn(async move { write_evenly(&url, EVENTS, seconds, "SELECT FROM e").await }))
+        }
+        _ => None,
+    };
+    let started = Instant::now();
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|client| tokio::spawn(client_of(pair.legacy.clone(), client, way, started + Duration::from_secs(seconds))))
+        .collect();
+    let mut done = 0;
+    for client in clients {
+        done += client.await??;
+    }
+    let took = started.elapsed().as_secs_f64();
+    if let Some(others) = others {
+        others.await??;
+    }
+    let mut share = None;
+    if let Some(process) = &mut process {
+        share = Some(100.0 * meter::process(process.id())? / took);
+        process.kill()?;
+        process.wait()?;
+    }
+    ground.drop(pair).await?;
+    Ok((f64::from(done) / took, share))
+}
+
+/// One transaction after the other, as an application sends them: a round trip a statement. How many.
+async fn client_of(url: String, client: u32, way: Way, until: Instant) -> Result<u32> {
+    let mut connection = PgConnection::connect(&url).await?;
+    let event = format!("INSERT INTO outbox {}", Load::of(1).rows("$1", "$1"));
+    let mut done = 0;
+    while Instant::now() < until {
+        let n = i64::from(client) + i64::from(done) * i64::from(CLIENTS);
+        let account = 1 + n * 7919 % ACCOUNTS;
+        connection.execute("BEGIN").await?;
+        let changed = sqlx::query("UPDATE account SET balance = balance + 1 WHERE id = $1").bind(account);
+        ensure!(changed.execute(&mut connection).await?.rows_affected() == 1, "no account {account}");
+        sqlx::query("INSERT INTO entry (account) VALUES ($1)").bind(account).execute(&mut connection).await?;
+        if matches!(way, Way::Outbox | Way::Notify) {
+            sqlx::query(AssertSqlSafe(event.clone())).bind(n).execute(&mut connection).await?;
+        }
+        connection.execute("COMMIT").await?;
+        done += 1;
+    }
+    connection.close().await?;
+    Ok(done)
+}
