@@ -22,13 +22,14 @@ COPY LICENSE /usr/share/doc/outbox-relay/LICENSE
 # By number, so that Kubernetes can see that it is not root.
 USER 10001:10001
 WORKDIR /etc/outbox-relay
-# Other containers are to reach the admin API. The relay refuses this address without a token:
-# OUTBOX_RELAY_ADMIN_TOKEN or OUTBOX_RELAY_READ_TOKEN.
+# Other containers are to reach the admin API. The relay refuses this address without a token (OUTBOX_RELAY_ADMIN_TOKEN or
+# OUTBOX_RELAY_READ_TOKEN), and without TLS: OUTBOX_RELAY_ADMIN__TLS_CERT and OUTBOX_RELAY_ADMIN__TLS_KEY, or
+# OUTBOX_RELAY_ADMIN__BEHIND_PROXY=true where a proxy or a mesh has it.
 ENV OUTBOX_RELAY_ADMIN__LISTEN=0.0.0.0:8080 OUTBOX_RELAY_LOG__FORMAT=json
 EXPOSE 8080
-# Alive, not ready: to restart the relay would not bring a database back. The image has no curl.
-HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 CMD ["bash", "-c", \
-    "exec 3<>/dev/tcp/127.0.0.1/8080 && printf 'GET /healthz HTTP/1.0\\r\\nHost: localhost\\r\\n\\r\\n' >&3 && grep -q '^HTTP/1.. 200' <&3"]
+# Alive, not ready: to restart the relay would not bring a database back. It reads the configuration as the relay does, and so knows
+# whether to speak TLS.
+HEALTHCHECK --interval=10s --timeout=4s --start-period=30s --retries=3 CMD ["outbox-relay", "alive"]
 # SIGTERM lets the current batches end, and exits 0 within ten seconds.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["outbox-relay"]

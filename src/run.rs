@@ -45,6 +45,9 @@ pub async fn run(config: Config, options: Options, shutdown: CancellationToken) 
     if let Some(refusal) = config.admin.refusal() {
         anyhow::bail!(refusal);
     }
+    if !options.until_empty {
+        admin::check_certificate(&config.admin).map_err(anyhow::Error::msg)?;
+    }
     // What a URL names is there, or it is told before anything is waited for.
     connect::target(&config, 1)?;
     let metrics = Metrics::default();
@@ -198,7 +201,7 @@ async fn tell_backlog(metrics: &Metrics, mut backlog: Latest, stop: Cancellation
 /// Both databases, as soon as they answer and have what `init` makes. `None`: told to end, or out of time.
 ///
 /// A certificate that is not accepted mends itself no more than a wrong URL does; but whoever renews it should not have to restart
-/// what waits for it, and `/readyz` and the page tell of it meanwhile. With `until_empty` nobody is there to be told: it ends.
+/// what waits for it, and the page tells of it meanwhile. With `until_empty` nobody is there to be told: it ends.
 async fn wait_for(
     config: &Config,
     operator: &Operator,

@@ -140,7 +140,7 @@ fn on_behalf(headers: &HeaderMap) -> Option<String> {
 }
 
 /// `localhost`, `127.0.0.1:8080`, `[::1]:8080`.
-fn is_loopback(host: &str) -> bool {
+pub(super) fn is_loopback(host: &str) -> bool {
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split_once(']').map_or("", |(name, _)| name),
         None => host.rsplit_once(':').map_or(host, |(name, _)| name),

@@ -25,9 +25,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
+use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 
 use super::seats::{Kind, Seat, Seats};
+use super::tls::Tls;
 use crate::metrics::Metrics;
 
 /// From the connection to the end of the first request's headers: before that there is nobody to be patient with.
@@ -59,18 +61,20 @@ pub(super) struct Peer(pub(super) IpAddr);
 pub(super) async fn serve(
     listener: TcpListener,
     app: Router,
+    tls: Option<Tls>,
     max_connections: u16,
     metrics: Metrics,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let seats = Seats::new(affordable(max_connections).into());
-    let door = Door { app, seats, metrics, shutdown };
+    let door = Door { app, tls, seats, metrics, shutdown };
     door.accept_until_told(|| listener.accept()).await;
     Ok(())
 }
 
 struct Door {
     app: Router,
+    tls: Option<Tls>,
     seats: Seats,
     metrics: Metrics,
     shutdown: CancellationToken,
@@ -95,7 +99,8 @@ impl Door {
             match accepted {
                 Ok((stream, peer)) => match self.seats.take(peer.ip()) {
                     Some(seat) => {
-                        open.spawn(connection(stream, Peer(peer.ip()), seat, self.app.clone(), self.shutdown.clone()));
+                        let (app, tls) = (self.app.clone(), self.tls.clone());
+                        open.spawn(connection(stream, Peer(peer.ip()), seat, tls, app, self.shutdown.clone()));
                     }
                     None => {
                         self.metrics.connection_refused();
@@ -128,7 +133,14 @@ impl Door {
 }
 
 /// One connection, from its beginning to its end; errors are the other side's.
-async fn connection(stream: TcpStream, peer: Peer, seat: Seat, app: Router, shutdown: CancellationToken) {
+async fn connection(
+    stream: TcpStream,
+    peer: Peer,
+    seat: Seat,
+    tls: Option<Tls>,
+    app: Router,
+    shutdown: CancellationToken,
+) {
     let patience = if seat.kind == Kind::Spare { FIRST_REQUEST_SPARE } else { FIRST_REQUEST };
     let until = Instant::now() + patience;
     // Answers are small; a browser is not to wait for them.
@@ -136,7 +148,7 @@ async fn connection(stream: TcpStream, peer: Peer, seat: Seat, app: Router, shut
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(UNREAD));
     let secured = tokio::select! {
-        secured = secure(Box::pin(stream)) => secured,
+        secured = secure(Box::pin(stream), tls) => secured,
         () = tokio::time::sleep_until(until) => return,
         () = shutdown.cancelled() => return,
     };
@@ -146,11 +158,15 @@ async fn connection(stream: TcpStream, peer: Peer, seat: Seat, app: Router, shut
     }
 }
 
-/// What lies between TCP and HTTP: nothing yet. It has as long as the first request has, in a task of its own.
+/// What lies between TCP and HTTP: TLS, or nothing. It has as long as the first request has, in a task of its own.
 async fn secure(
     stream: Pin<Box<TimeoutStream<TcpStream>>>,
+    tls: Option<Tls>,
 ) -> io::Result<impl AsyncRead + AsyncWrite + Unpin + Send + 'static> {
-    Ok(stream)
+    Ok(match tls {
+        Some(tls) => Either::Left(tls.accept(stream).await?),
+        None => Either::Right(stream),
+    })
 }
 
 async fn http(
@@ -269,7 +285,8 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
         let app = Router::new().route("/", get(async || "here"));
-        let door = Door { app, seats: Seats::new(4), metrics: Metrics::default(), shutdown: shutdown.clone() };
+        let door =
+            Door { app, tls: None, seats: Seats::new(4), metrics: Metrics::default(), shutdown: shutdown.clone() };
         let tries = Arc::new(AtomicUsize::new(0));
         let counted = tries.clone();
         let started = Instant::now();

@@ -15,6 +15,7 @@ mod request;
 mod routes;
 mod seats;
 mod session;
+mod tls;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -33,7 +34,8 @@ use tower_http::trace::TraceLayer;
 use self::document::Document;
 pub use self::document::openapi;
 use self::problem::Problem;
-use crate::config::{Config, Token};
+use self::tls::Tls;
+use crate::config::{Admin, Config, Token};
 use crate::health::Gatherer;
 use crate::metrics::Metrics;
 use crate::operator::Operator;
@@ -66,17 +68,32 @@ struct Inner {
     health: Gatherer,
     shutdown: CancellationToken,
     document: Document,
+    has_tls: bool,
+    behind_proxy: bool,
+}
+
+/// Why the configured certificate and key cannot be used, if so, with the names of the files; to be told before anything starts.
+pub fn check_certificate(admin: &Admin) -> Result<(), String> {
+    Tls::of(admin).map(drop)
 }
 
 /// Serves until `shutdown`; then requests in flight end, calls for many events between two of their transactions.
 pub async fn serve(listener: TcpListener, state: AdminState, shutdown: CancellationToken) -> std::io::Result<()> {
     let (max_connections, metrics) = (state.config.admin.max_connections, state.metrics.clone());
+    let tls = Tls::of(&state.config.admin).map_err(std::io::Error::other)?;
     let app = app(state, shutdown.clone());
-    connections::serve(listener, app, max_connections, metrics, shutdown).await
+    let served = connections::serve(listener, app, tls.clone(), max_connections, metrics, shutdown.clone());
+    let renewed = async {
+        if let Some(tls) = tls {
+            tls.keep(shutdown).await;
+        }
+    };
+    tokio::join!(served, renewed).0
 }
 
 fn app(state: AdminState, shutdown: CancellationToken) -> Router {
     let AdminState { operator, backlog, mut tokens, metrics, history, config } = state;
+    let (has_tls, behind_proxy) = (config.admin.tls.is_some(), config.admin.behind_proxy);
     // An empty secret is no secret.
     tokens.retain(|token| {
         let usable = !token.secret.is_empty();
@@ -93,7 +110,8 @@ fn app(state: AdminState, shutdown: CancellationToken) -> Router {
         .layer(from_fn(page::guarded));
     let (router, document) = document::routes().split_for_parts();
     let document = Document::of(document);
-    let state = Arc::new(Inner { operator, backlog, tokens, metrics, health, shutdown, document });
+    let state =
+        Arc::new(Inner { operator, backlog, tokens, metrics, health, shutdown, document, has_tls, behind_proxy });
     router
         .merge(pages)
         .merge(sign_in)

@@ -72,13 +72,13 @@ pub(super) async fn begin(
         return page::sign_in_page(SignIn::Unknown, next);
     };
     tracing::info!(token = %token.name, "signed in at the page");
-    let cookie = set(&issue(token, SystemTime::now()), is_secure(&headers));
+    let cookie = set(&issue(token, SystemTime::now()), is_secure(&state, &headers));
     with_cookie(Redirect::to(next).into_response(), cookie)
 }
 
 /// `POST /sign-out`
-pub(super) async fn end(headers: HeaderMap) -> Response {
-    let cookie = page::is_own_form(&headers).then(|| clear(is_secure(&headers))).flatten();
+pub(super) async fn end(State(state): State<Arc<Inner>>, headers: HeaderMap) -> Response {
+    let cookie = page::is_own_form(&headers).then(|| clear(is_secure(&state, &headers))).flatten();
     with_cookie(Redirect::to(page::SIGN_IN).into_response(), cookie)
 }
 
@@ -87,9 +87,16 @@ fn with_cookie(mut response: Response, cookie: Option<HeaderValue>) -> Response 
     response
 }
 
-/// Whether the browser speaks TLS, with this server or with a proxy before it: the form's origin tells.
-fn is_secure(headers: &HeaderMap) -> bool {
-    headers.get(header::ORIGIN).is_some_and(|origin| origin.as_bytes().starts_with(b"https://"))
+fn is_secure(state: &Inner, headers: &HeaderMap) -> bool {
+    let origin = headers.get(header::ORIGIN).and_then(|origin| origin.to_str().ok()).unwrap_or_default();
+    speaks_tls(state.has_tls, state.behind_proxy, origin)
+}
+
+/// Whether the browser speaks TLS, with this server or with a proxy before it: the form's origin tells. Behind a proxy it does unless it
+/// says that it is on this very machine, as through a tunnel; a cookie that is bound to TLS would be lost there.
+fn speaks_tls(has_tls: bool, behind_proxy: bool, origin: &str) -> bool {
+    let is_plain_here = origin.strip_prefix("http://").is_some_and(auth::is_loopback);
+    has_tls || origin.starts_with("https://") || (behind_proxy && !is_plain_here)
 }
 
 /// A cookie's value for the holder of this token.
@@ -238,6 +245,23 @@ mod tests {
     fn a_token_without_a_secret_has_no_sessions() {
         let (now, empty) = (SystemTime::now(), token("ops", ""));
         assert_eq!(name_of(std::slice::from_ref(&empty), &issue(&empty, now), now), None);
+    }
+
+    #[test]
+    fn a_session_is_bound_to_tls_wherever_the_browser_speaks_it() {
+        for (has_tls, behind_proxy, origin, secure) in [
+            (true, false, "", true),
+            (true, false, "https://relay.internal:8080", true),
+            (false, true, "", true),
+            (false, true, "http://relay.internal", true),
+            (false, true, "http://127.0.0.1:8080", false),
+            (false, true, "http://127.0.0.1.evil.example", true),
+            (false, false, "https://relay.internal", true),
+            (false, false, "http://127.0.0.1:8080", false),
+            (false, false, "", false),
+        ] {
+            assert_eq!(speaks_tls(has_tls, behind_proxy, origin), secure, "{has_tls} {behind_proxy} {origin}");
+        }
     }
 
     #[test]

@@ -195,6 +195,13 @@ Examples:
     Pause(PauseArgs),
     /// Go on after a pause
     Resume(ResumeArgs),
+    /// Ask whether the process that runs with this configuration on this machine is alive
+    #[command(after_long_help = "\
+For health checks of containers; speaks TLS if the configuration has a certificate. Exits 0 if it is alive, 1 if it does not answer.
+
+Example, in a Dockerfile:
+  HEALTHCHECK CMD [\"outbox-relay\", \"alive\"]")]
+    Alive,
     /// Print a script that completes commands and flags in a shell
     #[command(after_long_help = "\
 Examples:

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use super::problem::{Code, ConfigErrors, Place, Problem};
 use super::reader::{Document, Origin, Overrides, PREFIX, Reader, Setting};
-use super::value::{ADDRESS, COLUMN, FILTER, List, NAME, Number, PATH, PHRASE, Size, TABLE, Time, Truth, Url, Word};
+use super::value::{
+    ADDRESS, COLUMN, FILTER, List, NAME, Number, PATH, PHRASE, PemFile, Size, TABLE, Time, Truth, Url, Word,
+};
 use super::{
-    Admin, Backfill, Columns, Config, DEFAULT_FILE, DatabaseUrl, Legacy, Log, LogFormat, New, Relay, Retention, Retry,
-    Role, StatusWords, TableName, Token, Verify, entities, names,
+    Admin, Backfill, CertificateFiles, Columns, Config, DEFAULT_FILE, DatabaseUrl, Legacy, Log, LogFormat, New, Relay,
+    Retention, Retry, Role, StatusWords, TableName, Token, Verify, entities, names,
 };
 use crate::redact::Rules;
 
@@ -158,6 +160,8 @@ fn read(r: &mut Reader<'_>) -> Config {
     let admin = Admin {
         listen: r.get("admin.listen", ADDRESS, ([127, 0, 0, 1], 8080).into()),
         max_connections: r.get("admin.max_connections", Number(1..=65_535), 512),
+        tls: certificate(r),
+        behind_proxy: r.get("admin.behind_proxy", Truth, false),
         tokens: tokens(r),
     };
     let columns = r.get("redact.columns", List(COLUMN), vec![]);
@@ -240,6 +244,27 @@ fn report_repeated(r: &mut Reader<'_>, from: usize, remedy: &str) {
     }
 }
 
+fn certificate(r: &mut Reader<'_>) -> Option<CertificateFiles> {
+    let (certificate, key) = (r.get("admin.tls_cert", PemFile, None), r.get("admin.tls_key", PemFile, None));
+    let folder = r.folder();
+    match (certificate, key) {
+        (Some(certificate), Some(key)) => {
+            Some(CertificateFiles { certificate: folder.join(certificate), key: folder.join(key) })
+        }
+        (None, None) => None,
+        (certificate, _) => {
+            let (given, other) = if certificate.is_some() { ("tls_cert", "tls_key") } else { ("tls_key", "tls_cert") };
+            let place = r.written(&format!("admin.{given}"));
+            // One that was written wrong is told of already.
+            if r.written(&format!("admin.{other}")) == Place::Nowhere {
+                let what = format!("`admin.{given}` is set, and `admin.{other}` is not");
+                r.report(Code::Conflict, place, what, "name both files, or neither");
+            }
+            None
+        }
+    }
+}
+
 fn tokens(r: &mut Reader<'_>) -> Vec<Token> {
     let mut tokens: Vec<(Token, Place)> = vec![];
     for (name, role) in [("admin", Role::Admin), ("read", Role::Read)] {
@@ -286,15 +311,23 @@ fn tokens(r: &mut Reader<'_>) -> Vec<Token> {
 impl Admin {
     /// Why the server may not start on this address, if so; `run` asks before it listens.
     pub fn refusal(&self) -> Option<String> {
-        if self.listen.ip().is_loopback() || !self.tokens.is_empty() {
-            return None;
+        let (listen, port) = (self.listen, self.listen.port());
+        if listen.ip().is_loopback() {
+            None
+        } else if self.tokens.is_empty() {
+            Some(format!(
+                "admin.listen is {listen}, which others can reach, and no token is configured; set OUTBOX_RELAY_ADMIN_TOKEN (or \
+                 OUTBOX_RELAY_ADMIN_TOKEN_FILE), or listen on 127.0.0.1:{port}"
+            ))
+        } else if self.tls.is_none() && !self.behind_proxy {
+            Some(format!(
+                "admin.listen is {listen}, which others can reach, and without TLS tokens would cross the network in the clear; set \
+                 admin.tls_cert and admin.tls_key, or admin.behind_proxy = true if all that comes from outside comes through a proxy \
+                 that speaks TLS (or listen on 127.0.0.1:{port})"
+            ))
+        } else {
+            None
         }
-        Some(format!(
-            "admin.listen is {}, which others can reach, and no token is configured; set OUTBOX_RELAY_ADMIN_TOKEN (or \
-             OUTBOX_RELAY_ADMIN_TOKEN_FILE), or listen on 127.0.0.1:{}",
-            self.listen,
-            self.listen.port()
-        ))
     }
 }
 
@@ -632,8 +665,40 @@ name = "empty"
         assert_eq!(admin.refusal(), None);
         admin.listen = "[::]:8080".parse().unwrap();
         assert!(admin.refusal().unwrap().contains("OUTBOX_RELAY_ADMIN_TOKEN"));
+        admin.behind_proxy = true;
+        assert!(admin.refusal().unwrap().contains("OUTBOX_RELAY_ADMIN_TOKEN"));
         admin.tokens.push(Token { name: "read".to_owned(), role: Role::Read, secret: "x".to_owned() });
         assert_eq!(admin.refusal(), None);
+    }
+
+    #[test]
+    fn an_open_address_without_tls_is_refused_unless_a_proxy_has_it() {
+        let folder = Folder::with(&[("outbox-relay.toml", &format!("{URLS}[admin]\nlisten = '0.0.0.0:8080'\n"))]);
+        let token = ("OUTBOX_RELAY_ADMIN_TOKEN", "0123456789abcdef");
+        let refusal = folder.load(&[token]).unwrap().admin.refusal().unwrap();
+        for remedy in ["admin.tls_cert and admin.tls_key", "admin.behind_proxy = true", "listen on 127.0.0.1:8080"] {
+            assert!(refusal.contains(remedy), "{refusal}");
+        }
+        let proxied = folder.load(&[token, ("OUTBOX_RELAY_ADMIN__BEHIND_PROXY", "true")]).unwrap();
+        assert_eq!(proxied.admin.refusal(), None);
+        let files = [("OUTBOX_RELAY_ADMIN__TLS_CERT", "tls/cert.pem"), ("OUTBOX_RELAY_ADMIN__TLS_KEY", "/run/key.pem")];
+        let admin = folder.load(&[token, files[0], files[1]]).unwrap().admin;
+        assert_eq!(admin.refusal(), None);
+        let expected = CertificateFiles { certificate: folder.path("tls/cert.pem").into(), key: "/run/key.pem".into() };
+        assert_eq!(admin.tls, Some(expected));
+        let one = folder.problems(&[files[1]]);
+        assert_eq!(
+            one,
+            [
+                "OUTBOX_RELAY_ADMIN__TLS_KEY config.conflict: `admin.tls_key` is set, and `admin.tls_cert` is not | name both files, or neither"
+            ]
+        );
+        let inline =
+            folder.problems(&[files[0], ("OUTBOX_RELAY_ADMIN__TLS_KEY", "-----BEGIN PRIVATE KEY-----\ns3cret")]);
+        assert!(
+            inline.len() == 1 && inline[0].contains("name the file") && !inline[0].contains("s3cret"),
+            "{inline:?}"
+        );
     }
 
     #[test]

@@ -181,8 +181,21 @@ pub struct Admin {
     pub listen: SocketAddr,
     /// Open connections at a time; one address gets half of them. Default 512.
     pub max_connections: u16,
+    /// What it shows over TLS; `None`: it speaks plain HTTP.
+    pub tls: Option<CertificateFiles>,
+    /// Whether whatever reaches it from outside does so through something that speaks TLS. Default false.
+    pub behind_proxy: bool,
     /// All tokens: `OUTBOX_RELAY_ADMIN_TOKEN`, `OUTBOX_RELAY_READ_TOKEN`, `[[admin.token]]`.
     pub tokens: Vec<Token>,
+}
+
+/// `admin.tls_cert` and `admin.tls_key`, as paths that can be opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// PEM: the server's certificate, then those between it and its authority.
+    pub certificate: PathBuf,
+    /// PEM: its key, not encrypted.
+    pub key: PathBuf,
 }
 
 /// One token of the admin API. `Debug` does not show the secret.

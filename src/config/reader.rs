@@ -8,6 +8,7 @@ mod item;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
@@ -130,6 +131,11 @@ impl<'a> Reader<'a> {
         let value = self.parse(key, &kind, &found, &place, Some(example));
         let shown = value.as_ref().map_or(String::new(), |value| kind.show(value));
         self.remember(key, shown, Origin::Written(place), value)
+    }
+
+    /// Where relative paths start.
+    pub(super) fn folder(&self) -> PathBuf {
+        self.document.and_then(|document| document.path.parent()).unwrap_or(Path::new("")).to_owned()
     }
 
     /// Where `key` was written, once it has been read.

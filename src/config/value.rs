@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -334,6 +335,29 @@ pub(super) const ADDRESS: Text<SocketAddr> = Text {
     },
     show: SocketAddr::to_string,
 };
+
+/// A file, by its path; `""`: none. What was found is not shown: it may be what the file should hold.
+pub(super) struct PemFile;
+
+impl Kind for PemFile {
+    type Value = Option<PathBuf>;
+    const SECRET: bool = true;
+
+    fn parse(&self, found: &Scalar<'_>) -> Result<Option<PathBuf>, Wrong> {
+        let wrong = |why: &str| Wrong { why: why.to_owned(), instead: Some(quoted("/etc/outbox-relay/tls/file.pem")) };
+        match found.text() {
+            None => Err(wrong("it must be the path of a file, in quotes")),
+            Some("") => Ok(None),
+            Some(text) if text.contains("-----") => Err(wrong("it holds what the file should: name the file")),
+            Some(text) if text.contains(char::is_control) => Err(wrong("it is no path of a file")),
+            Some(text) => Ok(Some(PathBuf::from(text))),
+        }
+    }
+
+    fn show(&self, value: &Option<PathBuf>) -> String {
+        quoted(&value.as_ref().map_or_else(String::new, |path| path.display().to_string()))
+    }
+}
 
 /// A filter of `tracing`.
 pub(super) const FILTER: Text<String> = Text {

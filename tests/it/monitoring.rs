@@ -83,6 +83,40 @@ fn the_alert_rules_fire_when_they_should_and_no_sooner() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// What a file of `deploy` sets of the relay's variables: `NAME=value` or `NAME: value`.
+fn variables_of(path: &str) -> Vec<(String, String)> {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+    let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
+    let words = lines
+        .flat_map(|line| line.trim().strip_prefix("ENV ").map_or(vec![line.trim()], |all| all.split(' ').collect()));
+    let pair = |word: &str| {
+        let (name, value) = word.split_once(": ").or_else(|| word.split_once('='))?;
+        name.starts_with("OUTBOX_RELAY_").then(|| (name.to_owned(), value.trim_matches('"').to_owned()))
+    };
+    words.filter_map(pair).collect()
+}
+
+#[test]
+fn the_image_starts_in_the_clear_only_where_somebody_says_that_a_proxy_has_tls() {
+    let image = variables_of("Dockerfile");
+    assert!(
+        image.iter().any(|(name, value)| name == "OUTBOX_RELAY_ADMIN__LISTEN" && value == "0.0.0.0:8080"),
+        "{image:?}"
+    );
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/compose/outbox-relay.toml");
+    let refusal = |more: Vec<(String, String)>| {
+        let all = image.iter().cloned().chain(more);
+        Config::load(Some(&file), &Overrides::default(), all)
+            .unwrap_or_else(|errors| panic!("{errors}"))
+            .admin
+            .refusal()
+    };
+    let compose = variables_of("compose.yaml");
+    assert_eq!(refusal(compose.clone()), None);
+    let without = compose.into_iter().filter(|(name, _)| name != "OUTBOX_RELAY_ADMIN__BEHIND_PROXY").collect();
+    assert!(refusal(without).unwrap().contains("admin.behind_proxy = true"));
+}
+
 #[test]
 fn the_configurations_that_are_deployed_are_understood() {
     for path in ["deploy/compose/outbox-relay.toml", "deploy/kubernetes/outbox-relay.toml"] {

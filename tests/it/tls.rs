@@ -1,9 +1,19 @@
-//! TLS: to both databases, on real servers, with authorities of the test's own.
+//! TLS: to both databases, on real servers, and of the admin API, with authorities of the test's own.
 
-use std::process::{Command, Output};
+use std::net::SocketAddr;
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 
 use outbox_relay::demo::server::{Options, Server};
 use sqlx::{Connection, Executor};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::version::{TLS12, TLS13};
+use tokio_rustls::rustls::{ALL_VERSIONS, ClientConfig, RootCertStore, SupportedProtocolVersion};
 
 use crate::support::certificates::{Authority, Certificate, secure};
 use crate::support::stage::NEW_SCHEMA;
@@ -56,7 +66,13 @@ impl Ground {
 
     /// Runs a command to its end: its exit code, and all that it said.
     async fn run(&self, arguments: &[&str]) -> (Option<i32>, String) {
+        self.run_with(arguments, &[]).await
+    }
+
+    /// With these variables.
+    async fn run_with(&self, arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String) {
         let mut command = self.command(arguments);
+        command.envs(variables.iter().copied());
         let Output { status, stdout, stderr } =
             tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
         let said = String::from_utf8_lossy(&stdout).into_owned() + &String::from_utf8_lossy(&stderr);
@@ -209,7 +225,7 @@ async fn a_relay_that_waits_at_a_certificate_says_so_loudly_and_goes_on_when_it_
     it.shows(&it.ca.sign_expired(&["localhost"])).await;
     let log = it.ground.path("log");
     let mut command = it.ground.command(&["run"]);
-    command.stdout(std::process::Stdio::null()).stderr(std::fs::File::create(&log).unwrap());
+    command.stdout(Stdio::null()).stderr(std::fs::File::create(&log).unwrap());
     let mut relay = Killed(command.spawn().unwrap());
     let said = || std::fs::read_to_string(&log).unwrap();
     let waits = || async { said().contains("waiting until somebody mends TLS to a database: legacy: ") };
@@ -268,4 +284,195 @@ async fn only_verify_full_proves_who_the_server_is_and_check_says_so_of_all_othe
     it.ground.configure(&it.without.legacy.url, &at(&it.url, "localhost", "sslmode=require"));
     let (_, said) = it.ground.run(&["check"]).await;
     assert!(!said.contains("tls."), "{said}");
+}
+
+/// A `run` whose databases are away: the admin API is there before they are.
+struct Api {
+    ground: Ground,
+    relay: Killed,
+    address: SocketAddr,
+}
+
+const TOKEN: &str = "0123456789abcdef";
+
+impl Api {
+    /// With these lines under `[admin]`.
+    async fn start(ground: Ground, admin: &str) -> Api {
+        let away = "postgres://nobody@127.0.0.1:1/none";
+        ground.configure(away, away);
+        let file = ground.path("outbox-relay.toml");
+        let text = std::fs::read_to_string(&file).unwrap().replace("[admin]\n", &format!("[admin]\n{admin}"));
+        std::fs::write(&file, text).unwrap();
+        let mut command = ground.command(&["run"]);
+        command.env("OUTBOX_RELAY_ADMIN_TOKEN", TOKEN).env("OUTBOX_RELAY_LOG__FILTER", "debug").env("NO_COLOR", "1");
+        command.stdout(Stdio::null()).stderr(std::fs::File::create(ground.path("log")).unwrap());
+        let relay = Killed(command.spawn().unwrap());
+        let said = || std::fs::read_to_string(ground.path("log")).unwrap();
+        let listening = || said().lines().find(|line| line.contains("the page listen")).map(str::to_owned);
+        eventually(DEADLINE, "the API listens", || async { listening().is_some() }).await;
+        let line = listening().unwrap();
+        let address = line.split("address=").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap();
+        let address = address.parse().unwrap_or_else(|_| panic!("{line}"));
+        Api { ground, relay, address }
+    }
+
+    /// With a certificate of this authority for localhost.
+    async fn secured(ca: &Authority) -> Api {
+        let ground = Ground::new();
+        ca.sign(&["localhost"]).write(ground.folder.path(), "api");
+        Api::start(ground, "tls_cert = \"api.pem\"\ntls_key = \"api.key\"\n").await
+    }
+
+    fn said(&self) -> String {
+        std::fs::read_to_string(self.ground.path("log")).unwrap()
+    }
+
+    /// What somebody who trusts this authority, and speaks this much of TLS, is answered; or why they hang up.
+    async fn ask(
+        &self,
+        ca: &Authority,
+        versions: &[&'static SupportedProtocolVersion],
+        request: &str,
+        body: &str,
+    ) -> Result<String, String> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(ca.pem.as_bytes()).unwrap()).unwrap();
+        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_protocol_versions(versions)
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let stream = TcpStream::connect(self.address).await.map_err(|error| error.to_string())?;
+        let name = ServerName::try_from("localhost").unwrap();
+        let mut stream =
+            TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| error.to_string())?;
+        let request = format!("{request}Host: localhost:{}\r\nConnection: close\r\n\r\n{body}", self.address.port());
+        stream.write_all(request.as_bytes()).await.map_err(|error| error.to_string())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.map_err(|error| error.to_string())?;
+        Ok(answer)
+    }
+
+    async fn is_alive(&self, ca: &Authority) -> bool {
+        self.ask(ca, ALL_VERSIONS, "GET /healthz HTTP/1.1\r\n", "")
+            .await
+            .is_ok_and(|answer| answer.starts_with("HTTP/1.1 200 "))
+    }
+}
+
+#[tokio::test]
+async fn the_api_speaks_tls_to_whoever_trusts_its_authority_and_nothing_to_others() {
+    let (ca, other) = (Authority::new(), Authority::new());
+    let mut api = Api::secured(&ca).await;
+    for versions in [&[&TLS12][..], &[&TLS13]] {
+        let answer = api.ask(&ca, versions, "GET /healthz HTTP/1.1\r\n", "").await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    }
+    let refused = api.ask(&other, ALL_VERSIONS, "GET /healthz HTTP/1.1\r\n", "").await.unwrap_err();
+    assert!(refused.contains("invalid peer certificate"), "{refused}");
+    // Somebody who says nothing keeps nobody waiting.
+    let silent = TcpStream::connect(api.address).await.unwrap();
+    assert!(api.is_alive(&ca).await);
+    // Whoever speaks plain HTTP gets no HTTP, and the connection closed.
+    for said in [
+        "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n".as_bytes(),
+        b"\x16\x03\x01\xff\xff garbage that is no handshake",
+        b"\x16",
+    ] {
+        let mut plain = TcpStream::connect(api.address).await.unwrap();
+        plain.write_all(said).await.unwrap();
+        plain.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(DEADLINE, plain.read_to_end(&mut answer)).await.expect("it is closed");
+        assert!(!String::from_utf8_lossy(&answer).contains("HTTP"), "{read:?} {answer:?}");
+    }
+    assert!(api.is_alive(&ca).await);
+    drop(silent);
+    assert!(api.relay.0.try_wait().unwrap().is_none());
+    // Nobody's mistake but theirs: not more than a word at `debug`.
+    let log = api.said();
+    assert!(log.contains("came to nothing"), "{log}");
+    assert!(!log.lines().any(|line| line.contains(" ERROR ") || line.contains("panicked")), "{log}");
+    // The session's cookie is not for plain HTTP.
+    let form = format!("token={TOKEN}");
+    // Even from a browser that does not say where the form stood.
+    let request = format!(
+        "POST /sign-in HTTP/1.1\r\nSec-Fetch-Site: same-origin\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n",
+        form.len()
+    );
+    let answer = api.ask(&ca, ALL_VERSIONS, &request, &form).await.unwrap();
+    let cookie = answer.lines().find(|line| line.starts_with("set-cookie: ")).unwrap_or_else(|| panic!("{answer}"));
+    assert!(cookie.ends_with("; Secure"), "{cookie}");
+    // And the health check of the image still works.
+    let listens = [("OUTBOX_RELAY_ADMIN__LISTEN", &*api.address.to_string())];
+    let (code, said) = api.ground.run_with(&["alive"], &listens).await;
+    assert!(code == Some(0) && said.contains("alive"), "{said}");
+    drop(api.relay);
+    let (code, said) = api.ground.run_with(&["alive"], &listens).await;
+    assert_eq!(code, Some(1), "{said}");
+}
+
+#[tokio::test]
+async fn a_handshake_that_never_ends_is_ended() {
+    let ca = Authority::new();
+    let ground = Ground::new();
+    ca.sign(&["localhost"]).write(ground.folder.path(), "api");
+    let api = Api::start(ground, "tls_cert = \"api.pem\"\ntls_key = \"api.key\"\nmax_connections = 1\n").await;
+    // The first takes the only usual place; those beside it get a few seconds.
+    let _first = TcpStream::connect(api.address).await.unwrap();
+    for said in [&b""[..], b"\x16\x03\x01\x02\x00"] {
+        let mut never = TcpStream::connect(api.address).await.unwrap();
+        never.write_all(said).await.unwrap();
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(DEADLINE, never.read_to_end(&mut answer)).await;
+        assert!(read.is_ok() && answer.is_empty(), "{read:?} {answer:?}");
+    }
+    assert!(api.is_alive(&ca).await);
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_shown_without_a_restart_and_a_wrong_one_is_not() {
+    let (old, new) = (Authority::new(), Authority::new());
+    let api = Api::secured(&old).await;
+    assert!(api.is_alive(&old).await && !api.is_alive(&new).await);
+    new.sign(&["localhost"]).write(api.ground.folder.path(), "api");
+    eventually(DEADLINE, "the renewed one is shown", || api.is_alive(&new)).await;
+    assert!(!api.is_alive(&old).await && api.said().contains("the admin API shows a renewed certificate"));
+    // A key of another certificate.
+    api.ground.write("api.key", &old.sign(&["localhost"]).key);
+    let words = "the changed certificate of the admin API cannot be used, the last good one goes on: ";
+    eventually(DEADLINE, "it says so", || async { api.said().contains(words) }).await;
+    assert!(api.is_alive(&new).await);
+    old.sign(&["localhost"]).write(api.ground.folder.path(), "api");
+    eventually(DEADLINE, "it is mended", || api.is_alive(&old)).await;
+    assert_eq!(api.said().matches(words).count(), 1, "{}", api.said());
+}
+
+#[tokio::test]
+async fn what_would_not_be_tls_does_not_start() {
+    let (ground, ca) = (Ground::new(), Authority::new());
+    ca.sign(&["localhost"]).write(ground.folder.path(), "api");
+    ca.sign(&["localhost"]).write(ground.folder.path(), "other");
+    let away = "postgres://nobody@127.0.0.1:1/none";
+    ground.configure(away, away);
+    let path = |name| ground.path(name);
+    let refused = async |certificate: &str, key: &str, words: &[&str]| {
+        let variables = [("OUTBOX_RELAY_ADMIN__TLS_CERT", certificate), ("OUTBOX_RELAY_ADMIN__TLS_KEY", key)];
+        let (code, said) = ground.run_with(&["run"], &variables).await;
+        assert_eq!(code, Some(2), "{said}");
+        assert!(words.iter().all(|word| said.contains(word)), "{words:?}: {said}");
+        assert!(!said.contains("PRIVATE KEY"), "{said}");
+    };
+    let (pem, key) = (path("api.pem"), path("api.key"));
+    let mismatch = format!("the key in {} is not that of the certificate in {pem}", path("other.key"));
+    refused("api.pem", "other.key", &[&mismatch, "admin.tls_cert and admin.tls_key"]).await;
+    refused("none.pem", "api.key", &[&path("none.pem"), "cannot be read: No such file"]).await;
+    refused("api.pem", "none.key", &[&path("none.key"), "cannot be read: No such file"]).await;
+    refused("api.key", "api.key", &[&key, "no certificate in PEM form"]).await;
+    refused("api.pem", "api.pem", &[&pem, "no private key in PEM form"]).await;
+    // In the clear, to whoever is on the network.
+    let open = [("OUTBOX_RELAY_ADMIN_TOKEN", TOKEN), ("OUTBOX_RELAY_ADMIN__LISTEN", "0.0.0.0:0")];
+    let (code, said) = ground.run_with(&["run"], &open).await;
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("set admin.tls_cert and admin.tls_key, or admin.behind_proxy = true"), "{said}");
 }

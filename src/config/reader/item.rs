@@ -1,7 +1,7 @@
 //! One table of a list. Its keys are in the file only: no variable sets them.
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -139,7 +139,7 @@ impl<'a> Item<'_, 'a> {
 
     /// Text of a file that the configuration names, relative to it; a problem where it cannot be read or is empty.
     pub(in crate::config) fn file(&mut self, key: &str, path: &str, place: Place) -> Option<(PathBuf, String)> {
-        let folder = self.reader.document.and_then(|document| document.path.parent()).unwrap_or(Path::new(""));
+        let folder = self.reader.folder();
         let full = folder.join(path);
         let (what, remedy) = match std::fs::read_to_string(&full) {
             Ok(text) if text.trim().is_empty() => ("is empty".to_owned(), "write the file"),
