@@ -164,6 +164,11 @@ pub fn is_undefined(error: &sqlx::Error) -> bool {
     matches!(sqlstate(error).as_deref(), Some("42P01" | "3F000"))
 }
 
+/// Undefined column: of a table that an older version made.
+pub fn is_undefined_column(error: &sqlx::Error) -> bool {
+    sqlstate(error).as_deref() == Some("42703")
+}
+
 /// Both sides, ready for batches: as many connections as workers need, and a few for looking.
 pub async fn open(config: &Config) -> Result<(Source, Target), ConnectError> {
     let connections = u32::from(config.relay.workers) + 4;

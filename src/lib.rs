@@ -11,6 +11,7 @@
 //! - [`verify`]: compares both databases, through the mapping, while events flow
 //! - [`relay`]: claims, applies and settles, batch by batch, and heals
 //! - [`repair`]: makes rows of the new database right again, from the legacy ones
+//! - [`migration`]: how far all of that has come, and what operators start and stop of it
 //! - [`retention`]: deletes what is old enough
 //! - [`operator`]: what operators see and do, over HTTP by [`admin`], in a browser by `page`
 //! - [`run`]: the relay and the admin API in one process
@@ -21,6 +22,7 @@
 //! - [`config`]: what the operator wrote, checked
 //! - [`event`]: the words of the protocol
 //! - [`source`], [`target`]: everything that is said to each database, in transactions of [`session`], over [`connect`], and why [`tls`] to them was refused
+//! - [`job`]: long pieces of work, as everybody sees them
 //! - [`lease`], [`heal`]: a lane locked on both sides, and how two logs that differ are made to agree
 //! - [`mapping`]: from the old shape to the new
 //! - [`disposition`], [`retry`]: whose an error is, and how long to wait
@@ -43,10 +45,12 @@ mod failpoint;
 pub mod heal;
 mod health;
 pub mod init;
+pub mod job;
 pub mod lease;
 pub mod map;
 pub mod mapping;
 pub mod metrics;
+pub mod migration;
 pub mod operator;
 mod page;
 pub mod plan;

@@ -112,6 +112,8 @@ CREATE TABLE IF NOT EXISTS {relay}.backfill (
     ended_at    timestamptz,
     PRIMARY KEY (source_id, entity)
 );
+-- The sequences that were set past the highest value when it ended.
+ALTER TABLE {relay}.backfill ADD COLUMN IF NOT EXISTS sequences text[] NOT NULL DEFAULT '{}';
 
 -- Pages that were handed out and are not done.
 CREATE TABLE IF NOT EXISTS {relay}.backfill_page (
@@ -146,3 +148,39 @@ CREATE TABLE IF NOT EXISTS {relay}.backfill_left (
     at         timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (source_id, entity, key)
 );
+
+-- Long pieces of work: who does which, how far it is, what came of it. Whoever does one says so every two seconds.
+CREATE TABLE IF NOT EXISTS {relay}.job (
+    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    source_id  uuid NOT NULL,
+    kind       text NOT NULL,                      -- backfill, verify, repair, resync
+    entities   text[] NOT NULL,
+    request    jsonb NOT NULL,                     -- what was asked for
+    actor      text NOT NULL,
+    reason     text NOT NULL,
+    via        text NOT NULL,                      -- command, api, run
+    host       text NOT NULL,                      -- and process
+    began_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    beat_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    progress   jsonb,
+    stop       boolean NOT NULL DEFAULT false,     -- somebody asked for its end
+    ended_at   timestamptz,
+    state      text,                               -- done, stopped, failed; NULL: under way, or its process is gone
+    code       text,
+    message    text,
+    result     jsonb
+);
+CREATE INDEX IF NOT EXISTS job_open ON {relay}.job (source_id, id) WHERE ended_at IS NULL;
+
+-- What the last verifications of each entity found: the part of the report that the metrics and the page show all the time.
+CREATE TABLE IF NOT EXISTS {relay}.verify_entity (
+    report_id    bigint NOT NULL REFERENCES {relay}.verify_report ON DELETE CASCADE,
+    source_id    uuid NOT NULL,
+    entity       text NOT NULL,
+    mode         text NOT NULL,
+    finished_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    report       jsonb NOT NULL,
+    PRIMARY KEY (report_id, entity)
+);
+CREATE INDEX IF NOT EXISTS verify_entity_last ON {relay}.verify_entity (source_id, entity, report_id DESC);
+CREATE INDEX IF NOT EXISTS repaired_entity ON {relay}.repaired (source_id, entity, id DESC);

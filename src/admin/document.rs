@@ -17,7 +17,7 @@ use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{Inner, browse, health, problem, routes};
+use super::{Inner, browse, health, migration, problem, routes};
 
 /// All that is served.
 pub(super) fn routes() -> OpenApiRouter<Arc<Inner>> {
@@ -36,7 +36,20 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Inner>> {
         .routes(routes!(routes::paused, routes::pause))
         .routes(routes!(routes::resume))
         .routes(routes!(routes::audits))
-        .routes(routes!(routes::copies))
+        .routes(routes!(migration::migration))
+        .routes(routes!(migration::copies))
+        .routes(routes!(migration::reports))
+        .routes(routes!(migration::report))
+        .routes(routes!(migration::repairs))
+        .routes(routes!(migration::jobs))
+        .routes(routes!(migration::job))
+        .routes(routes!(migration::stop_job))
+        .routes(routes!(migration::start_copy))
+        .routes(routes!(migration::pause_copy))
+        .routes(routes!(migration::resume_copy))
+        .routes(routes!(migration::start_verify))
+        .routes(routes!(migration::repair))
+        .routes(routes!(migration::resync))
         .routes(routes!(document))
         .routes(routes!(browse::page))
         .routes(routes!(browse::style))
@@ -78,15 +91,16 @@ fn add_problems(path: &str, operation: &mut Operation) {
     let is_open = operation.security.is_some();
     let takes_body = operation.request_body.is_some();
     let takes_words = takes_body || operation.parameters.is_some();
-    let names_event = path.contains("{id}");
-    let changes_events = takes_body && path.starts_with("/v1/events/");
+    let names_one = path.contains('{');
+    let may_conflict = takes_body && !matches!(path, "/v1/pause" | "/v1/resume");
+    let names_one = names_one || path == "/v1/repair";
     let problems = [
         (takes_words, 400, "malformed"),
         (!is_open, 401, "a token is needed, and this is none"),
         (true, 403, "the token may read, not change; or, without tokens, the call does not come from this machine"),
-        (names_event, 404, "there is no such event"),
-        (changes_events, 409, "as things stand, it must not be done"),
         (takes_body, 408, "the body did not come within 20 s"),
+        (names_one, 404, "there is no such event, report, job or entity"),
+        (may_conflict, 409, "as things stand, it must not be done"),
         (takes_body, 413, "the body is larger than 1 MiB"),
         (takes_body, 415, "the body is not application/json"),
         (takes_words, 422, "a filter that nobody knows or that is too broad, or a reason is missing"),

@@ -10,6 +10,7 @@ mod connections;
 mod document;
 mod health;
 mod limits;
+mod migration;
 mod problem;
 mod request;
 mod routes;
@@ -38,6 +39,7 @@ use self::tls::Tls;
 use crate::config::{Admin, Config, Token};
 use crate::health::Gatherer;
 use crate::metrics::Metrics;
+use crate::migration::Jobs;
 use crate::operator::Operator;
 use crate::operator::backlog::Latest;
 use crate::operator::history::History;
@@ -68,6 +70,7 @@ struct Inner {
     health: Gatherer,
     shutdown: CancellationToken,
     document: Document,
+    jobs: Jobs,
     has_tls: bool,
     behind_proxy: bool,
 }
@@ -77,21 +80,25 @@ pub fn check_certificate(admin: &Admin) -> Result<(), String> {
     Tls::of(admin).map(drop)
 }
 
-/// Serves until `shutdown`; then requests in flight end, calls for many events between two of their transactions.
+/// Serves until `shutdown`; then requests in flight end, calls for many events between two of their transactions, and what was
+/// started of copies, verifications and repairs where it can go on from.
 pub async fn serve(listener: TcpListener, state: AdminState, shutdown: CancellationToken) -> std::io::Result<()> {
     let (max_connections, metrics) = (state.config.admin.max_connections, state.metrics.clone());
     let tls = Tls::of(&state.config.admin).map_err(std::io::Error::other)?;
-    let app = app(state, shutdown.clone());
+    let jobs = Jobs::new(shutdown.clone());
+    let app = app(state, jobs.clone(), shutdown.clone());
     let served = connections::serve(listener, app, tls.clone(), max_connections, metrics, shutdown.clone());
     let renewed = async {
         if let Some(tls) = tls {
             tls.keep(shutdown).await;
         }
     };
-    tokio::join!(served, renewed).0
+    let (served, ()) = tokio::join!(served, renewed);
+    jobs.ended().await;
+    served
 }
 
-fn app(state: AdminState, shutdown: CancellationToken) -> Router {
+fn app(state: AdminState, jobs: Jobs, shutdown: CancellationToken) -> Router {
     let AdminState { operator, backlog, mut tokens, metrics, history, config } = state;
     let (has_tls, behind_proxy) = (config.admin.tls.is_some(), config.admin.behind_proxy);
     // An empty secret is no secret.
@@ -111,7 +118,7 @@ fn app(state: AdminState, shutdown: CancellationToken) -> Router {
     let (router, document) = document::routes().split_for_parts();
     let document = Document::of(document);
     let state =
-        Arc::new(Inner { operator, backlog, tokens, metrics, health, shutdown, document, has_tls, behind_proxy });
+        Arc::new(Inner { operator, backlog, tokens, metrics, health, shutdown, document, jobs, has_tls, behind_proxy });
     router
         .merge(pages)
         .merge(sign_in)

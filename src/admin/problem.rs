@@ -6,8 +6,11 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::disposition;
+use crate::backfill::BackfillError;
+use crate::migration::MigrationError;
 use crate::operator::OperatorError;
+use crate::verify::VerifyError;
+use crate::{connect, disposition};
 
 /// An error on its way to the caller.
 #[derive(Debug, Clone)]
@@ -72,8 +75,21 @@ impl Problem {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "starting", "the relay waits for its databases: repeat the call")
     }
 
+    /// There is none of that name or number.
+    pub(super) fn nothing(detail: impl Into<String>) -> Problem {
+        Problem::new(StatusCode::NOT_FOUND, "not_found", detail)
+    }
+
     /// The new database was away, or said no.
     pub(super) fn target(error: &sqlx::Error) -> Problem {
+        if connect::is_undefined(error) {
+            let detail = "the new database does not have the tables of this version yet: run outbox-relay init";
+            return Problem::new(StatusCode::SERVICE_UNAVAILABLE, "init_needed", detail);
+        }
+        // A character that this database's encoding does not have: what was asked for cannot be in there.
+        if matches!(disposition::said(error).code.as_str(), "22021" | "22P05") {
+            return Problem::malformed(disposition::told(error));
+        }
         let detail = format!("the new database: {}", disposition::told(error));
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "database_away", detail)
     }
@@ -148,6 +164,31 @@ impl From<OperatorError> for Problem {
             OperatorError::Database(_) => {
                 tracing::error!(error = %detail, "an operator's call failed");
                 Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "database", detail)
+            }
+        }
+    }
+}
+
+impl From<MigrationError> for Problem {
+    fn from(error: MigrationError) -> Problem {
+        let detail = error.to_string();
+        match error {
+            MigrationError::NoEntity(_) => Problem::unprocessable("entity.unknown", detail),
+            MigrationError::NoLegacy(_) => Problem::unprocessable("entity.no_legacy", detail),
+            MigrationError::Keys { .. } => Problem::unprocessable("resync.keys", detail),
+            MigrationError::NoReport(_) | MigrationError::NoJob(_) => Problem::nothing(detail),
+            MigrationError::NotBegun(_) => Problem::new(StatusCode::CONFLICT, "not_begun", detail),
+            MigrationError::TooMany(_) => Problem::new(StatusCode::CONFLICT, "too_many_jobs", detail),
+            MigrationError::Source(inner)
+            | MigrationError::Backfill(BackfillError::Database { side: "legacy", error: inner }) => {
+                OperatorError::Database(inner).into()
+            }
+            MigrationError::Target(inner) | MigrationError::Backfill(BackfillError::Database { error: inner, .. }) => {
+                Problem::target(&inner)
+            }
+            MigrationError::Verify(VerifyError::NoEntity(_)) => Problem::unprocessable("entity.no_legacy", detail),
+            MigrationError::Backfill(_) | MigrationError::Verify(_) => {
+                Problem::new(StatusCode::CONFLICT, "migration", detail)
             }
         }
     }

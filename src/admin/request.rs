@@ -1,6 +1,7 @@
 //! What a request says, taken apart strictly: a word that nobody knows is an error, for it may have been meant to narrow a call.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
@@ -12,7 +13,11 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::problem::Problem;
 use crate::event::{EventId, Status};
+use crate::migration::{Apply, Rows, Work};
 use crate::operator::{Bulk, Filter};
+use crate::repair::{Since, Wanted};
+use crate::source::RowKey;
+use crate::target::ReportId;
 
 /// A JSON body.
 pub(super) struct Body<T>(pub(super) T);
@@ -123,6 +128,138 @@ pub(super) struct Kind {
     pub(super) reason: Option<String>,
 }
 
+/// Why something is done.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Because {
+    /// Kept in the audit table.
+    #[schema(required, value_type = String, pattern = r"\S")]
+    pub(super) reason: Option<String>,
+}
+
+/// How an entity is copied.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct StartCopy {
+    /// Kept in the audit table.
+    #[schema(required, value_type = String, pattern = r"\S")]
+    pub(super) reason: Option<String>,
+    /// Forget what was copied, and begin with the first row; rows are overwritten, none is deleted.
+    pub(super) restart: bool,
+    /// At most so many rows a second; 0: as fast as it goes. Without it, as `backfill.rows_per_second` says.
+    pub(super) rows_per_second: Option<u32>,
+}
+
+/// What is compared, and how.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct StartVerify {
+    /// Kept with the job.
+    pub(super) reason: Option<String>,
+    /// Which entities; without any, all that say of which legacy rows they are made.
+    entities: Vec<String>,
+    /// Only so many rows of each side, chosen at random.
+    #[schema(minimum = 1, maximum = 1_000_000)]
+    sample: Option<u32>,
+    /// At most so many rows a second on each side. Without it, as `verify.rate` says.
+    #[schema(minimum = 100, maximum = 10_000_000)]
+    rate: Option<u32>,
+    /// The tables' writes emit no events: look twice, a second apart, instead of under a lock.
+    without_events: bool,
+}
+
+impl StartVerify {
+    pub(super) fn work(&self) -> Result<Work, Problem> {
+        within("sample", self.sample, 1..=1_000_000)?;
+        within("rate", self.rate, 100..=10_000_000)?;
+        let StartVerify { sample, rate, without_events, .. } = *self;
+        Ok(Work::Verify { entities: self.entities.clone(), sample, rate, without_events })
+    }
+}
+
+fn within(word: &str, said: Option<u32>, range: RangeInclusive<u32>) -> Result<(), Problem> {
+    match said {
+        Some(number) if !range.contains(&number) => {
+            Err(Problem::malformed(format!("{word}: a number from {} to {}", range.start(), range.end())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What a verification found is made right.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RepairRows {
+    /// Kept in the audit table, and with every changed row. Needed unless this is a dry run.
+    pub(super) reason: Option<String>,
+    /// Only rows of this entity.
+    entity: Option<String>,
+    /// What this report found; without it, the last one that was finished.
+    #[schema(minimum = 1)]
+    report: Option<i64>,
+    /// True, if not said: only tell what would be done.
+    dry_run: Option<bool>,
+    /// How many rows the caller believes would be changed: nothing is done if they are not as many.
+    expected: Option<u64>,
+}
+
+impl RepairRows {
+    /// Whether anything is to be changed.
+    pub(super) fn applies(&self) -> bool {
+        self.dry_run == Some(false)
+    }
+
+    pub(super) fn work(&self) -> Work {
+        let rows = Rows::Reported { report: self.report.map(ReportId), entity: self.entity.clone() };
+        Work::Rows { rows, how: Apply { apply: self.applies(), expected: self.expected } }
+    }
+}
+
+/// Rows of an entity that are written anew: by their keys, by the time of their events, or because they are divergent.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ResyncRows {
+    /// Kept in the audit table, and with every changed row. Needed unless this is a dry run.
+    pub(super) reason: Option<String>,
+    /// Whose rows.
+    #[schema(required, value_type = String)]
+    entity: Option<String>,
+    /// These legacy keys: the parts of each, as text.
+    keys: Vec<Vec<String>>,
+    /// The rows of all aggregates that had an event from this time on.
+    since: Option<DateTime<Utc>>,
+    /// … up to this one.
+    until: Option<DateTime<Utc>>,
+    /// The rows of all divergent aggregates.
+    divergent: bool,
+    /// True, if not said: only tell what would be done.
+    dry_run: Option<bool>,
+    /// How many rows the caller believes would be changed: nothing is done if they are not as many.
+    expected: Option<u64>,
+}
+
+impl ResyncRows {
+    /// Whether anything is to be changed.
+    pub(super) fn applies(&self) -> bool {
+        self.dry_run == Some(false)
+    }
+
+    pub(super) fn work(&self) -> Result<Work, Problem> {
+        let entity = self.entity.clone().ok_or_else(|| Problem::unprocessable("resync.rows", "entity: whose rows?"))?;
+        let wanted = match (self.keys.is_empty(), self.since, self.until, self.divergent) {
+            (false, None, None, false) => Wanted::Keys(self.keys.iter().cloned().map(RowKey).collect()),
+            (true, Some(since), until, false) => Wanted::Since(Since { since, until }),
+            (true, None, None, true) => Wanted::Divergent,
+            _ => {
+                let detail = "which rows? either keys, or since (with until), or \"divergent\": true";
+                return Err(Problem::unprocessable("resync.rows", detail));
+            }
+        };
+        let rows = Rows::Resync { entity, wanted };
+        Ok(Work::Rows { rows, how: Apply { apply: self.applies(), expected: self.expected } })
+    }
+}
+
 /// Which part of a list.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -147,8 +284,8 @@ pub(super) struct Page {
 const LIMIT: u32 = 100;
 const LIMIT_MAX: u32 = 1000;
 
-/// Takes a list's query apart.
-pub(super) fn page(pairs: Vec<(String, String)>, with_filter: bool) -> Result<Page, Problem> {
+/// The words of a query, each said once.
+pub(super) fn words(pairs: Vec<(String, String)>) -> Result<BTreeMap<String, String>, Problem> {
     let mut words: BTreeMap<String, String> = BTreeMap::new();
     for (key, value) in pairs {
         if value.contains('\0') {
@@ -158,6 +295,12 @@ pub(super) fn page(pairs: Vec<(String, String)>, with_filter: bool) -> Result<Pa
             return Err(Problem::malformed(format!("{key} is given twice, once as {twice:?}")));
         }
     }
+    Ok(words)
+}
+
+/// Takes a list's query apart.
+pub(super) fn page(pairs: Vec<(String, String)>, with_filter: bool) -> Result<Page, Problem> {
+    let words = words(pairs)?;
     let mut page = Page { limit: LIMIT, ..Page::default() };
     for (key, value) in words {
         let filter = &mut page.filter;

@@ -19,13 +19,12 @@ use crate::metrics::CONTENT_TYPE;
 use crate::operator::{
     Audits, Backlog, BulkResult, Cause, Changed, Event, EventRef, Events, Filter, Pause, Paused, Verb, What,
 };
-use crate::target::Copied;
 
-type Answer<T> = Result<Json<T>, Problem>;
-type Id = Result<Path<String>, PathRejection>;
-type Pairs = Result<Query<Vec<(String, String)>>, QueryRejection>;
-type Who = Extension<Caller>;
-type Shared = State<Arc<Inner>>;
+pub(super) type Answer<T> = Result<Json<T>, Problem>;
+pub(super) type Id = Result<Path<String>, PathRejection>;
+pub(super) type Pairs = Result<Query<Vec<(String, String)>>, QueryRejection>;
+pub(super) type Who = Extension<Caller>;
+pub(super) type Shared = State<Arc<Inner>>;
 
 /// Why events fail.
 #[derive(Serialize, ToSchema)]
@@ -39,13 +38,6 @@ pub(super) struct Failures {
 pub(super) struct Pauses {
     /// All that is paused now.
     paused: Vec<Paused>,
-}
-
-/// How far copies have come.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Copies {
-    /// The first that began first.
-    items: Vec<Copied>,
 }
 
 /// What a resumption did.
@@ -200,15 +192,7 @@ pub(super) async fn audits(State(state): Shared, pairs: Pairs) -> Answer<Audits>
     Ok(Json(state.operator.audits(page.limit, page.cursor).await?))
 }
 
-/// How far the first copies of whole tables have come, whoever makes them.
-#[utoipa::path(get, path = "/v1/backfill", responses((status = OK, body = Copies)))]
-pub(super) async fn copies(State(state): Shared) -> Answer<Copies> {
-    let relay = state.operator.relay().ok_or_else(Problem::starting)?;
-    let items = relay.target.copies().await.map_err(|error| Problem::target(&error))?;
-    Ok(Json(Copies { items }))
-}
-
-fn query(pairs: Pairs) -> Result<Vec<(String, String)>, Problem> {
+pub(super) fn query(pairs: Pairs) -> Result<Vec<(String, String)>, Problem> {
     pairs.map(|Query(pairs)| pairs).map_err(|rejection| Problem::malformed(rejection.body_text()))
 }
 

@@ -24,10 +24,11 @@ use self::pace::Pace;
 use crate::config::{Action, Config, Entity};
 use crate::connect::{self, ConnectError};
 use crate::disposition::{self, told};
+use crate::job::{Ending, Kind, Order, Who, Working};
 use crate::mapping::{self, MappingError};
 use crate::plan;
 use crate::source::{KeyAt, Legacy, Source};
-use crate::target::{Copied, Prepared, Target};
+use crate::target::{Copied, Prepared, Progress, Target};
 
 /// What is to be done.
 #[derive(Debug, Clone)]
@@ -38,11 +39,16 @@ pub struct Options {
     pub restart: bool,
     /// How long rows that wait for their events are waited for, once nothing moves any more.
     pub patience: Duration,
+    /// Who asked.
+    pub who: Who,
+    /// The job that this is, if it is begun already.
+    pub job: Option<Working>,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { entities: Vec::new(), restart: false, patience: Duration::from_secs(30) }
+        let patience = Duration::from_secs(30);
+        Options { entities: Vec::new(), restart: false, patience, who: Who::default(), job: None }
     }
 }
 
@@ -107,6 +113,16 @@ impl BackfillError {
             _ => false,
         }
     }
+
+    fn ending(&self) -> Ending {
+        let database = match self {
+            BackfillError::Database { error, .. } | BackfillError::Connect(ConnectError::Away { error, .. }) => {
+                Some(error)
+            }
+            _ => None,
+        };
+        Ending::failed(database, self.to_string())
+    }
 }
 
 /// Why it cannot go on.
@@ -137,6 +153,15 @@ fn legacy(error: sqlx::Error) -> BackfillError {
 
 fn new(error: sqlx::Error) -> BackfillError {
     BackfillError::Database { side: "new", error }
+}
+
+fn tables_of_this_version(error: sqlx::Error) -> BackfillError {
+    if connect::is_undefined(&error) || connect::is_undefined_column(&error) {
+        return BackfillError::Refused(
+            "the new database does not have the tables of this version yet: run outbox-relay init".to_owned(),
+        );
+    }
+    new(error)
 }
 
 fn sequence(entity: &Entity, error: sqlx::Error) -> BackfillError {
@@ -230,11 +255,78 @@ pub async fn run(
     tell: &(dyn Fn(Told) + Sync),
     stop: &CancellationToken,
 ) -> Result<Summary, BackfillError> {
-    let workers = config.relay.workers.max(config.backfill.workers);
-    let mut opened = config.clone();
-    opened.relay.workers = workers;
-    let (source, target) = connect::open(&opened).await?;
-    let entities = in_order(config, options, &source, &target).await?;
+    let opened = async {
+        let mut opened = config.clone();
+        opened.relay.workers = config.relay.workers.max(config.backfill.workers);
+        let (source, target) = connect::open(&opened).await?;
+        let entities = in_order(config, options, &source, &target).await?;
+        let before = rows_copied(&target, &entities).await.map_err(tables_of_this_version)?;
+        let subject = serde_json::json!({ "entities": names(&entities), "restart": options.restart });
+        let noted = source.audit(&options.who, "backfill", &subject).await.map_err(legacy)?;
+        Ok::<_, BackfillError>((source, target, entities, before, noted))
+    };
+    let (source, target, entities, before, noted) = match opened.await {
+        Ok(opened) => opened,
+        Err(error) => {
+            if let Some(job) = &options.job {
+                job.end(&error.ending()).await;
+            }
+            return Err(error);
+        }
+    };
+    let job = match &options.job {
+        Some(job) => job.clone(),
+        None => {
+            let order = Order {
+                kind: Kind::Backfill,
+                entities: names(&entities),
+                request: serde_json::json!({ "entities": options.entities, "restart": options.restart }),
+                who: options.who.clone(),
+            };
+            Working::begin(&target, &order, stop).await.map_err(tables_of_this_version)?
+        }
+    };
+    let tell = |told: Told| {
+        if let Told::Progress { entity, rows, estimate, rate, waits_for } = &told {
+            let (entity, waits_for) = (entity.clone(), waits_for.clone());
+            job.tell(Progress { entity, rows: *rows, estimate: *estimate, rate: *rate, waits_for });
+        }
+        tell(told);
+    };
+    let done = job.during(Box::pin(each(config, options, (&source, &target, &entities), &tell, job.stop()))).await;
+    let ending = match &done {
+        Ok(summary) => {
+            let result = serde_json::json!({ "copies": summary.copies });
+            if summary.interrupted { Ending::Stopped(Some(result)) } else { Ending::Done(result) }
+        }
+        Err(error) => error.ending(),
+    };
+    job.end(&ending).await;
+    if let Ok(after) = rows_copied(&target, &entities).await {
+        let changed = if options.restart { after } else { after.saturating_sub(before) };
+        source.audit_changed(noted, changed, changed).await;
+    }
+    done
+}
+
+fn names(entities: &[&Entity]) -> Vec<String> {
+    entities.iter().map(|entity| entity.name.clone()).collect()
+}
+
+async fn rows_copied(target: &Target, entities: &[&Entity]) -> sqlx::Result<u64> {
+    let copies = target.copies().await?;
+    let of_these = copies.iter().filter(|copy| entities.iter().any(|entity| entity.name == copy.entity));
+    Ok(of_these.map(|copy| copy.rows.unsigned_abs()).sum())
+}
+
+/// Copies one entity after the other.
+async fn each(
+    config: &Config,
+    options: &Options,
+    (source, target, entities): (&Source, &Target, &[&Entity]),
+    tell: &(dyn Fn(Told) + Sync),
+    stop: &CancellationToken,
+) -> Result<Summary, BackfillError> {
     let mut summary = Summary { copies: Vec::new(), interrupted: false };
     for entity in entities {
         if stop.is_cancelled() {
@@ -244,11 +336,12 @@ pub async fn run(
         if options.restart {
             target.forget_copy(&entity.name).await.map_err(new)?;
         }
-        let job = job(config, entity, &source, &target, tell, stop).await?;
+        let job = job(config, entity, source, target, tell, stop).await?;
         let finished = copy(&job, options.patience).await?;
         let mut sequences = Vec::new();
         if let Some(table) = entity.table.as_ref().filter(|_| finished) {
             sequences = target.raise_sequences(table).await.map_err(|error| sequence(entity, error))?;
+            target.note_sequences(&entity.name, &sequences).await.map_err(new)?;
         }
         let copies = target.copies().await.map_err(new)?;
         if let Some(copied) = copies.into_iter().find(|copy| copy.entity == entity.name) {
@@ -260,6 +353,23 @@ pub async fn run(
         summary.interrupted |= !finished;
     }
     Ok(summary)
+}
+
+/// Lets the copies of these entities rest, whoever makes them, or go on; those that changed.
+pub async fn pause(
+    source: &Source,
+    target: &Target,
+    entities: &[String],
+    rest: bool,
+    who: &Who,
+) -> Result<Vec<String>, BackfillError> {
+    let changed = target.pause_copies(entities, rest).await.map_err(new)?;
+    if !changed.is_empty() {
+        let action = if rest { "backfill.pause" } else { "backfill.resume" };
+        let subject = serde_json::json!({ "entities": changed });
+        source.audit(who, action, &subject).await.map_err(legacy)?;
+    }
+    Ok(changed)
 }
 
 /// The entities to be copied, parents first.
@@ -315,14 +425,7 @@ async fn job<'a>(
     let Some(statement) = statement else {
         return Err(BackfillError::Refused(format!("entity {} has no table to be copied to", entity.name)));
     };
-    target.begin_copy(&entity.name, estimate).await.map_err(|error| {
-        if connect::is_undefined(&error) {
-            return BackfillError::Refused(
-                "the new database does not have the tables of this version yet: run outbox-relay init".to_owned(),
-            );
-        }
-        new(error)
-    })?;
+    target.begin_copy(&entity.name, estimate).await.map_err(tables_of_this_version)?;
     let before = target.copies().await.map_err(new)?.into_iter().find(|copy| copy.entity == entity.name);
     let limits = &config.backfill;
     let counts = Counts {

@@ -12,6 +12,7 @@ use sqlx::postgres::PgPool;
 use crate::config::{Config, DeletePayload, Entity, LegacyRows, RowsFrom, TableName};
 use crate::disposition::told;
 use crate::init::{self, Plan, Side, Step};
+use crate::job::Who;
 use crate::session::{Limits, ask};
 use crate::source::{Names, Source};
 use crate::sql::{ident, literal, query, render};
@@ -28,6 +29,18 @@ pub enum State {
     Disabled,
     /// They are not.
     Absent,
+}
+
+impl State {
+    /// As in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            State::Installed => "installed",
+            State::Outdated => "outdated",
+            State::Disabled => "disabled",
+            State::Absent => "absent",
+        }
+    }
 }
 
 /// An entity's capture.
@@ -131,6 +144,11 @@ impl<'a> Capture<'a> {
         (text.clone(), version)
     }
 
+    /// As it is kept in the audit.
+    fn subject(&self) -> serde_json::Value {
+        serde_json::json!({ "entity": self.entity.name, "table": self.table.to_string() })
+    }
+
     fn install_steps(&self) -> Vec<Step> {
         let (text, version) = self.definition();
         vec![
@@ -224,24 +242,26 @@ pub fn print(config: &Config, entity: &Entity, remove: bool) -> Result<String, C
 }
 
 /// Installs the triggers, or replaces them by those that are configured now. False: they stood there already.
-pub async fn install(config: &Config, entity: &Entity, source: &Source) -> Result<bool, CaptureError> {
+pub async fn install(config: &Config, entity: &Entity, source: &Source, who: &Who) -> Result<bool, CaptureError> {
     let capture = Capture::new(config, entity)?;
     let (state, unfilled) = capture.state(&source.pool).await?;
     capture.refuse(source, unfilled).await?;
     if state == State::Installed {
         return Ok(false);
     }
+    source.audit(who, "capture.install", &capture.subject()).await?;
     init::apply(Side::Legacy, &source.pool, &capture.install_steps()).await.map_err(|error| hint(error, entity))?;
     Ok(true)
 }
 
 /// Takes the triggers away. False: none were there.
-pub async fn remove(config: &Config, entity: &Entity, source: &Source) -> Result<bool, CaptureError> {
+pub async fn remove(config: &Config, entity: &Entity, source: &Source, who: &Who) -> Result<bool, CaptureError> {
     let capture = Capture::new(config, entity)?;
     let (state, _) = capture.state(&source.pool).await?;
     if state == State::Absent {
         return Ok(false);
     }
+    source.audit(who, "capture.remove", &capture.subject()).await?;
     init::apply(Side::Legacy, &source.pool, &capture.remove_steps()).await.map_err(|error| hint(error, entity))?;
     Ok(true)
 }

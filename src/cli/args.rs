@@ -403,6 +403,9 @@ pub struct CaptureArgs {
     /// Only print the SQL, for whoever may run it
     #[arg(long)]
     pub print: bool,
+    /// Why; kept in the audit
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -432,6 +435,9 @@ pub struct BackfillArgs {
     /// Show how far every copy has come
     #[arg(long)]
     pub status: bool,
+    /// Why; kept in the audit
+    #[arg(long, value_name = "TEXT", conflicts_with = "status")]
+    pub reason: Option<String>,
     /// Print JSON: a line for each thing that happens
     #[arg(long)]
     pub json: bool,

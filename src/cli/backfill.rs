@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::args::BackfillArgs;
-use super::{Exit, output};
+use super::{Exit, output, shell};
 use crate::backfill::{self, Options, Told};
 use crate::config::Config;
 use crate::connect;
+use crate::map;
 use crate::run::on_signals;
 use crate::target::Copied;
 
@@ -22,7 +23,13 @@ pub(super) async fn command(args: &BackfillArgs, mut config: Config) -> anyhow::
     if let Some(rate) = args.rate {
         config.backfill.rows_per_second = rate;
     }
-    let options = Options { entities: args.entities.clone(), restart: args.restart, patience: args.patience };
+    let options = Options {
+        entities: args.entities.clone(),
+        restart: args.restart,
+        patience: args.patience,
+        who: shell(args.reason.as_deref()),
+        job: None,
+    };
     let view = View::new(args.json);
     let stop = on_signals()?;
     let summary = backfill::run(&config, &options, &|told| view.told(&told), &stop).await?;
@@ -49,11 +56,15 @@ pub(super) async fn command(args: &BackfillArgs, mut config: Config) -> anyhow::
 }
 
 async fn steer(args: &BackfillArgs, config: &Config) -> anyhow::Result<Exit> {
-    let (_, target) = connect::open(config).await?;
+    let (source, target) = connect::open(config).await?;
     if !args.status {
+        for name in &args.entities {
+            map::entity(config, name)?;
+        }
         let of_all = || config.entities.iter().map(|entity| entity.name.clone()).collect();
         let entities: Vec<String> = if args.entities.is_empty() { of_all() } else { args.entities.clone() };
-        target.pause_copies(&entities, args.pause).await?;
+        let who = shell(args.reason.as_deref());
+        backfill::pause(&source, &target, &entities, args.pause, &who).await?;
     }
     let copies: Vec<Copied> = target.copies().await?;
     if args.json {

@@ -1,7 +1,7 @@
 //! `capture`: triggers that write a legacy table's events.
 
 use super::args::{CaptureArgs, CaptureCommand};
-use super::{Exit, output};
+use super::{Exit, output, shell};
 use crate::capture::{self, State};
 use crate::config::{Config, Entity};
 use crate::connect;
@@ -22,16 +22,17 @@ pub(super) async fn command(command: &CaptureCommand, config: Config) -> anyhow:
         return Ok(Exit::Done);
     }
     let (source, _) = connect::open(&config).await?;
+    let who = shell(args.reason.as_deref());
     let mut all = Vec::new();
     for entity in &entities {
         match verb {
             "install" => {
-                let done = capture::install(&config, entity, &source).await?;
+                let done = capture::install(&config, entity, &source, &who).await?;
                 let what = if done { "installed" } else { "stands there already" };
                 output::print(format_args!("{}: capture {what}\n", entity.name))?;
             }
             "remove" => {
-                let done = capture::remove(&config, entity, &source).await?;
+                let done = capture::remove(&config, entity, &source, &who).await?;
                 let what = if done { "removed" } else { "was not there" };
                 output::print(format_args!("{}: capture {what}\n", entity.name))?;
             }

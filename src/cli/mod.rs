@@ -24,6 +24,7 @@ use std::process::ExitCode;
 pub use self::args::Cli;
 use self::args::Command;
 use crate::config::{Config, ConfigErrors};
+use crate::job::{Via, Who};
 use crate::telemetry;
 
 /// How a command ended; a contract with scripts.
@@ -75,6 +76,18 @@ pub async fn dispatch(cli: &Cli) -> anyhow::Result<Exit> {
         Command::Completions(args) => manual::completions(args),
         Command::Man(args) => manual::man(args),
     }
+}
+
+/// By whom the audit knows the shell.
+fn shell_user() -> String {
+    let user = nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten().map(|user| user.name);
+    format!("shell:{}", user.unwrap_or_else(|| nix::unistd::getuid().to_string()))
+}
+
+/// Whoever uses this shell, and why; a word instead, where none is asked for.
+fn shell(reason: Option<&str>) -> Who {
+    let reason = reason.map(str::trim).filter(|reason| !reason.is_empty()).unwrap_or("none given");
+    Who { actor: shell_user(), reason: reason.to_owned(), via: Via::Command }
 }
 
 /// Tells on stderr why a command could not run.

@@ -7,7 +7,7 @@ use super::args::{
     ChangeArgs, EventsCommand, EventsListArgs, FilterArgs, PauseArgs, ReplayArgs, ResumeArgs, StatusArgs,
 };
 use super::confirm::confirm;
-use super::{Exit, output};
+use super::{Exit, output, shell_user};
 use crate::config::{Config, Role};
 use crate::connect;
 use crate::event::EventId;
@@ -273,12 +273,6 @@ fn filter(args: &FilterArgs, ids: &[i64]) -> Filter {
         created_after: None,
         created_before: None,
     }
-}
-
-/// By whom the audit knows the shell.
-fn shell_user() -> String {
-    let user = nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten().map(|user| user.name);
-    format!("shell:{}", user.unwrap_or_else(|| nix::unistd::getuid().to_string()))
 }
 
 fn capital(word: &str) -> String {

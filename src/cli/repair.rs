@@ -2,23 +2,18 @@
 
 use super::args::{ApplyArgs, RepairArgs, ResyncArgs};
 use super::confirm::confirm;
-use super::{Exit, output};
+use super::{Exit, output, shell_user};
 use crate::config::Config;
 use crate::connect;
+use crate::job::{Kind, Via};
 use crate::map;
-use crate::repair::{By, Repair, Repaired, Since, Wanted, render};
+use crate::repair::{By, Repair, Repaired, Since, Task, Wanted, render};
 use crate::run::on_signals;
 use crate::source::RowKey;
 
-/// What is asked of a [`Repair`].
-enum Task<'a> {
-    LastReport,
-    Resync(&'a str, Wanted),
-}
-
 /// `repair`
 pub(super) async fn repair(args: &RepairArgs, config: Config) -> anyhow::Result<Exit> {
-    run(&args.how, &config, "repair", &Task::LastReport).await
+    run(&args.how, &config, Kind::Repair, &Task::Reported(None, None)).await
 }
 
 /// `resync`
@@ -28,7 +23,8 @@ pub(super) async fn resync(args: &ResyncArgs, config: Config) -> anyhow::Result<
         None if args.divergent => Wanted::Divergent,
         None => Wanted::Keys(keys(&args.keys)?),
     };
-    run(&args.how, &config, "resync", &Task::Resync(&args.entity, wanted)).await
+    let entity = map::entity(&config, &args.entity)?;
+    run(&args.how, &config, Kind::Resync, &Task::Resync(entity, wanted)).await
 }
 
 /// A key each, of one part as it stands, of several as a JSON array; a comma within an array does not part keys.
@@ -46,18 +42,26 @@ fn keys(given: &[String]) -> anyhow::Result<Vec<RowKey>> {
     Ok(arrays.into_iter().map(|parts| RowKey(parts.into_iter().map(text).collect())).collect())
 }
 
-async fn run(how: &ApplyArgs, config: &Config, command: &'static str, task: &Task<'_>) -> anyhow::Result<Exit> {
+async fn run(how: &ApplyArgs, config: &Config, command: Kind, task: &Task<'_>) -> anyhow::Result<Exit> {
     let (source, target) = connect::open(config).await?;
     let stop = on_signals()?;
-    let actor = std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned());
-    let by = By { actor, reason: how.reason.clone().unwrap_or_default().trim().to_owned(), command };
-    if how.apply && by.reason.is_empty() {
+    let reason = how.reason.clone().unwrap_or_default().trim().to_owned();
+    if how.apply && reason.is_empty() {
         anyhow::bail!("say why: --reason is kept with every changed row");
     }
-    let repair = |apply| Repair { config, source: &source, target: &target, by: &by, apply, stop: &stop };
-    let planned = done(&repair(false), config, task).await?;
-    let clears = matches!(task, Task::Resync(_, Wanted::Divergent));
-    if !how.apply || (!planned.changes_any() && !clears) {
+    let by = By { actor: shell_user(), reason, command, via: Via::Command };
+    let repair = |apply| Repair {
+        config,
+        source: &source,
+        target: &target,
+        by: &by,
+        apply,
+        expected: None,
+        stop: &stop,
+        job: None,
+    };
+    let planned = repair(false).run(task).await?;
+    if !how.apply || (!planned.changes_any() && !task.settles()) {
         return told(how, &planned);
     }
     if !how.json {
@@ -66,14 +70,7 @@ async fn run(how: &ApplyArgs, config: &Config, command: &'static str, task: &Tas
     if planned.changes_any() {
         confirm(&format!("Write {} rows and delete {}?", planned.written, planned.deleted), how.yes)?;
     }
-    told(how, &done(&repair(true), config, task).await?)
-}
-
-async fn done(repair: &Repair<'_>, config: &Config, task: &Task<'_>) -> anyhow::Result<Repaired> {
-    Ok(match task {
-        Task::LastReport => repair.last_report().await?,
-        Task::Resync(entity, wanted) => repair.resync(map::entity(config, entity)?, wanted).await?,
-    })
+    told(how, &repair(true).run(task).await?)
 }
 
 fn told(how: &ApplyArgs, repaired: &Repaired) -> anyhow::Result<Exit> {

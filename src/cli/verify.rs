@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use super::args::VerifyArgs;
-use super::{Exit, output};
+use super::{Exit, output, shell};
 use crate::config::Config;
 use crate::connect;
 use crate::run::on_signals;
@@ -15,7 +15,7 @@ use crate::verify::{self, Options, Outcome};
 pub(super) async fn command(args: &VerifyArgs, config: Config) -> anyhow::Result<Exit> {
     let (source, target) = connect::open(&config).await?;
     if args.history {
-        let reports = target.reports(50).await?;
+        let reports = target.reports(None, 50).await?;
         if args.json {
             output::json(&serde_json::json!({ "items": reports }))?;
         } else {
@@ -28,8 +28,9 @@ pub(super) async fn command(args: &VerifyArgs, config: Config) -> anyhow::Result
         sample: args.sample,
         rate: args.rate,
         without_events: args.without_events,
-        by: "command",
+        who: shell(None),
         begun: None,
+        job: None,
     };
     let stop = on_signals()?;
     let progress = ProgressLine::new();

@@ -41,16 +41,17 @@ pub struct Audit {
     pub at: DateTime<Utc>,
     /// Who.
     pub actor: String,
-    /// `replay`, `skip`, `pause`, `resume`.
+    /// `replay`, `skip`, `pause`, `resume`; `backfill`, `backfill.pause`, `backfill.resume`, `repair`, `resync`, `capture.install`,
+    /// `capture.remove`, `stop`.
     pub action: String,
     /// To what.
     #[schema(value_type = serde_json::Map<String, serde_json::Value>)]
     pub subject: Box<RawValue>,
     /// Why.
     pub reason: String,
-    /// Events that were meant.
+    /// Events, or rows of the new database, that were meant.
     pub matched: u64,
-    /// Events that were changed.
+    /// Those that were changed.
     pub changed: u64,
 }
 

@@ -139,6 +139,11 @@ impl Operator {
         Operator { sight, ..self.clone() }
     }
 
+    /// What the one who asks may see.
+    pub fn sight(&self) -> &Sight {
+        &self.sight
+    }
+
     /// From now on, all clones ask this relay what is stopped and what is mapped. Only the first one counts.
     pub fn attach(&self, relay: Arc<Shared>) {
         let _ = self.relay.set(relay);
@@ -223,6 +228,7 @@ pub fn statements(names: &Names) -> Vec<(&'static str, String)> {
         ("newer_applied", include_str!("../../sql/operator/newer_applied.sql")),
         ("audit_insert", include_str!("../../sql/operator/audit_insert.sql")),
         ("audit_add", include_str!("../../sql/operator/audit_add.sql")),
+        ("audit_done", include_str!("../../sql/operator/audit_done.sql")),
         ("audits", include_str!("../../sql/operator/audits.sql")),
         ("pause", include_str!("../../sql/operator/pause.sql")),
         ("resume", include_str!("../../sql/operator/resume.sql")),

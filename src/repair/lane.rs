@@ -1,6 +1,7 @@
 //! The rows of one lane, made right under its lock.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Instant;
 
 use super::{Action, Change, Repair, Repaired};
 use crate::config::Entity;
@@ -30,6 +31,7 @@ impl Repair<'_> {
         let mapping = self.target.mapping(entity).await.map_err(|error| VerifyError::Mapping(Box::new(error)))?;
         let pass = passing(&self.config.entities);
         let look = self.look(entity, &ground, &pass, &ground.comparison.columns);
+        let (all, began, before) = (suspects.len(), Instant::now(), repaired.seen());
         let mut left = suspects;
         for _ in 0..10 {
             if left.is_empty() {
@@ -44,6 +46,7 @@ impl Repair<'_> {
                         return Err(VerifyError::Stopped);
                     }
                     left.extend(self.lane(entity, &look, &mapping, lane, some, repaired).await?);
+                    self.tell(entity, repaired, began, before, all);
                 }
             }
         }
@@ -95,13 +98,13 @@ impl Repair<'_> {
                 let before = target.delete_rows(look.comparison, &keys).await.map_err(VerifyError::Target)?;
                 let kept = before.iter().map(|(key, before)| Written::deleted(&entity.name, key, before));
                 target
-                    .keep_repairs(&self.by.actor, &self.by.reason, self.by.command, kept.collect())
+                    .keep_repairs(&self.by.actor, &self.by.reason, self.by.command.as_str(), kept.collect())
                     .await
                     .map_err(VerifyError::Target)?;
                 target.commit().await.map_err(VerifyError::Target)?;
                 source.release_lease().await;
             }
-            self.tell(entity, &judgement, repaired);
+            self.note(entity, &judgement, repaired);
         }
         Ok(())
     }
@@ -133,7 +136,7 @@ impl Repair<'_> {
         }
         source.release_lease().await;
         repaired.right += right;
-        self.tell(entity, &judgement, repaired);
+        self.note(entity, &judgement, repaired);
         Ok(again)
     }
 
@@ -196,7 +199,10 @@ impl Repair<'_> {
             kept.extend(keys.iter().map(|key| Written::written(&entity.name, key, before.get(key), after.get(key))));
         }
         let kept = kept.into_iter().map(|row| self.shown(entity, row)).collect();
-        target.keep_repairs(&self.by.actor, &self.by.reason, self.by.command, kept).await.map_err(VerifyError::Target)
+        target
+            .keep_repairs(&self.by.actor, &self.by.reason, self.by.command.as_str(), kept)
+            .await
+            .map_err(VerifyError::Target)
     }
 
     /// As it may be kept: without the values that nobody is shown.
@@ -208,7 +214,7 @@ impl Repair<'_> {
         }
     }
 
-    fn tell(&self, entity: &Entity, judgement: &Judgement, repaired: &mut Repaired) {
+    fn note(&self, entity: &Entity, judgement: &Judgement, repaired: &mut Repaired) {
         for difference in &judgement.differences {
             let action = match difference.kind {
                 Kind::MissingInNew | Kind::Differs => Action::Write,

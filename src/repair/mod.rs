@@ -8,13 +8,16 @@
 mod lane;
 mod wanted;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use self::wanted::{Since, Wanted};
 use crate::config::{Config, Entity};
+use crate::job::{self, Ending, Order, Via, Who, Working};
 use crate::source::{RowKey, Source};
-use crate::target::Target;
+use crate::target::{Progress, ReportId, Target};
 use crate::verify::{Ground, Kind, Look, Rule, Suspect, VerifyError};
 
 /// Who wants it, and why.
@@ -24,12 +27,14 @@ pub struct By {
     pub actor: String,
     /// Kept with every changed row.
     pub reason: String,
-    /// `repair` or `resync`.
-    pub command: &'static str,
+    /// [`Kind::Repair`] or [`Kind::Resync`].
+    pub command: job::Kind,
+    /// How they asked.
+    pub via: Via,
 }
 
 /// What is done to a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
     /// It is made what the legacy row yields.
@@ -43,7 +48,7 @@ pub enum Action {
 }
 
 /// One row of the plan, or of what was done.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     /// The entity's name.
     pub entity: String,
@@ -56,7 +61,7 @@ pub struct Change {
 }
 
 /// What came of it.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Repaired {
     /// Whether anything was to be changed, or only shown.
     pub applied: bool,
@@ -85,6 +90,11 @@ impl Repaired {
         self.written + self.deleted > 0
     }
 
+    /// Rows that were looked at.
+    fn seen(&self) -> u64 {
+        self.written + self.deleted + self.right + self.left
+    }
+
     fn add(&mut self, change: Change) {
         match change.action {
             Action::Write => self.written += 1,
@@ -109,19 +119,126 @@ pub struct Repair<'a> {
     pub by: &'a By,
     /// Whether to act.
     pub apply: bool,
+    /// Acts only if so many rows would be changed.
+    pub expected: Option<u64>,
     /// Ends it between two lanes.
     pub stop: &'a CancellationToken,
+    /// The job that this is, if it is begun already.
+    pub job: Option<Working>,
+}
+
+/// Which rows are to be made right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Task<'a> {
+    /// Those that a report found: the last one that was finished, if none is named; of one entity, or of all.
+    Reported(Option<ReportId>, Option<&'a Entity>),
+    /// These rows of an entity, whether or not they differ.
+    Resync(&'a Entity, Wanted),
+}
+
+impl Task<'_> {
+    /// Whether there may be something to do although no row is to be changed.
+    pub fn settles(&self) -> bool {
+        matches!(self, Task::Resync(_, Wanted::Divergent))
+    }
+
+    fn entities(&self, config: &Config) -> Vec<String> {
+        match self {
+            Task::Reported(_, Some(entity)) | Task::Resync(entity, _) => vec![entity.name.clone()],
+            Task::Reported(_, None) => {
+                config.entities.iter().filter(|e| e.legacy.is_some()).map(|e| e.name.clone()).collect()
+            }
+        }
+    }
+
+    /// As it is kept with the job, and in the audit.
+    fn words(&self) -> serde_json::Value {
+        match self {
+            Task::Reported(report, entity) => {
+                json!({ "report": report.map(|id| id.0), "entity": entity.map(|entity| &entity.name) })
+            }
+            Task::Resync(entity, Wanted::Keys(keys)) => {
+                json!({ "entity": entity.name, "keys": keys.iter().take(100).map(|key| &key.0).collect::<Vec<_>>(), "rows": keys.len() })
+            }
+            Task::Resync(entity, Wanted::Since(Since { since, until })) => {
+                json!({ "entity": entity.name, "since": since, "until": until })
+            }
+            Task::Resync(entity, Wanted::Divergent) => json!({ "entity": entity.name, "divergent": true }),
+        }
+    }
+}
+
+/// The job that a repair is.
+pub fn order(config: &Config, task: &Task<'_>, by: &By, apply: bool) -> Order {
+    let mut request = task.words();
+    request["dry_run"] = json!(!apply);
+    let who = Who { actor: by.actor.clone(), reason: by.reason.clone(), via: by.via };
+    Order { kind: by.command, entities: task.entities(config), request, who }
 }
 
 impl Repair<'_> {
-    /// What the last report found: these rows, as they are now.
-    pub async fn last_report(&self) -> Result<Repaired, VerifyError> {
-        let id = self.target.last_report().await.map_err(VerifyError::Target)?;
+    /// Does it, or tells what would be done.
+    pub async fn run(&self, task: &Task<'_>) -> Result<Repaired, VerifyError> {
+        let order = order(self.config, task, self.by, self.apply);
+        let job = match &self.job {
+            Some(job) => job.clone(),
+            None => Working::begin(self.target, &order, self.stop).await.map_err(VerifyError::Target)?,
+        };
+        let own = Repair { stop: job.stop(), job: Some(job.clone()), ..*self };
+        let done = job.during(Box::pin(own.audited(task, &order))).await;
+        let ending = match &done {
+            Ok(repaired) => Ending::Done(serde_json::to_value(repaired).unwrap_or_default()),
+            Err(VerifyError::Stopped) => Ending::Stopped(None),
+            Err(error) => error.ending(),
+        };
+        job.end(&ending).await;
+        done
+    }
+
+    async fn audited(&self, task: &Task<'_>, order: &Order) -> Result<Repaired, VerifyError> {
+        if !self.apply {
+            return self.task(task).await;
+        }
+        if let Some(expected) = self.expected {
+            let planned = Repair { apply: false, job: self.job.clone(), ..*self }.task(task).await?;
+            let matched = planned.written + planned.deleted;
+            if matched != expected {
+                return Err(VerifyError::NotAsExpected { expected, matched });
+            }
+        }
+        let noted = self.source.audit(&order.who, order.kind.as_str(), &task.words()).await;
+        let noted = noted.map_err(VerifyError::Source)?;
+        let done = self.task(task).await;
+        // What was changed before an error is kept row by row, in the new database.
+        if let Ok(repaired) = &done {
+            let changed = repaired.written + repaired.deleted;
+            self.source.audit_changed(noted, changed + repaired.left, changed).await;
+        }
+        done
+    }
+
+    async fn task(&self, task: &Task<'_>) -> Result<Repaired, VerifyError> {
+        match task {
+            Task::Reported(report, entity) => self.reported(*report, *entity).await,
+            Task::Resync(entity, wanted) => self.resync(entity, wanted).await,
+        }
+    }
+
+    /// What a report found: these rows, as they are now.
+    async fn reported(&self, report: Option<ReportId>, of: Option<&Entity>) -> Result<Repaired, VerifyError> {
+        let id = match report {
+            Some(id) => Some(id),
+            None => self.target.last_report().await.map_err(VerifyError::Target)?,
+        };
         let id = id.ok_or_else(|| VerifyError::NoEntity("there is no report yet: outbox-relay verify".to_owned()))?;
+        if report.is_some() && self.target.report(id).await.map_err(VerifyError::Target)?.is_none() {
+            return Err(VerifyError::NoEntity(format!("there is no report {}: outbox-relay verify --history", id.0)));
+        }
         let found = self.target.report_differences(id).await.map_err(VerifyError::Target)?;
         let mut repaired = Repaired { applied: self.apply, ..Repaired::default() };
         repaired.notes.push(format!("of report {}: {} differences", id.0, found.len()));
-        for entity in self.config.entities.iter().filter(|e| e.legacy.is_some()) {
+        let meant = |e: &&Entity| e.legacy.is_some() && of.is_none_or(|of| of.name == e.name);
+        for entity in self.config.entities.iter().filter(meant) {
             let suspects: Vec<Suspect> = found
                 .iter()
                 .filter(|d| d.entity == entity.name)
@@ -140,7 +257,7 @@ impl Repair<'_> {
     }
 
     /// The rows of an entity that are wanted, whether or not they differ.
-    pub async fn resync(&self, entity: &Entity, wanted: &Wanted) -> Result<Repaired, VerifyError> {
+    async fn resync(&self, entity: &Entity, wanted: &Wanted) -> Result<Repaired, VerifyError> {
         let mut repaired = Repaired { applied: self.apply, ..Repaired::default() };
         match wanted {
             Wanted::Keys(keys) => {
@@ -192,6 +309,15 @@ impl Repair<'_> {
         const SAMPLE: u32 = 200;
         let rows = self.source.legacy_sample(&ground.legacy, entity, SAMPLE).await.map_err(VerifyError::Source)?;
         self.look(entity, ground, &[], &ground.comparison.columns).hands_keys_through(&rows).await
+    }
+
+    fn tell(&self, entity: &Entity, repaired: &Repaired, began: Instant, before: u64, all: usize) {
+        if let Some(job) = &self.job {
+            let rows = repaired.seen().saturating_sub(before);
+            let rate = rows as f64 / began.elapsed().as_secs_f64().max(0.001);
+            let entity = entity.name.clone();
+            job.tell(Progress { entity, rows, estimate: Some(all as u64), rate, waits_for: None });
+        }
     }
 
     fn look<'l>(

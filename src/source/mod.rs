@@ -12,6 +12,7 @@
 //! - `compare`: checksums of those rows, and what a look at single ones needs
 //! - `retain`: what retention deletes
 
+mod audit;
 mod change;
 mod claim;
 mod compare;
@@ -32,6 +33,7 @@ use sqlx::Row;
 use sqlx::postgres::{PgArguments, PgPool, PgRow, Postgres};
 use sqlx::query::{Query, QueryScalar};
 
+pub use self::audit::AuditId;
 pub use self::change::Swept;
 pub use self::claim::{Claim, Recheck};
 pub use self::compare::Range;

@@ -76,7 +76,8 @@ pub struct LeftRow {
 pub struct Copied {
     /// Whose.
     pub entity: String,
-    /// `running`, `paused`, `left` (done, but for rows that were left out) or `done`.
+    /// `running`, `paused`, `interrupted` (nobody copies: begun again, it goes on where it was), `left` (done, but for rows that were
+    /// left out) or `done`.
     pub state: String,
     /// Rows copied.
     pub rows: i64,
@@ -96,6 +97,8 @@ pub struct Copied {
     pub touched_at: DateTime<Utc>,
     /// When the last page was done.
     pub ended_at: Option<DateTime<Utc>>,
+    /// The sequences behind the table's columns that were set past the highest value at the end.
+    pub sequences: Vec<String>,
 }
 
 impl Copied {
@@ -168,12 +171,14 @@ fn copied(row: &PgRow) -> sqlx::Result<Copied> {
         began_at: row.try_get("began_at")?,
         touched_at: row.try_get("touched_at")?,
         ended_at,
+        sequences: row.try_get("sequences")?,
     };
-    copied.state = match (row.try_get("paused")?, ended_at) {
-        (true, _) => "paused",
-        (false, Some(_)) if copied.left() > 0 => "left",
-        (false, Some(_)) => "done",
-        (false, None) => "running",
+    copied.state = match (row.try_get("paused")?, row.try_get("working")?, ended_at) {
+        (true, ..) => "paused",
+        (false, true, _) => "running",
+        (false, false, Some(_)) if copied.left() > 0 => "left",
+        (false, false, Some(_)) => "done",
+        (false, false, None) => "interrupted",
     }
     .to_owned();
     Ok(copied)
@@ -262,6 +267,12 @@ impl Target {
         let sql = self.render(include_str!("../../sql/target/backfill_left.sql"));
         let rows = self.ask(self.query(&sql).bind(entity).bind(after.map(to_text)).bind(at_most)).await?;
         rows.iter().map(left_row).collect()
+    }
+
+    /// Notes the sequences that were set at the end of an entity's copy.
+    pub async fn note_sequences(&self, entity: &str, sequences: &[String]) -> sqlx::Result<()> {
+        let sql = self.render(include_str!("../../sql/target/backfill_sequences.sql"));
+        self.ask(self.query(&sql).bind(entity).bind(sequences)).await.map(drop)
     }
 
     /// Sets the sequences behind a table's columns past the highest value there, never back. Gives those that were set.

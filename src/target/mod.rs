@@ -6,6 +6,7 @@
 
 mod backfill;
 mod compare;
+mod job;
 mod repair;
 mod report;
 mod statements;
@@ -22,8 +23,10 @@ use uuid::Uuid;
 
 pub use self::backfill::{Copied, HandingOut, LeftRow, Page, Reason};
 pub use self::compare::{Found, Looked, Shipped};
-pub use self::repair::Repair;
-pub use self::report::{History, ReportId};
+pub(crate) use self::job::Begun;
+pub use self::job::{Job, JobId, Progress};
+pub use self::repair::{Repair, RepairedLast, RepairedRow};
+pub use self::report::{History, KeptReport, ReportId, Verified};
 pub use self::statements::{EVENTS, Events, Prepared};
 use crate::event::{Aggregate, BatchKey, Event, EventId, Identity, Lane, Token};
 use crate::session::{self, Limits, Session};

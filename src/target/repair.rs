@@ -1,7 +1,11 @@
 //! What repair and resync write besides the rows: who changed what, from what, to what.
 
 use chrono::{DateTime, Utc};
+use serde::Serialize;
+use serde_json::value::RawValue;
 use sqlx::Row;
+use sqlx::postgres::PgRow;
+use utoipa::ToSchema;
 
 use super::{Target, TargetLane};
 use crate::config::Entity;
@@ -44,6 +48,53 @@ impl Repair {
     }
 }
 
+/// The last that was repaired of an entity.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct RepairedLast {
+    /// Which entity.
+    #[serde(skip)]
+    pub entity: String,
+    /// When, by the target's clock.
+    pub at: DateTime<Utc>,
+    /// By whom.
+    pub actor: String,
+    /// Why.
+    pub reason: String,
+    /// `repair` or `resync`.
+    pub command: String,
+    /// Rows that were ever written so.
+    pub rows_written: i64,
+    /// Rows that were ever deleted so.
+    pub rows_deleted: i64,
+}
+
+/// A row that was repaired.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct RepairedRow {
+    /// In order.
+    pub id: i64,
+    /// When, by the target's clock.
+    pub at: DateTime<Utc>,
+    /// By whom.
+    pub actor: String,
+    /// Why.
+    pub reason: String,
+    /// `repair` or `resync`.
+    pub command: String,
+    /// Which entity.
+    pub entity: String,
+    /// The row's key.
+    pub key: Vec<String>,
+    /// `write` or `delete`.
+    pub action: String,
+    /// The row as it was, without what nobody is shown; none: it was not there.
+    #[schema(value_type = Option<serde_json::Value>)]
+    pub before: Option<Box<RawValue>>,
+    /// The row as it is now; none: it is gone.
+    #[schema(value_type = Option<serde_json::Value>)]
+    pub after: Option<Box<RawValue>>,
+}
+
 fn json(key: &RowKey) -> String {
     serde_json::to_string(&key.0).unwrap_or_default()
 }
@@ -56,6 +107,55 @@ impl Target {
         let made = mapping::compile(entity, session.connection(), &self.search_path_sql(), &self.schema).await;
         session.rollback().await;
         made
+    }
+
+    /// The last that was repaired of each of these entities.
+    pub async fn repaired_last(&self, entities: &[String]) -> sqlx::Result<Vec<RepairedLast>> {
+        let sql = self.render(include_str!("../../sql/target/repaired_last.sql"));
+        let rows = self.ask(self.query(&sql).bind(entities)).await?;
+        let last = |row: &PgRow| {
+            Ok(RepairedLast {
+                entity: row.try_get("entity")?,
+                at: row.try_get("at")?,
+                actor: row.try_get("actor")?,
+                reason: row.try_get("reason")?,
+                command: row.try_get("command")?,
+                rows_written: row.try_get("written")?,
+                rows_deleted: row.try_get("deleted")?,
+            })
+        };
+        rows.iter().map(last).collect()
+    }
+
+    /// Rows that were repaired, newest first: of one entity or of all, older ones than `below`.
+    pub async fn repairs(
+        &self,
+        below: Option<i64>,
+        at_most: u32,
+        entity: Option<&str>,
+    ) -> sqlx::Result<Vec<RepairedRow>> {
+        let sql = self.render(include_str!("../../sql/target/repairs.sql"));
+        let asked = self.query(&sql).bind(below.unwrap_or(i64::MAX)).bind(i64::from(at_most)).bind(entity);
+        let decode = |error: serde_json::Error| sqlx::Error::Decode(Box::new(error));
+        let row = |row: &PgRow| {
+            let text = |column: &str| -> sqlx::Result<Option<Box<RawValue>>> {
+                let text: Option<String> = row.try_get(column)?;
+                text.map(RawValue::from_string).transpose().map_err(decode)
+            };
+            Ok(RepairedRow {
+                id: row.try_get("id")?,
+                at: row.try_get("at")?,
+                actor: row.try_get("actor")?,
+                reason: row.try_get("reason")?,
+                command: row.try_get("command")?,
+                entity: row.try_get("entity")?,
+                key: serde_json::from_str(row.try_get("key")?).map_err(decode)?,
+                action: row.try_get("action")?,
+                before: text("before")?,
+                after: text("after")?,
+            })
+        };
+        self.ask(asked).await?.iter().map(row).collect()
     }
 
     /// A type's aggregates that had an event applied in that time, as far as the log still knows.

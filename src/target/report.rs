@@ -4,19 +4,23 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use sqlx::Row;
+use sqlx::postgres::PgRow;
+use utoipa::ToSchema;
 
 use super::Target;
 use crate::session::Session;
 use crate::sql::query;
-use crate::verify::{Difference, Outcome, Report};
+use crate::verify::{Difference, EntityReport, Outcome, Report};
 
 /// Names a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReportId(pub i64);
 
 /// A report in a list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = Reported)]
 #[expect(missing_docs, reason = "as in the table verify_report")]
 pub struct History {
     pub id: i64,
@@ -26,6 +30,37 @@ pub struct History {
     pub mode: String,
     pub outcome: Option<String>,
     pub differences: Option<i64>,
+}
+
+/// A report, as it is kept.
+#[derive(Debug, Clone, PartialEq)]
+#[expect(missing_docs, reason = "as in the table verify_report")]
+pub struct KeptReport {
+    pub id: i64,
+    pub started_at: DateTime<Utc>,
+    pub finished_at: Option<DateTime<Utc>>,
+    pub by: String,
+    pub mode: String,
+    pub outcome: Option<String>,
+    /// Once it is finished.
+    pub report: Option<Report>,
+}
+
+/// What a verification found of one entity.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct Verified {
+    /// The report that it is a part of.
+    pub report: i64,
+    /// `full`, or `sample` and how many rows.
+    pub mode: String,
+    /// When, by the target's clock.
+    pub finished_at: DateTime<Utc>,
+    /// What was found.
+    pub found: EntityReport,
+}
+
+fn decoded<T: DeserializeOwned>(text: &str) -> sqlx::Result<T> {
+    serde_json::from_str(text).map_err(|error| sqlx::Error::Decode(Box::new(error)))
 }
 
 impl Target {
@@ -76,7 +111,11 @@ impl Target {
             Outcome::CouldNot => "could_not",
         };
         let text = serde_json::to_string(report).map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
-        self.ask(query(&sql, false).bind(id.0).bind(outcome).bind(text)).await.map(drop)
+        self.ask(query(&sql, false).bind(id.0).bind(outcome).bind(text)).await?;
+        let sql = self.render(include_str!("../../sql/target/report_entities.sql"));
+        let entities: Vec<&str> = report.entities.iter().map(|e| e.entity.as_str()).collect();
+        let texts: Vec<String> = report.entities.iter().map(|e| serde_json::to_string(e).unwrap_or_default()).collect();
+        self.ask(query(&sql, false).bind(id.0).bind(entities).bind(texts)).await.map(drop)
     }
 
     /// The last report that was finished.
@@ -104,22 +143,68 @@ impl Target {
         }
     }
 
-    /// The last reports, newest first.
-    pub async fn reports(&self, at_most: u32) -> sqlx::Result<Vec<History>> {
+    /// The last reports, newest first; `below`: only older ones than that.
+    pub async fn reports(&self, below: Option<ReportId>, at_most: u32) -> sqlx::Result<Vec<History>> {
         let sql = self.render(include_str!("../../sql/target/report_history.sql"));
-        let rows = self.ask(query(&sql, false).bind(self.source_id).bind(i64::from(at_most))).await?;
-        rows.iter()
-            .map(|row| {
-                Ok(History {
-                    id: row.try_get("id")?,
-                    started_at: row.try_get("started_at")?,
-                    finished_at: row.try_get("finished_at")?,
-                    by: row.try_get("by")?,
-                    mode: row.try_get("mode")?,
-                    outcome: row.try_get("outcome")?,
-                    differences: row.try_get("differences")?,
-                })
+        let below = below.map_or(i64::MAX, |id| id.0);
+        let rows = self.ask(query(&sql, false).bind(self.source_id).bind(below).bind(i64::from(at_most))).await?;
+        let history = |row: &PgRow| {
+            Ok(History {
+                id: row.try_get("id")?,
+                started_at: row.try_get("started_at")?,
+                finished_at: row.try_get("finished_at")?,
+                by: row.try_get("by")?,
+                mode: row.try_get("mode")?,
+                outcome: row.try_get("outcome")?,
+                differences: row.try_get("differences")?,
             })
-            .collect()
+        };
+        rows.iter().map(history).collect()
+    }
+
+    /// One report, finished or not.
+    pub async fn report(&self, id: ReportId) -> sqlx::Result<Option<KeptReport>> {
+        let sql = self.render(include_str!("../../sql/target/report.sql"));
+        let rows = self.ask(self.query(&sql).bind(id.0)).await?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        let report: Option<String> = row.try_get("report")?;
+        Ok(Some(KeptReport {
+            id: row.try_get("id")?,
+            started_at: row.try_get("started_at")?,
+            finished_at: row.try_get("finished_at")?,
+            by: row.try_get("by")?,
+            mode: row.try_get("mode")?,
+            outcome: row.try_get("outcome")?,
+            report: report.as_deref().map(decoded).transpose()?,
+        }))
+    }
+
+    /// A page of what a report found, each with its number; `after`: only what comes behind that number.
+    pub async fn report_page(
+        &self,
+        id: ReportId,
+        after: Option<i64>,
+        at_most: u32,
+    ) -> sqlx::Result<Vec<(i64, Difference)>> {
+        let sql = self.render(include_str!("../../sql/target/report_found.sql"));
+        let after = after.unwrap_or(i64::MIN);
+        let rows = self.ask(query(&sql, false).bind(id.0).bind(after).bind(i64::from(at_most))).await?;
+        let found = |row: &PgRow| Ok((row.try_get("n")?, decoded(row.try_get("difference")?)?));
+        rows.iter().map(found).collect()
+    }
+
+    /// What the last verification of each of these entities found; samples count only `with_samples`.
+    pub async fn verified_last(&self, entities: &[String], with_samples: bool) -> sqlx::Result<Vec<Verified>> {
+        let sql = self.render(include_str!("../../sql/target/verified_last.sql"));
+        let rows = self.ask(self.query(&sql).bind(entities).bind(with_samples)).await?;
+        let verified = |row: &PgRow| {
+            Ok(Verified {
+                report: row.try_get("report_id")?,
+                mode: row.try_get("mode")?,
+                finished_at: row.try_get("finished_at")?,
+                found: decoded(row.try_get("report")?)?,
+            })
+        };
+        rows.iter().map(verified).collect()
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::{EntityReport, Options, Outcome, VerifyError, verify};
+use crate::job::{Via, Who};
 use crate::relay::Shared;
 
 /// Verifies again and again, until told to stop; returns at once if it is not configured.
@@ -33,7 +34,9 @@ async fn once(shared: &Shared, every: Duration, stop: &CancellationToken) -> Res
     // As they are now, not as they were at the start.
     let mut config = shared.config.clone();
     config.entities = shared.entities().to_vec();
-    let options = Options { rate: Some(config.verify.rate), by: "run", begun: Some(begun), ..Options::default() };
+    let reason = "[verify] every".to_owned();
+    let who = Who { actor: "outbox-relay".to_owned(), reason, via: Via::Run };
+    let options = Options { rate: Some(config.verify.rate), who, begun: Some(begun), ..Options::default() };
     let report = verify(&config, &shared.source, &shared.target, &options, stop, &|_, _, _| {}).await?;
     let differences: u64 = report.entities.iter().map(EntityReport::differences).sum();
     match report.outcome {

@@ -23,12 +23,13 @@ pub use self::report::{ColumnDifference, Difference, EntityReport, Kind, Outcome
 use crate::config::{Config, Entity, OnFailure};
 use crate::disposition::told;
 use crate::event::Lane;
+use crate::job::{self, Ending, Order, Who, Working};
 use crate::lease::LeaseError;
 use crate::mapping::MappingError;
 use crate::mapping::compare::{Comparison, Hash};
 use crate::redact::HIDDEN;
 use crate::source::{Legacy, RowKey, Source};
-use crate::target::{ReportId, Target};
+use crate::target::{Progress as Told, ReportId, Target};
 
 /// How it is done.
 #[derive(Debug, Clone, Default)]
@@ -41,10 +42,12 @@ pub struct Options {
     pub rate: Option<u32>,
     /// The tables' writes emit no events: look twice instead of under a lock.
     pub without_events: bool,
-    /// How it was asked for, kept with the report: `command`, `run`.
-    pub by: &'static str,
+    /// Who asked, and how; the latter is kept with the report.
+    pub who: Who,
     /// The report, if it is begun already.
     pub begun: Option<(ReportId, DateTime<Utc>)>,
+    /// The job that this is, if it is begun already.
+    pub job: Option<Working>,
 }
 
 /// Rows so far, and the time since the entity was begun.
@@ -77,9 +80,33 @@ pub enum VerifyError {
     /// Nobody is called so, or has no legacy rows.
     #[error("{0}")]
     NoEntity(String),
+    /// A repair would change another number of rows than whoever asked expected.
+    #[error("{matched} rows would be changed, {expected} were expected: nothing was changed")]
+    NotAsExpected {
+        /// Whoever asked.
+        expected: u64,
+        /// What is so.
+        matched: u64,
+    },
     /// Told to end.
     #[error("stopped before the end")]
     Stopped,
+}
+
+impl VerifyError {
+    /// As its job ends.
+    pub(crate) fn ending(&self) -> Ending {
+        let database = match self {
+            VerifyError::Source(error) | VerifyError::Target(error) => Some(error),
+            _ => None,
+        };
+        match self {
+            VerifyError::NotAsExpected { .. } => {
+                Ending::Failed { code: "not_as_expected".to_owned(), message: self.to_string() }
+            }
+            _ => Ending::failed(database, self.to_string()),
+        }
+    }
 }
 
 /// Differences of one entity that are kept; beyond them it is not read further.
@@ -100,10 +127,62 @@ pub async fn verify(
     progress: &(dyn Fn(&str, u64, Duration) + Sync),
 ) -> Result<Report, VerifyError> {
     let entities = chosen(&config.entities, &options.entities)?;
+    let job = match &options.job {
+        Some(job) => job.clone(),
+        None => Working::begin(target, &order(options, &entities), stop).await.map_err(VerifyError::Target)?,
+    };
+    let tell = |entity: &str, rows: u64, took: Duration| {
+        let rate = rows as f64 / took.as_secs_f64().max(0.001);
+        job.tell(Told { entity: entity.to_owned(), rows, estimate: None, rate, waits_for: None });
+        progress(entity, rows, took);
+    };
+    let done = job.during(Box::pin(each(config, (source, target), options, entities, job.stop(), &tell))).await;
+    job.end(&ending(&done)).await;
+    done
+}
+
+/// The job that a verification is.
+pub fn order(options: &Options, entities: &[&Entity]) -> Order {
+    let Options { entities: asked, sample, rate, without_events, .. } = options;
+    Order {
+        kind: job::Kind::Verify,
+        entities: entities.iter().map(|entity| entity.name.clone()).collect(),
+        request: serde_json::json!({
+            "entities": asked, "sample": sample, "rate": rate, "without_events": without_events
+        }),
+        who: options.who.clone(),
+    }
+}
+
+fn ending(done: &Result<Report, VerifyError>) -> Ending {
+    match done {
+        Ok(report) => {
+            let differences: u64 = report.entities.iter().map(EntityReport::differences).sum();
+            let result =
+                serde_json::json!({ "report": report.id, "outcome": report.outcome, "differences": differences });
+            if report.is_stopped() { Ending::Stopped(Some(result)) } else { Ending::Done(result) }
+        }
+        Err(VerifyError::Stopped) => Ending::Stopped(None),
+        Err(error) => error.ending(),
+    }
+}
+
+/// Verifies one entity after the other.
+async fn each(
+    config: &Config,
+    (source, target): (&Source, &Target),
+    options: &Options,
+    entities: Vec<&Entity>,
+    stop: &CancellationToken,
+    progress: &(dyn Fn(&str, u64, Duration) + Sync),
+) -> Result<Report, VerifyError> {
     let started = Instant::now();
     let (id, started_at) = match options.begun {
         Some(begun) => begun,
-        None => target.begin_report(options.by, &mode(options)).await.map_err(VerifyError::Target)?,
+        None => {
+            let by = options.who.via.as_str();
+            target.begin_report(by, &mode(options)).await.map_err(VerifyError::Target)?
+        }
     };
     let mut report = Report {
         id: id.0,
@@ -140,7 +219,7 @@ pub async fn verify(
             Err(error) => {
                 stopped = matches!(error, VerifyError::Stopped);
                 of.report.outcome = Outcome::CouldNot;
-                of.report.message = Some(if stopped { "stopped before the end".to_owned() } else { error.to_string() });
+                of.report.message = Some(if stopped { report::STOPPED.to_owned() } else { error.to_string() });
             }
         }
         let room = report::SHOWN.saturating_sub(report.differences.len());

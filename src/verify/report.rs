@@ -4,12 +4,14 @@ use std::fmt::Write as _;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::source::RowKey;
 
 /// What is different about a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = DifferenceKind)]
 pub enum Kind {
     /// The legacy row yields it, and it is not in the new table.
     MissingInNew,
@@ -34,7 +36,7 @@ impl Kind {
 }
 
 /// A value that differs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ColumnDifference {
     /// Of the new table.
     pub column: String,
@@ -45,7 +47,7 @@ pub struct ColumnDifference {
 }
 
 /// One row that differs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Difference {
     /// The entity's name.
     pub entity: String,
@@ -54,6 +56,7 @@ pub struct Difference {
     /// Its key in the new table; where that is not known, the legacy row's.
     pub key: Vec<Option<String>>,
     /// The legacy row's key, as far as there is one.
+    #[schema(value_type = Option<Vec<String>>)]
     pub legacy_key: Option<RowKey>,
     /// Whose it is.
     pub aggregate_id: Option<String>,
@@ -75,7 +78,7 @@ impl Difference {
 }
 
 /// A row that differs because an event of its aggregate is not applied yet: no difference.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Waiting {
     /// The entity's name.
     pub entity: String,
@@ -90,7 +93,7 @@ pub struct Waiting {
 }
 
 /// How an entity came out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// No difference.
@@ -102,7 +105,7 @@ pub enum Outcome {
 }
 
 /// What came of one entity.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct EntityReport {
     /// Its name.
     pub entity: String,
@@ -200,7 +203,15 @@ pub struct Report {
 /// How many differences a report shows.
 pub const SHOWN: usize = 100;
 
+/// What an entity's report says where it was told to end.
+pub(crate) const STOPPED: &str = "stopped before the end";
+
 impl Report {
+    /// Whether it was told to end.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.entities.iter().any(|of| of.message.as_deref() == Some(STOPPED))
+    }
+
     /// The worst of the entities' outcomes: what could not be compared counts most.
     pub(crate) fn worst(entities: &[EntityReport]) -> Outcome {
         let is = |outcome| entities.iter().any(|e| e.outcome == outcome);

@@ -5,6 +5,7 @@ use std::time::Duration;
 use outbox_relay::capture::{self, State};
 use outbox_relay::config::DeletePayload;
 use outbox_relay::connect;
+use outbox_relay::job::Who;
 use outbox_relay::source::Source;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
@@ -29,7 +30,7 @@ async fn state(stage: &Stage) -> State {
 
 async fn refusal(stage: &Stage) -> String {
     let source = source(stage).await;
-    capture::install(&stage.config, &stage.config.entities[0], &source).await.unwrap_err().to_string()
+    capture::install(&stage.config, &stage.config.entities[0], &source, &Who::default()).await.unwrap_err().to_string()
 }
 
 #[tokio::test]
@@ -140,7 +141,8 @@ async fn installing_gives_way_to_the_application_and_misses_nothing_of_who_wrote
     let mut writer = PgConnection::connect(&stage.pair.legacy.url).await.unwrap();
     writer.execute("BEGIN; UPDATE users SET version = 7 WHERE id = -5").await.unwrap();
     let source = source(&stage).await;
-    let installing = capture::install(&stage.config, &stage.config.entities[0], &source);
+    let who = Who::default();
+    let installing = capture::install(&stage.config, &stage.config.entities[0], &source, &who);
     let application = async {
         let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%CREATE OR REPLACE TRIGGER%' \
                      AND datname = current_database()";
@@ -167,7 +169,10 @@ async fn what_stands_there_is_told_and_taken_away() {
     install(&stage).await;
     assert_eq!(state(&stage).await, State::Installed);
     let source = source(&stage).await;
-    assert!(!capture::install(&stage.config, &stage.config.entities[0], &source).await.unwrap(), "once is enough");
+    assert!(
+        !capture::install(&stage.config, &stage.config.entities[0], &source, &Who::default()).await.unwrap(),
+        "once is enough"
+    );
     stage.pair.legacy.run("ALTER TABLE users DISABLE TRIGGER USER").await;
     assert_eq!(state(&stage).await, State::Disabled);
     stage.pair.legacy.run("ALTER TABLE users ENABLE TRIGGER USER").await;
@@ -177,8 +182,8 @@ async fn what_stands_there_is_told_and_taken_away() {
     install(&stage).await;
     stage.pair.legacy.run("UPDATE users SET version = 2").await;
     assert_eq!(events(&stage).await[0].1, "u--5");
-    assert!(capture::remove(&stage.config, &stage.config.entities[0], &source).await.unwrap());
-    assert!(!capture::remove(&stage.config, &stage.config.entities[0], &source).await.unwrap());
+    assert!(capture::remove(&stage.config, &stage.config.entities[0], &source, &Who::default()).await.unwrap());
+    assert!(!capture::remove(&stage.config, &stage.config.entities[0], &source, &Who::default()).await.unwrap());
     assert_eq!(state(&stage).await, State::Absent);
     stage.pair.legacy.run("UPDATE users SET version = 3").await;
     assert_eq!(events(&stage).await.len(), 1);

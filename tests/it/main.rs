@@ -21,6 +21,7 @@ mod init;
 mod input;
 mod map;
 mod mapping;
+mod migration;
 mod monitoring;
 mod openapi;
 mod page;

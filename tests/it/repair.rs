@@ -2,8 +2,9 @@
 
 use outbox_relay::connect;
 use outbox_relay::event::Lane;
+use outbox_relay::job::{Kind, Via};
 use outbox_relay::relay::batch::{self, Errand};
-use outbox_relay::repair::{By, Repair, Repaired, Since, Wanted};
+use outbox_relay::repair::{By, Repair, Repaired, Since, Task, Wanted};
 use outbox_relay::source::RowKey;
 use outbox_relay::verify::{Outcome, VerifyError};
 use tokio_util::sync::CancellationToken;
@@ -13,15 +14,25 @@ use crate::support::stage::Stage;
 use crate::verify::{Writers, inject, stage_of, verified};
 
 /// `None`: the last report.
-async fn repaired(stage: &Stage, wanted: Option<&Wanted>, apply: bool) -> Result<Repaired, VerifyError> {
+pub(crate) async fn repaired(stage: &Stage, wanted: Option<&Wanted>, apply: bool) -> Result<Repaired, VerifyError> {
     let (source, target) = connect::open(&stage.config).await.unwrap();
-    let by = By { actor: "ada".into(), reason: "a test".into(), command: "repair" };
+    let by = By { actor: "ada".into(), reason: "a test".into(), command: Kind::Repair, via: Via::Command };
     let stop = CancellationToken::new();
-    let repair = Repair { config: &stage.config, source: &source, target: &target, by: &by, apply, stop: &stop };
-    match wanted {
-        Some(wanted) => repair.resync(&stage.config.entities[0], wanted).await,
-        None => repair.last_report().await,
-    }
+    let repair = Repair {
+        config: &stage.config,
+        source: &source,
+        target: &target,
+        by: &by,
+        apply,
+        expected: None,
+        stop: &stop,
+        job: None,
+    };
+    let task = match wanted {
+        Some(wanted) => Task::Resync(&stage.config.entities[0], wanted.clone()),
+        None => Task::Reported(None, None),
+    };
+    repair.run(&task).await
 }
 
 #[tokio::test]

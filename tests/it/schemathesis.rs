@@ -8,7 +8,7 @@ use std::time::Instant;
 use serde_json::json;
 
 use crate::admin::{Api, tokens};
-use crate::support::stage::Stage;
+use crate::support::{copying, pair};
 
 /// What no idle machine comes near.
 const AT_MOST: std::time::Duration = std::time::Duration::from_secs(400);
@@ -48,7 +48,8 @@ fn installed() -> Option<PathBuf> {
 #[tokio::test]
 async fn no_request_gets_a_5xx_or_an_answer_that_is_not_described() {
     let Some(folder) = installed() else { return };
-    let stage = Stage::with(|config| config.retry.attempts = 1).await;
+    // With legacy rows, so that copies, verifications and repairs begin.
+    let stage = copying::stage(pair().await, 30, |config| config.retry.attempts = 1).await;
     let running = stage.start().await;
     let api = Api::start(&stage.config, tokens(), Some(running.shared.clone())).await;
     // Something in every state.

@@ -33,7 +33,6 @@ pub(crate) async fn stage_of(rows: u32) -> Stage {
 pub(crate) async fn verify_with(stage: &Stage, options: Options) -> Report {
     let (source, target) = connect::open(&stage.config).await.unwrap();
     let stop = CancellationToken::new();
-    let options = Options { by: "command", ..options };
     verify::verify(&stage.config, &source, &target, &options, &stop, &|_, _, _| {}).await.unwrap()
 }
 
@@ -85,7 +84,7 @@ async fn equal_tables_are_equal_and_every_kind_of_difference_is_found_at_every_e
     assert_eq!((e.missing_in_new, e.missing_in_legacy, e.differing, e.refused), (3, 5, 3, 0));
     // It is kept, and told.
     let (_, target) = connect::open(&stage.config).await.unwrap();
-    let reports = target.reports(10).await.unwrap();
+    let reports = target.reports(None, 10).await.unwrap();
     let kept: Vec<_> = reports.iter().map(|r| (r.outcome.as_deref().unwrap(), r.differences)).collect();
     assert_eq!(kept, [("differs", Some(11)), ("equal", Some(0))]);
     let id = target.last_report().await.unwrap().unwrap();
@@ -442,8 +441,8 @@ async fn a_pass_that_is_told_to_stop_keeps_what_it_found_and_could_not() {
     let (source, target) = connect::open(&stage.config).await.unwrap();
     let stop = CancellationToken::new();
     stop.cancel();
-    let options = Options { by: "command", ..Options::default() };
+    let options = Options::default();
     let report = verify::verify(&stage.config, &source, &target, &options, &stop, &|_, _, _| {}).await.unwrap();
     assert_eq!(report.outcome, Outcome::CouldNot);
-    assert_eq!(target.reports(1).await.unwrap()[0].outcome.as_deref(), Some("could_not"));
+    assert_eq!(target.reports(None, 1).await.unwrap()[0].outcome.as_deref(), Some("could_not"));
 }

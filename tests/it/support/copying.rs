@@ -7,6 +7,7 @@ use outbox_relay::backfill::{self, Options, Summary};
 use outbox_relay::capture;
 use outbox_relay::config::{Action, Config, TableName};
 use outbox_relay::connect;
+use outbox_relay::job::Who;
 use tokio_util::sync::CancellationToken;
 
 use super::stage::{self, Stage};
@@ -59,7 +60,7 @@ pub async fn stage(pair: Pair, rows: u32, change: impl FnOnce(&mut Config)) -> S
 /// Installs the triggers of the stage's first entity.
 pub async fn install(stage: &Stage) {
     let (source, _) = connect::open(&stage.config).await.unwrap();
-    assert!(capture::install(&stage.config, &stage.config.entities[0], &source).await.unwrap());
+    assert!(capture::install(&stage.config, &stage.config.entities[0], &source, &Who::default()).await.unwrap());
 }
 
 /// Copies, with little patience.

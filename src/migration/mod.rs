@@ -1,0 +1,383 @@
+//! The migration around the relay, as operators see it: how far each entity's capture, first copy, verification and repair have
+//! come, and what is under way, whoever does it. The admin API, the page and the command line stand on this.
+//!
+//! Guarantees: what is told of rows is what the one who asks may see ([`crate::redact`]); it is read from both databases, and so the
+//! same from every instance. A legacy database that is away leaves only the state of capture unknown.
+
+mod jobs;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
+use utoipa::ToSchema;
+
+pub use self::jobs::{Apply, Jobs, Rows, Started, Work};
+use crate::backfill::{self, BackfillError};
+use crate::capture;
+use crate::config::{Config, Entity, RowsFrom};
+use crate::job::Who;
+use crate::redact::{HIDDEN, Sight};
+use crate::relay::Shared;
+use crate::repair::{Action, Repaired};
+use crate::source::Source;
+use crate::target::{Copied, History, Job, JobId, RepairedLast, RepairedRow, ReportId, Target, Verified};
+use crate::verify::{Difference, EntityReport, VerifyError, Waiting};
+
+/// Why something was not started or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrationError {
+    /// Nobody is called so.
+    #[error("no entity of the configuration is called {0:?}")]
+    NoEntity(String),
+    /// It does not say of which legacy rows it is made.
+    #[error("entity {0} does not say of which legacy rows it is made (legacy = {{ table = …, key = … }})")]
+    NoLegacy(String),
+    /// There is no such report.
+    #[error("there is no report {0}")]
+    NoReport(i64),
+    /// There is no such job.
+    #[error("there is no job {0}")]
+    NoJob(i64),
+    /// A copy that was not begun cannot rest.
+    #[error("the copy of {0} was not begun yet")]
+    NotBegun(String),
+    /// A key has another number of parts than the legacy table's.
+    #[error("the legacy key of {entity} has {parts} parts: give each key as an array of as many texts")]
+    Keys {
+        /// Whose.
+        entity: String,
+        /// How many.
+        parts: usize,
+    },
+    /// This process does enough already.
+    #[error("{0} pieces of work are under way in this process: wait for one, or ask another instance")]
+    TooMany(usize),
+    /// A copy.
+    #[error(transparent)]
+    Backfill(#[from] BackfillError),
+    /// A verification or a repair.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    /// The legacy database was away, or said no.
+    #[error("the legacy database: {}", crate::disposition::told(.0))]
+    Source(#[source] sqlx::Error),
+    /// The new database was away, or said no.
+    #[error("the new database: {}", crate::disposition::told(.0))]
+    Target(#[source] sqlx::Error),
+}
+
+/// All of it, now.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Migration {
+    /// When this was read.
+    pub as_of: DateTime<Utc>,
+    /// Each entity that says of which legacy rows it is made, in the order of the configuration.
+    pub entities: Vec<EntityState>,
+    /// Copies, verifications and repairs that have not ended, newest first; also those whose process is gone.
+    pub jobs: Vec<Job>,
+    /// `[verify] every`, in seconds; none: verification does not go on by itself.
+    pub verify_every_seconds: Option<f64>,
+}
+
+/// How far one entity has come.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct EntityState {
+    /// Its name.
+    pub entity: String,
+    /// Of which events it is made.
+    pub aggregate_type: String,
+    /// Its table in the new database.
+    pub table: Option<String>,
+    /// The legacy table of which it is made; none: a query.
+    pub legacy_table: Option<String>,
+    /// Whether triggers write its events.
+    pub capture: Capture,
+    /// Its first copy; none: not begun.
+    pub copy: Option<Copy>,
+    /// What its last verification found, full or sample; none: not verified yet.
+    pub verified: Option<Verified>,
+    /// What was last repaired of it; none: nothing.
+    pub repaired: Option<RepairedLast>,
+}
+
+/// Whether triggers write an entity's events.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Capture {
+    /// `installed`, `outdated`, `disabled`, `absent` (which is right where the application writes its events itself); `impossible` of a
+    /// query; `unknown` while the legacy database is away.
+    pub state: &'static str,
+    /// Why it is not known.
+    pub message: Option<String>,
+}
+
+/// How far a first copy has come.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Copy {
+    /// What is known of it.
+    #[serde(flatten)]
+    pub copied: Copied,
+    /// Rows to come, about; none: not known.
+    pub remaining: Option<i64>,
+    /// Seconds to its end at the rate that it has; none: not known, or it does not run.
+    pub eta_seconds: Option<f64>,
+    /// What it waits for.
+    pub waits_for: Option<String>,
+}
+
+/// A report, and a page of what it found.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ReportPage {
+    /// Its number.
+    pub id: i64,
+    /// By the target's clock.
+    pub started_at: DateTime<Utc>,
+    /// None: it is under way, or was killed.
+    pub finished_at: Option<DateTime<Utc>>,
+    /// `command`, `api` or `run`.
+    pub by: String,
+    /// `full`, or `sample` and how many rows.
+    pub mode: String,
+    /// `equal`, `differs` or `could_not`; none: not finished.
+    pub outcome: Option<String>,
+    /// Each entity; empty until it is finished.
+    pub entities: Vec<EntityReport>,
+    /// Rows that waited for an event, the first of them.
+    pub waiting: Vec<Waiting>,
+    /// What differs, a page of it.
+    pub differences: Vec<Difference>,
+    /// For the next page of differences.
+    pub next_cursor: Option<String>,
+}
+
+/// A page of a list that goes from the newest to the oldest.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Page {
+    /// The last one of the page before; none: the first page.
+    pub cursor: Option<i64>,
+    /// At most so many.
+    pub limit: u32,
+}
+
+/// Reads all of it.
+pub async fn state(shared: &Shared, sight: &Sight) -> sqlx::Result<Migration> {
+    let entities = shared.entities();
+    let having: Vec<&Entity> = entities.iter().filter(|entity| entity.legacy.is_some()).collect();
+    let names: Vec<String> = having.iter().map(|entity| entity.name.clone()).collect();
+    let target = &shared.target;
+    let jobs = jobs_seen(target.open_jobs().await?, sight);
+    let copies = target.copies().await?;
+    let verified = target.verified_last(&names, true).await?;
+    let repaired = target.repaired_last(&names).await?;
+    let mut states = Vec::with_capacity(having.len());
+    for entity in having {
+        let copied = copies.iter().find(|copy| copy.entity == entity.name).cloned();
+        states.push(EntityState {
+            capture: captured(&shared.config, entity, &shared.source).await,
+            copy: copied.map(|copied| copy(copied, &jobs)),
+            verified: verified.iter().find(|of| of.found.entity == entity.name).cloned(),
+            repaired: repaired.iter().find(|of| of.entity == entity.name).cloned(),
+            entity: entity.name.clone(),
+            aggregate_type: entity.aggregate_type.clone(),
+            table: entity.table.as_ref().map(ToString::to_string),
+            legacy_table: entity.legacy.as_ref().and_then(|rows| match &rows.from {
+                RowsFrom::Table(table) => Some(table.to_string()),
+                RowsFrom::Query(_) => None,
+            }),
+        });
+    }
+    let every = shared.config.verify.every;
+    let verify_every_seconds = (!every.is_zero()).then_some(every.as_secs_f64());
+    Ok(Migration { as_of: Utc::now(), entities: states, jobs, verify_every_seconds })
+}
+
+async fn captured(config: &Config, entity: &Entity, source: &Source) -> Capture {
+    if !matches!(&entity.legacy, Some(rows) if matches!(rows.from, RowsFrom::Table(_))) {
+        return Capture { state: "impossible", message: None };
+    }
+    match capture::status(config, entity, source).await {
+        Ok(status) => Capture { state: status.state.as_str(), message: None },
+        Err(error) => Capture { state: "unknown", message: Some(error.to_string()) },
+    }
+}
+
+fn copy(copied: Copied, jobs: &[Job]) -> Copy {
+    let mut copied = copied;
+    // While it runs, whoever copies knows better than the pages that are done.
+    let runs = copied.state == "running";
+    let said = jobs.iter().filter(|job| job.kind == "backfill" && job.is_running());
+    let said = said.filter_map(|job| job.progress.as_ref()).find(|progress| progress.entity == copied.entity);
+    if let Some(progress) = said.filter(|_| runs) {
+        copied.rate = Some(progress.rate);
+    }
+    let remaining = copied.estimate.filter(|_| copied.ended_at.is_none()).map(|all| (all - copied.rows).max(0));
+    let eta_seconds = match (remaining, copied.rate) {
+        (Some(rows), Some(rate)) if runs && rate > 0.1 => Some(rows as f64 / rate),
+        _ => None,
+    };
+    Copy { remaining, eta_seconds, waits_for: said.and_then(|progress| progress.waits_for.clone()), copied }
+}
+
+/// Verifications, newest first, and whether there are more.
+pub async fn reports(target: &Target, page: Page) -> sqlx::Result<(Vec<History>, Option<String>)> {
+    let found = target.reports(page.cursor.map(ReportId), page.limit + 1).await?;
+    Ok(cut(found, page, |report| report.id))
+}
+
+/// One verification, with a page of what it found; its cursor goes forward. None: there is no such report.
+pub async fn report(
+    target: &Target,
+    entities: &[Entity],
+    id: ReportId,
+    page: Page,
+    sight: &Sight,
+) -> sqlx::Result<Option<ReportPage>> {
+    let Some(kept) = target.report(id).await? else { return Ok(None) };
+    let found = target.report_page(id, page.cursor, page.limit + 1).await?;
+    let (found, next_cursor) = cut(found, page, |(n, _)| *n);
+    let (entities_found, waiting) = kept.report.map_or_else(Default::default, |of| (of.entities, of.waiting));
+    Ok(Some(ReportPage {
+        id: kept.id,
+        started_at: kept.started_at,
+        finished_at: kept.finished_at,
+        by: kept.by,
+        mode: kept.mode,
+        outcome: kept.outcome,
+        entities: entities_found,
+        waiting,
+        differences: found.into_iter().map(|(_, difference)| difference_seen(difference, entities, sight)).collect(),
+        next_cursor,
+    }))
+}
+
+/// Rows that were repaired, newest first.
+pub async fn repairs(
+    target: &Target,
+    entities: &[Entity],
+    entity: Option<&str>,
+    page: Page,
+    sight: &Sight,
+) -> sqlx::Result<(Vec<RepairedRow>, Option<String>)> {
+    let mut found = target.repairs(page.cursor, page.limit + 1, entity).await?;
+    for row in &mut found {
+        let table = entities.iter().find(|known| known.name == row.entity).and_then(|known| known.table.as_ref());
+        let seen = |text: Box<RawValue>| match table {
+            Some(table) => raw(sight.row(&table.schema, &table.table, text.get()).into_owned()),
+            // Of an entity that is gone nobody knows what is to be hidden.
+            None => raw(format!("\"{HIDDEN}\"")),
+        };
+        row.before = row.before.take().map(seen);
+        row.after = row.after.take().map(seen);
+    }
+    Ok(cut(found, page, |row| row.id))
+}
+
+/// Jobs, newest first.
+pub async fn jobs(target: &Target, page: Page, sight: &Sight) -> sqlx::Result<(Vec<Job>, Option<String>)> {
+    let found = jobs_seen(target.jobs(page.cursor.map(JobId), page.limit + 1).await?, sight);
+    Ok(cut(found, page, |job| job.id))
+}
+
+/// One job.
+pub async fn job(target: &Target, id: JobId, sight: &Sight) -> sqlx::Result<Option<Job>> {
+    Ok(target.job(id).await?.map(|job| job_seen(job, sight)))
+}
+
+/// Lets the copy of an entity rest, whoever makes it, or go on. Whether that changed anything, and how far the copy is.
+pub async fn pause_copy(
+    shared: &Shared,
+    entity: &str,
+    rest: bool,
+    who: &Who,
+) -> Result<(bool, Copied), MigrationError> {
+    if !shared.entities().iter().any(|known| known.name == entity) {
+        return Err(MigrationError::NoEntity(entity.to_owned()));
+    }
+    let names = [entity.to_owned()];
+    let changed = backfill::pause(&shared.source, &shared.target, &names, rest, who).await?;
+    let copies = shared.target.copies().await.map_err(MigrationError::Target)?;
+    let copied = copies.into_iter().find(|copy| copy.entity == entity);
+    let copied = copied.ok_or_else(|| MigrationError::NotBegun(entity.to_owned()))?;
+    Ok((!changed.is_empty(), copied))
+}
+
+/// Asks for the end of a job, whoever does it. Whether that changed anything, and the job.
+pub async fn stop_job(shared: &Shared, id: JobId, who: &Who, sight: &Sight) -> Result<(bool, Job), MigrationError> {
+    let found = job(&shared.target, id, sight).await.map_err(MigrationError::Target)?;
+    let found = found.ok_or(MigrationError::NoJob(id.0))?;
+    if found.ended_at.is_some() || found.stop_asked {
+        return Ok((false, found));
+    }
+    let subject = serde_json::json!({ "job": id.0, "kind": found.kind, "entities": found.entities });
+    shared.source.audit(who, "stop", &subject).await.map_err(MigrationError::Source)?;
+    let changed = shared.target.stop_job(id).await.map_err(MigrationError::Target)?;
+    let now = job(&shared.target, id, sight).await.map_err(MigrationError::Target)?;
+    Ok((changed, now.unwrap_or(found)))
+}
+
+/// The page, and where the next one begins, if there is one.
+fn cut<T>(mut found: Vec<T>, page: Page, id: impl Fn(&T) -> i64) -> (Vec<T>, Option<String>) {
+    let more = found.len() > page.limit as usize;
+    found.truncate(page.limit as usize);
+    let next = found.last().filter(|_| more).map(|last| id(last).to_string());
+    (found, next)
+}
+
+fn difference_seen(mut difference: Difference, entities: &[Entity], sight: &Sight) -> Difference {
+    let entity = entities.iter().find(|known| known.name == difference.entity);
+    let table = entity.and_then(|known| known.table.as_ref());
+    for of in &mut difference.columns {
+        // Of an entity that is gone nobody knows what is to be hidden.
+        if table.is_none_or(|table| sight.hides(&table.schema, &table.table, &of.column)) {
+            let hidden = |value: &Option<String>| value.as_ref().map(|_| HIDDEN.to_owned());
+            (of.legacy, of.new) = (hidden(&of.legacy), hidden(&of.new));
+        }
+    }
+    difference.message = difference.message.map(|message| match entity {
+        Some(entity) => {
+            let (code, text) = message.split_once(' ').unwrap_or(("", &message));
+            format!("{code} {}", sight.message(&entity.aggregate_type, code, text.to_owned()))
+        }
+        None => HIDDEN.to_owned(),
+    });
+    difference
+}
+
+fn jobs_seen(jobs: Vec<Job>, sight: &Sight) -> Vec<Job> {
+    jobs.into_iter().map(|job| job_seen(job, sight)).collect()
+}
+
+/// What a repair says of each row has values in it.
+fn job_seen(mut job: Job, sight: &Sight) -> Job {
+    let tells_rows = matches!(job.kind.as_str(), "repair" | "resync");
+    if let Some(result) = job.result.as_ref().filter(|_| tells_rows && !sight.shows_values()) {
+        let repaired = serde_json::from_str::<Repaired>(result.get());
+        job.result = repaired.ok().and_then(|repaired| to_raw_value(&repaired_seen(repaired)).ok());
+    }
+    job
+}
+
+fn repaired_seen(mut repaired: Repaired) -> Repaired {
+    for change in &mut repaired.changes {
+        if matches!(change.action, Action::Write | Action::Refused) {
+            change.message = change.message.take().map(|_| HIDDEN.to_owned());
+        }
+    }
+    repaired
+}
+
+fn raw(text: String) -> Box<RawValue> {
+    RawValue::from_string(text).unwrap_or_else(|_| RawValue::NULL.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_ends_where_the_next_one_begins() {
+        let page = |limit| Page { cursor: None, limit };
+        assert_eq!(cut(vec![9, 8, 7], page(2), |n| *n), (vec![9, 8], Some("8".to_owned())));
+        assert_eq!(cut(vec![9, 8], page(2), |n| *n), (vec![9, 8], None));
+        assert_eq!(cut(Vec::<i64>::new(), page(2), |n| *n), (vec![], None));
+    }
+}

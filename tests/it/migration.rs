@@ -1,0 +1,328 @@
+//! The migration as operators see and steer it, over HTTP: whoever does the work, and whichever instance is asked.
+
+use outbox_relay::job::{Kind, Order, Who, Working};
+use outbox_relay::target::JobId;
+use outbox_relay::{connect, verify};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{Api, tokens};
+use crate::repair::repaired;
+use crate::support::copying::{self, agree, copy, install};
+use crate::support::stage::Stage;
+use crate::support::{DEADLINE, eventually, pair};
+use crate::verify::verified;
+
+async fn api(stage: &Stage) -> Api {
+    Api::start(&stage.config, tokens(), Some(stage.shared().await)).await
+}
+
+/// What is told of the stage's one entity.
+fn users(migration: &Value) -> Value {
+    assert_eq!(migration["entities"].as_array().unwrap().len(), 1, "{migration}");
+    migration["entities"][0].clone()
+}
+
+#[tokio::test]
+async fn the_migration_is_told_of_each_entity_whoever_did_it() {
+    let stage = copying::stage(pair().await, 300, |_| {}).await;
+    let api = api(&stage).await;
+    let board = api.client.with(Some("only-look"));
+    let before = users(&board.get("/v1/migration").await.ok());
+    assert_eq!((&before["entity"], &before["legacy_table"]), (&json!("users"), &json!("public.users")));
+    assert_eq!(before["capture"]["state"], "absent");
+    assert!(before["copy"].is_null() && before["verified"].is_null() && before["repaired"].is_null(), "{before}");
+    install(&stage).await;
+    assert!(copy(&stage).await.is_whole());
+    stage.pair.new.run("UPDATE users SET name = 'wrong' WHERE id IN (1, 2); DELETE FROM users WHERE id = 3").await;
+    let report = verified(&stage).await;
+    let after = users(&board.get("/v1/migration").await.ok());
+    assert_eq!(after["capture"]["state"], "installed");
+    assert_eq!((&after["copy"]["state"], &after["copy"]["rows"]), (&json!("done"), &json!(300)), "{after}");
+    assert_eq!(
+        (&after["verified"]["report"], &after["verified"]["found"]["outcome"]),
+        (&json!(report.id), &json!("differs"))
+    );
+    assert_eq!(after["verified"]["found"]["differing"], 2);
+    assert_eq!(repaired(&stage, None, true).await.unwrap().written, 3);
+    let last = users(&board.get("/v1/migration").await.ok())["repaired"].clone();
+    assert_eq!((&last["actor"], &last["rows_written"], &last["rows_deleted"]), (&json!("ada"), &json!(3), &json!(0)));
+    // What was done is in the jobs, the newest first, and nothing of it is under way any more.
+    let jobs = board.get("/v1/jobs").await.ok();
+    let kinds: Vec<&str> = jobs["items"].as_array().unwrap().iter().map(|job| job["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["repair", "verify", "backfill"]);
+    assert!(jobs["items"].as_array().unwrap().iter().all(|job| job["state"] == "done"), "{jobs}");
+    let page = board.get("/v1/jobs?limit=1").await.ok();
+    let next = board.get(&format!("/v1/jobs?limit=1&cursor={}", page["next_cursor"].as_str().unwrap())).await.ok();
+    assert_eq!(next["items"][0]["kind"], "verify");
+    let one = board.get(&format!("/v1/jobs/{}", next["items"][0]["id"])).await.ok();
+    assert_eq!((&one["result"]["report"], &one["result"]["differences"]), (&json!(report.id), &json!(3)));
+    assert_eq!(board.get("/v1/jobs/999999").await.problem(404), "not_found");
+    assert_eq!(board.get("/v1/jobs/x").await.problem(400), "malformed");
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn values_in_reports_and_repairs_are_for_those_who_may_see_them() {
+    let stage = copying::stage(pair().await, 20, |_| {}).await;
+    assert!(copy(&stage).await.is_whole());
+    stage.pair.new.run("UPDATE users SET name = 'a secret' WHERE id = 1; DELETE FROM users WHERE id = 3").await;
+    let report = verified(&stage).await.id;
+    repaired(&stage, None, true).await.unwrap();
+    let api = api(&stage).await;
+    let (admin, board) = (api.client.with(Some("all-of-it")), api.client.with(Some("only-look")));
+    let paths = [format!("/v1/verify/reports/{report}"), "/v1/repairs".to_owned(), "/v1/jobs".to_owned()];
+    for path in &paths {
+        let (seen, hidden) = (admin.get(path).await, board.get(path).await);
+        assert!(seen.ok().to_string().contains("a secret"), "{path}: {seen:?}");
+        assert!(!hidden.ok().to_string().contains("a secret"), "{path}: {hidden:?}");
+        assert!(hidden.text.contains("[redacted]"), "{path}: {hidden:?}");
+    }
+    // A page of what was found, and the next one.
+    let first = board.get(&format!("/v1/verify/reports/{report}?limit=1")).await.ok();
+    let cursor = first["next_cursor"].as_str().unwrap();
+    let second = board.get(&format!("/v1/verify/reports/{report}?limit=1&cursor={cursor}")).await.ok();
+    assert!(second["next_cursor"].is_null());
+    let mut keys = [&first, &second].map(|page| page["differences"][0]["key"][0].as_str().unwrap().to_owned());
+    keys.sort();
+    assert_eq!(keys, ["1", "3"]);
+    let reports = board.get("/v1/verify/reports").await.ok();
+    assert_eq!((&reports["items"][0]["id"], &reports["items"][0]["differences"]), (&json!(report), &json!(2)));
+    let rows = admin.get("/v1/repairs?entity=users").await.ok();
+    let of = |id: &str| rows["items"].as_array().unwrap().iter().find(|row| row["key"][0] == id).unwrap().clone();
+    assert_eq!((&of("1")["before"]["name"], &of("1")["after"]["name"]), (&json!("a secret"), &json!("n1")));
+    assert!(of("3")["before"].is_null() && of("3")["after"]["name"] == "n3", "{rows}");
+    assert_eq!(admin.get("/v1/repairs?entity=nobody").await.ok()["items"], json!([]));
+    assert_eq!(board.get("/v1/verify/reports/999999").await.problem(404), "not_found");
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn work_whose_process_is_gone_is_lost_and_not_running() {
+    let stage = copying::stage(pair().await, 20, |_| {}).await;
+    let (_, target) = connect::open(&stage.config).await.unwrap();
+    let order = Order {
+        kind: Kind::Backfill,
+        entities: vec!["users".into()],
+        request: json!({}),
+        who: Who { actor: "ada".into(), reason: "a test".into(), ..Who::default() },
+    };
+    let stop = CancellationToken::new();
+    let working = Working::begin(&target, &order, &stop).await.unwrap();
+    target.begin_copy("users", Some(20)).await.unwrap();
+    let api = api(&stage).await;
+    let state = || async {
+        let told = api.client.with(Some("only-look")).get("/v1/migration").await.ok();
+        let of = |value: &Value| value.as_str().unwrap().to_owned();
+        (of(&told["jobs"][0]["state"]), of(&users(&told)["copy"]["state"]))
+    };
+    assert_eq!(state().await, ("running".to_owned(), "running".to_owned()));
+    // Somebody else has it: told so, and not begun twice.
+    let again = Working::begin_unless(&target, &order, &[Kind::Backfill], &stop).await.unwrap();
+    assert_eq!(again.unwrap_err(), working.id);
+    stage.pair.new.run("UPDATE outbox_relay.job SET beat_at = now() - interval '1 minute'").await;
+    assert_eq!(state().await, ("lost".to_owned(), "interrupted".to_owned()));
+    assert!(Working::begin_unless(&target, &order, &[Kind::Backfill], &stop).await.unwrap().is_ok());
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_asks_ends_a_verification_of_another_process() {
+    let stage = copying::stage(pair().await, 2_000, |_| {}).await;
+    assert!(copy(&stage).await.is_whole());
+    let (source, target) = connect::open(&stage.config).await.unwrap();
+    let stop = CancellationToken::new();
+    // So slow that it would take minutes.
+    let options = verify::Options { rate: Some(10), ..verify::Options::default() };
+    let verifying = verify::verify(&stage.config, &source, &target, &options, &stop, &|_, _, _| {});
+    let asking = eventually(DEADLINE, "it is asked to end", || async {
+        match target.open_jobs().await.unwrap().first() {
+            Some(job) => target.stop_job(JobId(job.id)).await.unwrap(),
+            None => false,
+        }
+    });
+    let (report, ()) = tokio::join!(verifying, asking);
+    assert_eq!(report.unwrap().outcome, verify::Outcome::CouldNot);
+    assert_eq!(target.jobs(None, 1).await.unwrap()[0].state, "stopped");
+}
+
+/// Waits until a job is so; the job.
+async fn job_is(api: &Api, id: &Value, state: &str) -> Value {
+    let path = format!("/v1/jobs/{id}");
+    let admin = api.client.with(Some("all-of-it"));
+    eventually(DEADLINE, "the job is so", || async { admin.get(&path).await.ok()["state"] == state }).await;
+    admin.get(&path).await.ok()
+}
+
+async fn actions(stage: &Stage) -> String {
+    let sql = "SELECT coalesce(string_agg(concat_ws(' ', action, actor, reason, changed), ', ' ORDER BY id), '') FROM outbox_relay.audit";
+    stage.pair.legacy.value(sql).await
+}
+
+#[tokio::test]
+async fn a_copy_is_started_once_rests_goes_on_is_stopped_and_goes_on_where_it_was() {
+    let stage = copying::stage(pair().await, 3_000, |_| {}).await;
+    let (api, other) = (api(&stage).await, api(&stage).await);
+    let admin = api.client.with(Some("all-of-it"));
+    assert_eq!(admin.post("/v1/backfill/users/pause", json!({"reason": "x"})).await.problem(409), "not_begun");
+    let slowly = json!({"reason": "the first copy", "rows_per_second": 200});
+    let started = admin.post("/v1/backfill/users/start", slowly.clone()).await;
+    assert_eq!(started.status, 202, "{started:?}");
+    let id = started.json()["job"]["id"].clone();
+    // Another instance, or the same: nobody begins it twice.
+    for client in [&other.client, &api.client] {
+        let again = client.with(Some("all-of-it")).post("/v1/backfill/users/start", slowly.clone()).await;
+        assert_eq!((again.status, &again.json()["changed"], &again.json()["job"]["id"]), (202, &json!(false), &id));
+    }
+    let rests = other.client.with(Some("all-of-it")).post("/v1/backfill/users/pause", json!({"reason": "busy"})).await;
+    assert_eq!((&rests.ok()["changed"], &rests.ok()["copy"]["state"]), (&json!(true), &json!("paused")));
+    let told = || async { users(&admin.get("/v1/migration").await.ok())["copy"].clone() };
+    eventually(DEADLINE, "it rests", || async {
+        told().await["waits_for"].as_str().is_some_and(|why| why.starts_with("paused"))
+    })
+    .await;
+    let on = admin.post("/v1/backfill/users/resume", json!({"reason": "quiet"})).await.ok();
+    assert_eq!((&on["changed"], &on["copy"]["state"]), (&json!(true), &json!("running")));
+    let again = admin.post("/v1/backfill/users/resume", json!({"reason": "quiet"})).await.ok();
+    assert_eq!(again["changed"], false);
+    let stopped =
+        other.client.with(Some("all-of-it")).post(&format!("/v1/jobs/{id}/stop"), json!({"reason": "enough"})).await;
+    assert_eq!(stopped.ok()["changed"], true);
+    job_is(&api, &id, "stopped").await;
+    let before = told().await;
+    assert_eq!(before["state"], "interrupted");
+    assert_eq!(before["ended_at"], Value::Null);
+    let done = admin.post("/v1/backfill/users/start", json!({"reason": "at night"})).await;
+    let last = done.json()["job"]["id"].clone();
+    assert_ne!(last, id);
+    let done = job_is(&api, &last, "done").await;
+    assert_eq!((&done["actor"], &done["via"], &done["reason"]), (&json!("ops"), &json!("api"), &json!("at night")));
+    assert_eq!(told().await["rows"], 3_000);
+    agree(&stage).await;
+    let said = actions(&stage).await;
+    let words: Vec<&str> = said.split(", ").map(|row| row.rsplit_once(' ').unwrap().0).collect();
+    assert_eq!(
+        words,
+        [
+            "backfill ops the first copy",
+            "backfill.pause ops busy",
+            "backfill.resume ops quiet",
+            "stop ops enough",
+            "backfill ops at night"
+        ]
+    );
+    let rows: i64 =
+        stage.pair.legacy.value("SELECT sum(changed)::bigint FROM outbox_relay.audit WHERE action = 'backfill'").await;
+    assert_eq!(rows, 3_000, "{said}");
+    api.stop().await;
+    other.stop().await;
+}
+
+#[tokio::test]
+async fn a_shutdown_ends_what_was_started_where_it_can_go_on_from() {
+    let stage = copying::stage(pair().await, 3_000, |config| config.backfill.rows_per_second = 200).await;
+    let api = api(&stage).await;
+    let admin = api.client.with(Some("all-of-it"));
+    let started = admin.post("/v1/backfill/users/start", json!({"reason": "the first copy"})).await.json();
+    api.stop().await;
+    let (_, target) = connect::open(&stage.config).await.unwrap();
+    let job = target.job(JobId(started["job"]["id"].as_i64().unwrap())).await.unwrap().unwrap();
+    assert_eq!(job.state, "stopped");
+    let copied = target.copies().await.unwrap().remove(0);
+    assert_eq!((copied.state.as_str(), copied.ended_at), ("interrupted", None));
+}
+
+#[tokio::test]
+async fn a_repair_is_tried_first_and_acts_on_as_many_rows_as_were_expected() {
+    let stage = copying::stage(pair().await, 100, |_| {}).await;
+    assert!(copy(&stage).await.is_whole());
+    stage
+        .pair
+        .new
+        .run("UPDATE users SET name = 'wrong' WHERE id IN (1, 2); INSERT INTO users VALUES (1000, 'extra', 1)")
+        .await;
+    let api = api(&stage).await;
+    let admin = api.client.with(Some("all-of-it"));
+    let compared = admin.post("/v1/verify", json!({})).await.json();
+    let done = job_is(&api, &compared["job"]["id"], "done").await;
+    assert_eq!((&done["result"]["outcome"], &done["result"]["differences"]), (&json!("differs"), &json!(3)));
+    let tried = admin.post("/v1/repair", json!({"entity": "users"})).await.json();
+    let tried = job_is(&api, &tried["job"]["id"], "done").await;
+    assert_eq!((&tried["result"]["applied"], &tried["result"]["written"]), (&json!(false), &json!(2)));
+    assert_eq!(tried["result"]["deleted"], 1);
+    let act = |expected: u64, reason: &str| json!({"dry_run": false, "expected": expected, "reason": reason});
+    assert_eq!(admin.post("/v1/repair", act(3, " ")).await.problem(422), "reason.missing");
+    assert_eq!(admin.post("/v1/repair", act(2, "handler mended")).await.problem(409), "not_as_expected");
+    let wrong = || stage.pair.new.value::<i64>("SELECT count(*) FROM users WHERE name IN ('wrong', 'extra')");
+    assert_eq!(wrong().await, 3);
+    assert!(!actions(&stage).await.contains("repair"), "{}", actions(&stage).await);
+    let report = done["result"]["report"].clone();
+    let acted = json!({"dry_run": false, "expected": 3, "report": report, "reason": "handler mended"});
+    let acted = admin.post("/v1/repair", acted).await.json();
+    assert_eq!(job_is(&api, &acted["job"]["id"], "done").await["result"]["written"], 2);
+    assert_eq!(wrong().await, 0);
+    stage.pair.new.run("UPDATE users SET name = 'wrong' WHERE id IN (7, 8)").await;
+    let again = json!({"entity": "users", "keys": [["7"], ["8"], ["9"]], "dry_run": false, "reason": "by hand"});
+    let again = admin.post("/v1/resync", again).await.json();
+    let again = job_is(&api, &again["job"]["id"], "done").await;
+    assert_eq!((&again["result"]["written"], &again["result"]["right"]), (&json!(2), &json!(1)));
+    assert!(
+        actions(&stage).await.ends_with("repair ops handler mended 3, resync ops by hand 2"),
+        "{}",
+        actions(&stage).await
+    );
+    let kept: String = stage
+        .pair
+        .new
+        .value("SELECT string_agg(DISTINCT actor || ' ' || reason, ', ') FROM outbox_relay.repaired")
+        .await;
+    assert_eq!(kept, "ops by hand, ops handler mended");
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_is_started_without_an_admin_a_reason_and_words_that_are_understood() {
+    let stage = copying::stage(pair().await, 10, |_| {}).await;
+    let api = api(&stage).await;
+    let (admin, board) = (api.client.with(Some("all-of-it")), api.client.with(Some("only-look")));
+    let because = json!({"reason": "x"});
+    for path in [
+        "/v1/backfill/users/start",
+        "/v1/backfill/users/pause",
+        "/v1/verify",
+        "/v1/repair",
+        "/v1/resync",
+        "/v1/jobs/1/stop",
+    ] {
+        assert_eq!(board.post(path, because.clone()).await.problem(403), "read_only", "{path}");
+    }
+    for path in ["/v1/backfill/users/start", "/v1/backfill/users/pause", "/v1/backfill/users/resume", "/v1/jobs/1/stop"]
+    {
+        assert_eq!(admin.post(path, json!({})).await.problem(422), "reason.missing", "{path}");
+    }
+    assert_eq!(admin.post("/v1/backfill/nobody/start", because.clone()).await.problem(404), "not_found");
+    assert_eq!(admin.post("/v1/backfill/applied/start", because.clone()).await.problem(422), "entity.no_legacy");
+    assert_eq!(admin.post("/v1/jobs/999/stop", because.clone()).await.problem(404), "not_found");
+    for (path, body, status, code) in [
+        ("/v1/verify", json!({"entities": ["nobody"]}), 422, "entity.unknown"),
+        ("/v1/verify", json!({"entities": ["applied"]}), 422, "entity.no_legacy"),
+        ("/v1/verify", json!({"sample": 0}), 400, "malformed"),
+        ("/v1/verify", json!({"rate": 1}), 400, "malformed"),
+        ("/v1/repair", json!({"report": 999_999}), 404, "not_found"),
+        ("/v1/repair", json!({"entity": "nobody"}), 422, "entity.unknown"),
+        ("/v1/resync", json!({"keys": [["1"]]}), 422, "resync.rows"),
+        ("/v1/resync", json!({"entity": "users"}), 422, "resync.rows"),
+        ("/v1/resync", json!({"entity": "users", "keys": [["1"]], "divergent": true}), 422, "resync.rows"),
+        ("/v1/resync", json!({"entity": "users", "keys": [["1", "2"]]}), 422, "resync.keys"),
+        ("/v1/resync", json!({"entity": "users", "rows": 1}), 400, "malformed"),
+    ] {
+        let reply = admin.post(path, body.clone()).await;
+        assert_eq!(reply.problem(status), code, "{path} {body}");
+    }
+    // There is no report yet: told by the job, for it was to look for the last one.
+    let none = admin.post("/v1/repair", json!({})).await.ok();
+    assert_eq!((&none["job"]["state"], &none["job"]["code"]), (&json!("failed"), &json!("failed")), "{none}");
+    assert!(none["job"]["message"].as_str().unwrap().contains("no report yet"), "{none}");
+    assert_eq!(actions(&stage).await, "");
+    api.stop().await;
+}
