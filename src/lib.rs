@@ -14,6 +14,7 @@
 //! - [`migration`]: how far all of that has come, and what operators start and stop of it
 //! - [`retention`]: deletes what is old enough
 //! - [`operator`]: what operators see and do, over HTTP by [`admin`], in a browser by `page`
+//! - [`alerts`]: messages to a webhook when something is wrong, and when it is over
 //! - [`run`]: the relay and the admin API in one process
 //! - [`demo`]: all of it on one machine
 //!
@@ -32,6 +33,7 @@
 //! - [`metrics`], [`telemetry`]: what is told to those who watch
 
 pub mod admin;
+pub mod alerts;
 pub mod backfill;
 pub mod capture;
 pub mod check;

@@ -41,6 +41,7 @@ labels! {
     OfLane { lane: i32 }
     OfKind { kind: String }
     OfCause { cause: &'static str }
+    OfResult { result: &'static str }
     OfSide { side: String }
     OfBreaker { what: String }
     OfCopy { entity: String }
@@ -80,6 +81,7 @@ struct Inner {
     breaker_open: Family<OfBreaker, Gauge>,
     lane_stopped: Family<OfLane, Gauge>,
     degraded: Family<OfCause, Gauge>,
+    alerts: Family<OfResult, Counter>,
     heals: Family<OfKind, Counter>,
     ghosts_ended: Family<OfSide, Counter>,
     retention_deleted: Counter,
@@ -106,6 +108,7 @@ impl Default for Metrics {
             breaker_open: Family::default(),
             lane_stopped: Family::default(),
             degraded: Family::default(),
+            alerts: Family::default(),
             heals: Family::default(),
             ghosts_ended: Family::default(),
             retention_deleted: Counter::default(),
@@ -169,6 +172,11 @@ impl Default for Metrics {
             inner.degraded.clone(),
         );
         registry.register(
+            "alerts",
+            "Messages to [alerts] webhook by this process: sent, or failed (tried again)",
+            inner.alerts.clone(),
+        );
+        registry.register(
             "heals",
             "Batches put back because the target had forgotten them (put_back), or settled again because the source had \
              (settled)",
@@ -206,6 +214,9 @@ impl Default for Metrics {
         }
         for cause in CAUSES {
             inner.degraded.get_or_create(&OfCause { cause }).set(0);
+        }
+        for result in ["sent", "failed"] {
+            inner.alerts.get_or_create(&OfResult { result }).inc_by(0);
         }
         for kind in ["put_back", "settled"] {
             inner.heals.get_or_create(&OfKind { kind: kind.to_owned() }).inc_by(0);
@@ -344,6 +355,12 @@ impl Metrics {
         }
     }
 
+    /// An alert was sent, or could not be.
+    pub(crate) fn alert(&self, sent: bool) {
+        let result = if sent { "sent" } else { "failed" };
+        self.0.alerts.get_or_create(&OfResult { result }).inc();
+    }
+
     /// The whole backlog, as (aggregate type, status, events), in place of what was told before.
     pub fn backlog<'a>(
         &self,
@@ -412,6 +429,7 @@ mod tests {
         metrics.breaker("target", true);
         metrics.stopped_lanes([Lane(2)]);
         metrics.degraded(["paused"]);
+        metrics.alert(true);
         metrics.backlog([("User", "pending", 7), ("Order", "held", 1)], Some(Duration::from_millis(1500)));
         metrics.retention_deleted(9);
         metrics.ghost_ended("source");
@@ -430,6 +448,7 @@ mod tests {
             "outbox_relay_lane_stopped{lane=\"2\"} 1",
             "outbox_relay_degraded{cause=\"paused\"} 1",
             "outbox_relay_degraded{cause=\"breaker_open\"} 0",
+            "outbox_relay_alerts_total{result=\"sent\"} 1",
             "outbox_relay_heals_total{kind=\"put_back\"} 1",
             "outbox_relay_ghosts_ended_total{side=\"source\"} 1",
             "outbox_relay_retention_deleted_total 9",

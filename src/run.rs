@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, AdminState};
+use crate::alerts::Teller;
 use crate::config::Config;
 use crate::connect::{self, ConnectError};
 use crate::health::{Gatherer, Watch};
@@ -163,10 +164,12 @@ pub fn serve_admin_api(
         history: history.clone(),
         shutdown: stop.clone(),
     };
-    let (watch, _facts) = Watch::new(health, metrics.clone());
+    let (watch, facts) = Watch::new(health, metrics.clone());
+    let teller = Teller::new(config, operator.clone(), metrics.clone());
     let (told, ended) = (metrics.clone(), stop.clone());
     let served = stop.clone();
-    vec![
+    let alerts = teller.map(|teller| tokio::spawn(teller.run(facts, stop.clone())));
+    let beside = [
         tokio::spawn(sampler.run(stop.clone())),
         tokio::spawn(watch.run(stop.clone())),
         tokio::spawn(history.keep(operator.clone(), metrics.clone(), backlog.clone(), stop.clone())),
@@ -176,7 +179,8 @@ pub fn serve_admin_api(
                 tracing::error!(%error, "the admin API ended");
             }
         }),
-    ]
+    ];
+    beside.into_iter().chain(alerts).collect()
 }
 
 /// Passes every new count of the backlog on to the metrics.

@@ -117,6 +117,18 @@ CREATE TABLE IF NOT EXISTS {relay}.history (
     PRIMARY KEY (minute, instance)
 );
 
+-- Which alerts were told to the webhook, so that of several processes one tells them, and a restart does not tell them again.
+CREATE TABLE IF NOT EXISTS {relay}.alert (
+    what           text PRIMARY KEY,
+    firing         boolean NOT NULL DEFAULT false, -- told; before that somebody is about to
+    since          timestamptz NOT NULL,
+    value          float8 NOT NULL,                -- how bad it was when it was told
+    seen_at        timestamptz NOT NULL DEFAULT clock_timestamp(), -- by any process
+    told_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
+    claimed_by     uuid NOT NULL,                  -- the process that tells it
+    claimed_until  timestamptz NOT NULL
+);
+
 CREATE TABLE IF NOT EXISTS {relay}.audit (
     id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     at       timestamptz NOT NULL DEFAULT clock_timestamp(),

@@ -164,6 +164,9 @@ Examples:
   outbox-relay run
   outbox-relay run --until-empty --timeout 10m    0: all is applied; 1: failed, held or stopped events remain")]
     Run(RunArgs),
+    /// Alerts to a webhook: try whether they arrive
+    #[command(subcommand)]
+    Alerts(AlertsCommand),
     /// Show the backlog, the lag and what stands in the way
     #[command(after_long_help = "\
 Examples:
@@ -381,6 +384,13 @@ pub struct PlanArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// See [`Command::Alerts`].
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum AlertsCommand {
+    /// Send a message that says it is a test to [alerts] webhook; exits 2 if it was not taken
+    Test,
 }
 
 /// See [`Command::Capture`].

@@ -1,5 +1,6 @@
 //! The command line: what may be written ([`args`]), who does it (one file for each command), and how it ends.
 
+mod alerts;
 mod alive;
 pub mod args;
 mod backfill;
@@ -66,6 +67,7 @@ pub async fn dispatch(cli: &Cli) -> anyhow::Result<Exit> {
         Command::Resync(args) => repair::resync(args, config()?).await,
         Command::Run(args) => run::command(args, config()?).await,
         Command::Alive => alive::command(config()?).await,
+        Command::Alerts(command) => alerts::command(command, config()?).await,
         Command::Status(args) => operator::status(args, config()?).await,
         Command::Events(args) => operator::events(args, config()?).await,
         Command::Failures(args) => operator::failures(args.json, config()?).await,

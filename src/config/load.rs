@@ -7,11 +7,11 @@ use std::time::Duration;
 use super::problem::{Code, ConfigErrors, Place, Problem};
 use super::reader::{Document, Origin, Overrides, PREFIX, Reader, Setting};
 use super::value::{
-    ADDRESS, COLUMN, FILTER, List, NAME, Number, PATH, PHRASE, PemFile, Size, TABLE, Time, Truth, Url, Word,
+    ADDRESS, COLUMN, FILTER, Hook, List, NAME, Number, PAGE, PATH, PHRASE, PemFile, Size, TABLE, Time, Truth, Url, Word,
 };
 use super::{
-    Admin, Backfill, CertificateFiles, Columns, Config, DEFAULT_FILE, DatabaseUrl, Legacy, Log, LogFormat, New, Relay,
-    Retention, Retry, Role, StatusWords, TableName, Token, Verify, entities, names,
+    Admin, Alerts, Backfill, CertificateFiles, Columns, Config, DEFAULT_FILE, DatabaseUrl, Legacy, Log, LogFormat, New,
+    Relay, Retention, Retry, Role, StatusWords, TableName, Token, Verify, entities, names,
 };
 use crate::redact::Rules;
 
@@ -29,6 +29,22 @@ const fn secs(n: u64) -> Duration {
 }
 
 const FORMAT: Word<LogFormat> = Word(&[("text", LogFormat::Text), ("json", LogFormat::Json)]);
+/// What `alerts.causes` may hold.
+const CAUSE: Word<&'static str> = Word(&[
+    ("starting", "starting"),
+    ("stopped", "stopped"),
+    ("unmapped", "unmapped"),
+    ("breaker_open", "breaker_open"),
+    ("database_away", "database_away"),
+    ("lane_stopped", "lane_stopped"),
+    ("divergent", "divergent"),
+    ("reload", "reload"),
+    ("slow", "slow"),
+    ("paused", "paused"),
+]);
+/// All but what is done on purpose, and what passes by itself.
+const USUAL_CAUSES: [&str; 8] =
+    ["starting", "stopped", "unmapped", "breaker_open", "database_away", "lane_stopped", "divergent", "reload"];
 const ROLE: Word<Role> = Word(&[("admin", Role::Admin), ("read", Role::Read)]);
 
 /// What was configured, whether or not it is right.
@@ -162,7 +178,17 @@ fn read(r: &mut Reader<'_>) -> Config {
         max_connections: r.get("admin.max_connections", Number(1..=65_535), 512),
         tls: certificate(r),
         behind_proxy: r.get("admin.behind_proxy", Truth, false),
+        url: r.get("admin.url", PAGE, String::new()),
         tokens: tokens(r),
+    };
+    let alerts = Alerts {
+        webhook: r.get("alerts.webhook", Hook, None),
+        lag: r.get("alerts.lag", Time(Duration::ZERO..=365 * DAY), 5 * MINUTE),
+        failures: r.get("alerts.failures", Number(0..=1_000_000_000), 1),
+        causes: r.get("alerts.causes", List(CAUSE), USUAL_CAUSES.to_vec()),
+        after: r.get("alerts.after", Time(Duration::ZERO..=DAY), MINUTE),
+        recovery: r.get("alerts.recovery", Time(Duration::ZERO..=DAY), 2 * MINUTE),
+        repeat: r.get("alerts.repeat", Time(Duration::ZERO..=365 * DAY), 4 * HOUR),
     };
     let columns = r.get("redact.columns", List(COLUMN), vec![]);
     let redact = Rules {
@@ -188,7 +214,7 @@ fn read(r: &mut Reader<'_>) -> Config {
     };
     let entities = entities::read(r, &new.search_path);
     let redact = redact.into();
-    Config { file: None, legacy, new, relay, retry, retention, admin, redact, log, backfill, verify, entities }
+    Config { file: None, legacy, new, relay, retry, retention, admin, alerts, redact, log, backfill, verify, entities }
 }
 
 fn columns(r: &mut Reader<'_>) -> Columns {

@@ -12,6 +12,7 @@ mod rows;
 mod template;
 mod value;
 mod verify;
+mod webhook;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -47,6 +48,8 @@ pub struct Config {
     pub retention: Retention,
     /// `[admin]`
     pub admin: Admin,
+    /// `[alerts]`
+    pub alerts: Alerts,
     /// `[redact]`
     pub redact: Arc<Rules>,
     /// `[log]`
@@ -185,6 +188,8 @@ pub struct Admin {
     pub tls: Option<CertificateFiles>,
     /// Whether whatever reaches it from outside does so through something that speaks TLS. Default false.
     pub behind_proxy: bool,
+    /// The address at which people open the page, without a slash at its end; empty, the default: alerts have no link to it.
+    pub url: String,
     /// All tokens: `OUTBOX_RELAY_ADMIN_TOKEN`, `OUTBOX_RELAY_READ_TOKEN`, `[[admin.token]]`.
     pub tokens: Vec<Token>,
 }
@@ -217,6 +222,29 @@ pub enum Role {
     /// Read and change.
     Admin,
 }
+
+/// `[alerts]`: messages to a webhook.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alerts {
+    /// Where they are posted; `None`, the default: nowhere.
+    pub webhook: Option<Webhook>,
+    /// Age of the oldest pending event that is one; zero: never. Default 5 min.
+    pub lag: Duration,
+    /// So many failed events are one; 0: never. Default 1.
+    pub failures: u32,
+    /// The causes of a degraded readiness, and `starting`, that are one.
+    pub causes: Vec<&'static str>,
+    /// For how long it must be so. Default 1 min.
+    pub after: Duration,
+    /// For how long it must be over. Default 2 min.
+    pub recovery: Duration,
+    /// After how long one that goes on is told again; zero: never. Default 4 h.
+    pub repeat: Duration,
+}
+
+/// Where alerts are posted. Who knows it may post: its `Debug` and `Display` show the host only.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Webhook(pub(super) String);
 
 /// `[backfill]`: how fast tables are copied, and when the copy rests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

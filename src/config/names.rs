@@ -67,6 +67,14 @@ impl DatabaseUrl {
         self.parameter(&["sslrootcert", "ssl-root-cert", "ssl-ca"], "PGSSLROOTCERT")
     }
 
+    /// Host and database, without who connects and how: `legacy.internal/monolith`.
+    pub fn place(&self) -> String {
+        let shown = self.redacted();
+        let rest = shown.split_once("://").map_or("", |(_, rest)| rest);
+        let rest = rest.split_once('?').map_or(rest, |(rest, _)| rest);
+        rest.rsplit_once('@').map_or(rest, |(_, place)| place).to_owned()
+    }
+
     fn redacted(&self) -> String {
         let Some((scheme, rest)) = self.0.split_once("://") else { return "***".to_owned() };
         let (rest, query) = rest.split_once('?').map_or((rest, None), |(rest, query)| (rest, Some(query)));

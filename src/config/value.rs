@@ -10,7 +10,7 @@ use toml::de::DeValue;
 use tracing_subscriber::EnvFilter;
 
 use super::problem::{nearest, one_of};
-use super::{DatabaseUrl, TableName, names};
+use super::{DatabaseUrl, TableName, Webhook, names, webhook};
 use crate::redact;
 
 /// A value before its key's kind has looked at it.
@@ -387,6 +387,30 @@ impl Kind for Url {
         quoted(&value.to_string())
     }
 }
+
+/// Where alerts are posted; empty: nowhere.
+pub(super) struct Hook;
+
+impl Kind for Hook {
+    type Value = Option<Webhook>;
+    const SECRET: bool = true;
+
+    fn parse(&self, found: &Scalar<'_>) -> Result<Option<Webhook>, Wrong> {
+        let wrong = |why| Wrong { why, instead: Some(quoted("https://hooks.slack.com/services/…")) };
+        match found.text().map(str::trim) {
+            None => Err(wrong("it must be text, in quotes".to_owned())),
+            Some("") => Ok(None),
+            Some(text) => Webhook::parse(text).map(Some).map_err(wrong),
+        }
+    }
+
+    fn show(&self, value: &Option<Webhook>) -> String {
+        quoted(&value.as_ref().map_or(String::new(), Webhook::to_string))
+    }
+}
+
+/// The address of the page, for people.
+pub(super) const PAGE: Text<String> = Text { parse: webhook::page, show: String::clone };
 
 #[cfg(test)]
 mod tests {

@@ -11,8 +11,8 @@ mod matter;
 mod watch;
 
 pub(crate) use self::condition::{Condition, conditions};
-pub(crate) use self::facts::Facts;
-pub(crate) use self::finding::{Finding, findings};
+pub(crate) use self::facts::{Facts, Phase};
+pub(crate) use self::finding::{Finding, findings, say};
 pub(crate) use self::gather::{Asked, Gatherer};
 pub(crate) use self::matter::{CAUSES, Matter, Tone};
-pub(crate) use self::watch::Watch;
+pub(crate) use self::watch::{Latest, Watch};

@@ -59,11 +59,15 @@ struct Inner {
     minutes: Mutex<BTreeMap<Key, Minute>>,
 }
 
+/// This process, for people: host and number.
+pub(crate) fn instance_name() -> String {
+    let host = nix::unistd::gethostname().map(|host| host.to_string_lossy().into_owned()).unwrap_or_default();
+    format!("{host}:{}", std::process::id())
+}
+
 impl Default for History {
     fn default() -> History {
-        let host = nix::unistd::gethostname().map(|host| host.to_string_lossy().into_owned()).unwrap_or_default();
-        let name = format!("{host}:{}", std::process::id());
-        History(Arc::new(Inner { instance: Uuid::new_v4(), name, minutes: Mutex::default() }))
+        History(Arc::new(Inner { instance: Uuid::new_v4(), name: instance_name(), minutes: Mutex::default() }))
     }
 }
 

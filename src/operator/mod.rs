@@ -6,6 +6,7 @@
 //! is told of payloads is what the one who asks may see ([`crate::redact`]).
 //! Does not guarantee what retention has taken away: whether an event that was deleted was newer than one that is replayed.
 
+pub(crate) mod alerts;
 mod audit;
 pub mod backlog;
 mod change;
@@ -234,6 +235,15 @@ pub fn statements(names: &Names) -> Vec<(&'static str, String)> {
         ("resume", include_str!("../../sql/operator/resume.sql")),
         ("paused", include_str!("../../sql/operator/paused.sql")),
         ("divergent", include_str!("../../sql/operator/divergent.sql")),
+        ("alerts", include_str!("../../sql/operator/alerts.sql")),
+        ("alert_begin", include_str!("../../sql/operator/alert_begin.sql")),
+        ("alert_again", include_str!("../../sql/operator/alert_again.sql")),
+        ("alert_told", include_str!("../../sql/operator/alert_told.sql")),
+        ("alert_over", include_str!("../../sql/operator/alert_over.sql")),
+        ("alert_release", include_str!("../../sql/operator/alert_release.sql")),
+        ("alert_seen", include_str!("../../sql/operator/alert_seen.sql")),
+        ("alert_adopt", include_str!("../../sql/operator/alert_adopt.sql")),
+        ("alert_forget", include_str!("../../sql/operator/alert_forget.sql")),
         ("history_write", include_str!("../../sql/operator/history_write.sql")),
         ("history_read", include_str!("../../sql/operator/history_read.sql")),
         ("history_forget", include_str!("../../sql/operator/history_forget.sql")),

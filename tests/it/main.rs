@@ -3,6 +3,7 @@
 
 mod admin;
 mod adoption;
+mod alerts;
 mod attacks;
 mod backfill;
 mod browser;
