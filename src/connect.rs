@@ -176,7 +176,10 @@ pub async fn open(config: &Config) -> Result<(Source, Target), ConnectError> {
     let (source, target) = (self::source(config, connections)?, self::target(config, connections)?);
     let installation = installation(&source, config).await?;
     check_target(&target, config, &installation).await?;
-    let names = Names::new(&config.legacy, config.relay.lanes);
+    let mut names = Names::new(&config.legacy, config.relay.lanes);
+    if is_partitioned(&source, config, &names).await.map_err(legacy)? {
+        names = names.partitioned();
+    }
     let sequence = sequence(&source, config).await.map_err(legacy)?;
     let deadline = config.relay.deadline;
     let source = Source::new(
@@ -223,6 +226,16 @@ pub(crate) async fn check_target(
         )),
         _ => Err(ConnectError::NotReady("the new database does not have the relay's tables yet: run outbox-relay init".to_owned())),
     }
+}
+
+/// Whether each of the outbox's partitions holds the events of a time.
+pub(crate) async fn is_partitioned(pool: &PgPool, config: &Config, names: &Names) -> sqlx::Result<bool> {
+    let sql = include_str!("../sql/source/partitioned.sql");
+    let mut session = begin(pool).await?;
+    let question = query_scalar(sql, false).bind(&config.legacy.columns.created_at).bind(&names.outbox);
+    let found = question.fetch_one(session.connection()).await?;
+    session.rollback().await;
+    Ok(found)
 }
 
 /// The sequence behind the outbox's ids, if a position may be trusted to it: none is used when it hands out ids ahead.

@@ -58,6 +58,7 @@ pub(super) async fn check(config: &Config, pool: &PgPool) -> sqlx::Result<Vec<Fi
     findings.extend(check.indexes().await?);
     findings.extend(check.sequence().await?);
     findings.extend(check.cleaners().await?);
+    findings.extend(check.partitions().await?);
     if columns.get(&c.created_at).is_some_and(|column| column.base == "timestamp without time zone") {
         let what = format!("{} has no time zone", c.created_at);
         findings.push(Finding::note(
@@ -255,6 +256,62 @@ impl Check<'_> {
                 )
             })
             .collect())
+    }
+
+    /// Of an outbox that is partitioned by time: whether tomorrow has a place, and what may go.
+    async fn partitions(&self) -> sqlx::Result<Vec<Finding>> {
+        if !crate::connect::is_partitioned(self.pool, self.config, &self.names).await? {
+            return Ok(Vec::new());
+        }
+        let outbox = &self.names.outbox;
+        let mut session = reading(self.pool).await?;
+        let sql = include_str!("../../sql/source/partition_times.sql");
+        let rows = query(sql, false).bind(outbox).fetch_all(session.connection()).await;
+        session.rollback().await;
+        let (mut findings, mut tomorrow, mut over) = (Vec::new(), false, Vec::new());
+        for row in rows? {
+            tomorrow |= row.try_get::<bool, _>("takes_tomorrow")?;
+            if row.try_get::<Option<bool>, _>("over")?.unwrap_or(false) {
+                over.push(row.try_get::<String, _>("name")?);
+            }
+        }
+        if !tomorrow {
+            let day = chrono::Utc::now().date_naive() + chrono::Days::new(1);
+            let next = day + chrono::Days::new(1);
+            let table = ident(&format!("{}_{}", self.config.legacy.outbox.table, day.format("%Y%m%d")));
+            let schema = ident(&self.config.legacy.outbox.schema);
+            findings.push(Finding::problem(
+                "outbox.partition_missing",
+                format!("no partition of {outbox} takes events of tomorrow"),
+                "each INSERT of the application fails then (no partition of relation found for row)",
+                format!(
+                    "CREATE TABLE {schema}.{table} PARTITION OF {outbox} FOR VALUES FROM ('{day} 00:00Z') TO ('{next} 00:00Z');"
+                ),
+            ));
+        }
+        let mut empty = Vec::new();
+        // Oldest first; the others another time.
+        for name in over.iter().take(100) {
+            let rows = self.rows(&format!("SELECT EXISTS (SELECT FROM {name}) AS holds")).await?;
+            if rows.first().is_some_and(|row| row.try_get::<bool, _>("holds").unwrap_or(true)) {
+                continue;
+            }
+            empty.push(name.as_str());
+        }
+        if let Some(first) = empty.first() {
+            let more = if empty.len() > 1 { format!(", and {} more", empty.len() - 1) } else { String::new() };
+            findings.push(Finding {
+                remedy: format!(
+                    "ALTER TABLE {outbox} DETACH PARTITION {first} CONCURRENTLY; DROP TABLE {first};    (each outside a transaction{more})"
+                ),
+                ..Finding::note(
+                    "outbox.partition_empty",
+                    format!("{first}{more}: retention has deleted all events of this time"),
+                    "each look at the outbox passes over every partition",
+                )
+            });
+        }
+        Ok(findings)
     }
 
     async fn unclaimed(&self) -> sqlx::Result<Vec<Finding>> {

@@ -117,11 +117,7 @@ impl Adopting<'_> {
         let c = &self.config.legacy.columns;
         match self.outbox.kind.as_str() {
             "r" => {}
-            "p" => {
-                return Err(format!(
-                    "{outbox} is partitioned, which the relay does not take yet: its ids need a unique index over all partitions"
-                ));
-            }
+            "p" => self.refuse_partitions()?,
             _ => return Err(format!("{outbox} is not a table")),
         }
         for (key, name) in [
@@ -188,6 +184,33 @@ impl Adopting<'_> {
         }
         self.refuse_status()?;
         self.refuse_undecided()
+    }
+
+    /// Of a partitioned outbox, what `init` cannot make.
+    fn refuse_partitions(&self) -> Result<(), String> {
+        let (outbox, id) = (&self.names.outbox, &self.config.legacy.columns.id);
+        if let Some(other) = self.outbox.partitions.iter().find(|partition| partition.kind != "r") {
+            return Err(format!(
+                "{outbox}: its partition {}.{} is not a plain table; the relay takes one level of partitions",
+                ident(&other.schema),
+                ident(&other.name)
+            ));
+        }
+        let Some(column) = self.get(id).filter(|column| column.is_identity || column.has_default) else {
+            return Err(format!(
+                "{outbox} is partitioned, and its column {id} (id) is missing or takes no number by itself: two partitions could hold \
+                 the same id. Make it GENERATED ALWAYS AS IDENTITY, or give it a default from one sequence"
+            ));
+        };
+        if !self.outbox.unique_ids {
+            return Err(format!(
+                "{outbox} is partitioned, and has no primary key or unique index that begins with {0}, by which events are settled: \
+                 PRIMARY KEY ({0}, {1})",
+                ident(&column.name),
+                ident(&self.config.legacy.columns.created_at)
+            ));
+        }
+        Ok(())
     }
 
     fn refuse_status(&self) -> Result<(), String> {

@@ -54,6 +54,7 @@ pub(super) struct Outbox {
     pub(super) rows: i64,
     pub(super) primary_key: Vec<String>,
     pub(super) unique_ids: bool,
+    pub(super) partitions: Vec<Partition>,
     pub(super) valid_indexes: Vec<String>,
     pub(super) invalid_indexes: Vec<String>,
     pub(super) checks: Vec<String>,
@@ -62,6 +63,18 @@ pub(super) struct Outbox {
     pub(super) refusing: Vec<Refusing>,
     /// Words of an enum status column.
     pub(super) enum_words: Vec<String>,
+}
+
+/// A partition of an outbox; see partitions.sql.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Partition {
+    pub(super) schema: String,
+    pub(super) name: String,
+    pub(super) kind: String,
+    /// The outbox's indexes that it has.
+    pub(super) attached: Vec<String>,
+    pub(super) valid_indexes: Vec<String>,
+    pub(super) invalid_indexes: Vec<String>,
 }
 
 /// A CHECK constraint on the status column.
@@ -104,6 +117,8 @@ pub(crate) struct Column {
 pub struct Index {
     /// In the outbox's schema.
     pub name: String,
+    /// What its name ends with, on the outbox and on its partitions.
+    pub(super) suffix: &'static str,
     /// `ON … WHERE …`, to be rendered.
     pub definition: &'static str,
     /// What it is for.
@@ -112,8 +127,9 @@ pub struct Index {
 
 /// The relay's indexes on the outbox.
 pub fn relay_indexes(config: &Config) -> Vec<Index> {
-    let index = |suffix: &str, definition, why| Index {
+    let index = |suffix: &'static str, definition, why| Index {
         name: index_name(&config.legacy.outbox.table, suffix),
+        suffix,
         definition,
         why,
     };
@@ -257,6 +273,9 @@ async fn outbox(config: &Config, names: &Names, session: &mut Session, count: bo
         columns: columns(names, session).await?,
         ..Outbox::default()
     };
+    let sql = include_str!("../../sql/source/partitions.sql");
+    let partitions = query(sql, false).bind(&names.outbox).fetch_all(session.connection()).await?;
+    outbox.partitions = partitions.iter().map(partition).collect::<sqlx::Result<_>>()?;
     let some = if count { "" } else { "LIMIT 1" };
     let sql = names.render(&format!("SELECT count(*) FROM (SELECT FROM {{outbox}} {some}) AS r"));
     outbox.rows = query_scalar(&sql, false).fetch_one(session.connection()).await?;
@@ -270,6 +289,17 @@ async fn outbox(config: &Config, names: &Names, session: &mut Session, count: bo
         }
     }
     Ok(Some(outbox))
+}
+
+fn partition(row: &PgRow) -> sqlx::Result<Partition> {
+    Ok(Partition {
+        schema: row.try_get("schema")?,
+        name: row.try_get("name")?,
+        kind: row.try_get("kind")?,
+        attached: row.try_get("attached")?,
+        valid_indexes: row.try_get("valid_indexes")?,
+        invalid_indexes: row.try_get("invalid_indexes")?,
+    })
 }
 
 /// Tries the configured words on the status column's CHECK constraints.

@@ -224,6 +224,10 @@ fn index_steps(config: &Config, names: &Names, catalog: &catalog::SourceCatalog)
         if outbox.valid_indexes.contains(&index.name) {
             continue;
         }
+        if outbox.kind == "p" {
+            steps.extend(partitioned_index(names, &index, outbox, &schema));
+            continue;
+        }
         if outbox.invalid_indexes.contains(&index.name) {
             steps.push(drop_invalid(&format!("{schema}.{name}")));
         }
@@ -231,6 +235,40 @@ fn index_steps(config: &Config, names: &Names, catalog: &catalog::SourceCatalog)
             format!("a small partial index: {}", index.why),
             BUILD_LOCKS,
             format!("CREATE INDEX CONCURRENTLY {name} {definition};"),
+        ));
+    }
+    steps
+}
+
+/// Postgres does not make the index of a partitioned table concurrently: first each partition gets its own. Interrupted anywhere,
+/// the next run goes on; a partition that is made meanwhile gets it by itself.
+fn partitioned_index(names: &Names, index: &catalog::Index, outbox: &catalog::Outbox, schema: &str) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let whole = ident(&index.name);
+    if !outbox.invalid_indexes.contains(&index.name) {
+        let definition = names.render(&index.definition.replace("ON {outbox}", "ON ONLY {outbox}"));
+        steps.push(Step::together(
+            format!("a small partial index over all partitions: {}", index.why),
+            "SHARE for a moment: only the catalogs change",
+            format!("CREATE INDEX {whole} {definition};"),
+        ));
+    }
+    for partition in outbox.partitions.iter().filter(|partition| !partition.attached.contains(&index.name)) {
+        let table = format!("{}.{}", ident(&partition.schema), ident(&partition.name));
+        let own = catalog::index_name(&partition.name, index.suffix);
+        let qualified = format!("{}.{}", ident(&partition.schema), ident(&own));
+        if partition.invalid_indexes.contains(&own) {
+            steps.push(drop_invalid(&qualified));
+        }
+        if !partition.valid_indexes.contains(&own) {
+            let definition = names.render(&index.definition.replace("ON {outbox}", &format!("ON {table}")));
+            let sql = format!("CREATE INDEX CONCURRENTLY {} {definition};", ident(&own));
+            steps.push(Step::alone(format!("… on {table}"), BUILD_LOCKS, sql));
+        }
+        steps.push(Step::together(
+            format!("… as {table}'s part of {whole}"),
+            "the indexes alone, for a moment",
+            format!("ALTER INDEX {schema}.{whole} ATTACH PARTITION {qualified};"),
         ));
     }
     steps

@@ -50,7 +50,14 @@ pub async fn removal(config: &Config, source: &PgPool, target: &PgPool) -> Resul
     if let Some(outbox) = &on_source.outbox {
         let schema = ident(&config.legacy.outbox.schema);
         for index in relay_indexes(config) {
-            if outbox.valid_indexes.contains(&index.name) || outbox.invalid_indexes.contains(&index.name) {
+            let stands = outbox.valid_indexes.contains(&index.name) || outbox.invalid_indexes.contains(&index.name);
+            if stands && outbox.kind == "p" {
+                removal.source.push(Step::together(
+                    format!("the relay's index {}, on all partitions", index.name),
+                    "ACCESS EXCLUSIVE for a moment",
+                    format!("DROP INDEX IF EXISTS {schema}.{};", ident(&index.name)),
+                ));
+            } else if stands {
                 removal.source.push(Step::alone(
                     format!("the relay's index {}", index.name),
                     "SHARE UPDATE EXCLUSIVE, once transactions that are open now have ended: readers and writers go on",

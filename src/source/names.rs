@@ -53,9 +53,20 @@ impl Names {
             ("hash_of_key", hash_of("k.aggregate_type", "k.aggregate_id")),
             ("lane_of_key", lane_of("k.aggregate_type", "k.aggregate_id", lanes)),
             ("identity", Identity::SQL.to_owned()),
+            // Overwritten by `partitioned`.
+            ("within", "($2::timestamptz IS NULL OR $3::timestamptz IS NULL OR true)".to_owned()),
             ("lowest", format!("({})::bigint", literal(&i64::MIN.to_string()))),
         ];
         Names { pairs, outbox, relay, legacy: legacy.clone(), lanes }
+    }
+
+    /// For an outbox that is partitioned by `created_at`: what settles events by their ids tells also when they were created, so that
+    /// it looks into the partitions concerned, and not for each id into all of them.
+    pub fn partitioned(mut self) -> Names {
+        let created_at = ident(&self.legacy.columns.created_at);
+        let within = format!("{created_at} BETWEEN $2::timestamptz AND $3::timestamptz");
+        self.pairs.iter_mut().filter(|(name, _)| *name == "within").for_each(|(_, sql)| sql.clone_from(&within));
+        self
     }
 
     /// The file's text for this outbox.

@@ -98,7 +98,7 @@ impl SourceLane {
         pass: &[String],
         release_at_most: u32,
     ) -> Result<DateTime<Utc>, SettleError> {
-        self.settle_events(settlement).await?;
+        self.settle_events(claim, settlement).await?;
         let released = self.release(&settlement.freed, pass, release_at_most).await?;
         let lowest = settlement.left_lowest.map(|id| id.0).into_iter().chain(released).min();
         let scan = next_scan(claim, lowest);
@@ -110,12 +110,16 @@ impl SourceLane {
         Ok(at)
     }
 
-    async fn settle_events(&mut self, settlement: &Settlement) -> Result<(), SettleError> {
+    async fn settle_events(&mut self, claim: &Claim, settlement: &Settlement) -> Result<(), SettleError> {
+        let created = || claim.events.iter().map(|event| event.created_at);
+        let (first, last) = (created().min(), created().max());
         if !settlement.processed.is_empty() {
             let done = self
                 .source
                 .query(&self.source.statements.settle_processed)
                 .bind(&settlement.processed)
+                .bind(first)
+                .bind(last)
                 .execute(self.session.connection())
                 .await?;
             if done.rows_affected() != settlement.processed.len() as u64 {
@@ -126,15 +130,23 @@ impl SourceLane {
             }
         }
         if !settlement.unapplied.is_empty() {
-            self.settle_unapplied(&settlement.unapplied).await?;
+            self.settle_unapplied(&settlement.unapplied, first, last).await?;
         }
         Ok(())
     }
 
-    async fn settle_unapplied(&mut self, unapplied: &[Unapplied]) -> sqlx::Result<()> {
+    /// All of them were created between these times.
+    async fn settle_unapplied(
+        &mut self,
+        unapplied: &[Unapplied],
+        first: Option<DateTime<Utc>>,
+        last: Option<DateTime<Utc>>,
+    ) -> sqlx::Result<()> {
         self.source
             .query(&self.source.statements.settle_other)
             .bind(unapplied.iter().map(|u| u.id).collect::<Vec<_>>())
+            .bind(first)
+            .bind(last)
             .bind(unapplied.iter().map(|u| u.status.as_str()).collect::<Vec<_>>())
             .bind(unapplied.iter().map(|u| u.attempts).collect::<Vec<_>>())
             .bind(unapplied.iter().map(|u| u.delay.map(|d| d.as_secs_f64())).collect::<Vec<_>>())

@@ -26,6 +26,7 @@ mod migration;
 mod monitoring;
 mod openapi;
 mod page;
+mod partitions;
 mod pgbouncer;
 mod plan;
 mod privileges;

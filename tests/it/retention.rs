@@ -10,7 +10,7 @@ use crate::support::past::Past;
 use crate::support::stage::Stage;
 
 /// Everything that happened so far happened an hour and a half ago, on both sides.
-async fn age(stage: &Stage) {
+pub(crate) async fn age(stage: &Stage) {
     stage
         .pair
         .legacy
@@ -22,7 +22,7 @@ async fn age(stage: &Stage) {
     stage.pair.new.run("UPDATE outbox_relay.batch_log SET applied_at = applied_at - interval '90 min'").await;
 }
 
-async fn retain(stage: &Stage, shared: &Shared) -> retention::Counts {
+pub(crate) async fn retain(stage: &Stage, shared: &Shared) -> retention::Counts {
     let mut all = retention::Counts::default();
     loop {
         let counts = retention::run_once(&stage.config, &shared.source, &shared.target).await.unwrap();
