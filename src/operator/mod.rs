@@ -13,6 +13,7 @@ mod change;
 mod events;
 mod failures;
 pub mod history;
+mod holders;
 mod pause;
 pub mod render;
 
@@ -27,6 +28,7 @@ pub use self::backlog::Backlog;
 pub use self::change::{Bulk, BulkResult, Changed, Verb};
 pub use self::events::{Attempt, Event, EventRef, Events, Failure, Filter, Listed};
 pub use self::failures::Cause;
+pub use self::holders::Holder;
 pub use self::pause::{Pause, Paused, What};
 use crate::config::{Config, Entity, OnFailure, Role};
 use crate::connect;
@@ -235,6 +237,7 @@ pub fn statements(names: &Names) -> Vec<(&'static str, String)> {
         ("resume", include_str!("../../sql/operator/resume.sql")),
         ("paused", include_str!("../../sql/operator/paused.sql")),
         ("divergent", include_str!("../../sql/operator/divergent.sql")),
+        ("lane_holders", include_str!("../../sql/operator/lane_holders.sql")),
         ("alerts", include_str!("../../sql/operator/alerts.sql")),
         ("alert_begin", include_str!("../../sql/operator/alert_begin.sql")),
         ("alert_again", include_str!("../../sql/operator/alert_again.sql")),

@@ -4,15 +4,18 @@ use std::collections::BTreeSet;
 
 use maud::{Markup, html};
 
-use super::words::{rate, several, thousands};
+use super::words::{rate, several, span, thousands};
 use crate::event::Lane;
 use crate::health::Facts;
+use crate::operator::Holder;
 use crate::operator::history::Worker;
 
 /// More lanes than this are told as numbers only.
 const SHOWN: usize = 256;
+/// More holders than this are told as a number.
+const HOLDERS: usize = 8;
 
-pub(super) fn lanes(facts: &Facts, workers: &[Worker], lanes: usize) -> Markup {
+pub(super) fn lanes(facts: &Facts, holders: &[Holder], workers: &[Worker], lanes: usize) -> Markup {
     let stopped: BTreeSet<Lane> = facts.stopped_lanes.iter().map(|(lane, _)| *lane).collect();
     let slow: BTreeSet<Lane> = facts.slow_lanes.iter().copied().collect();
     let batches = |lane: usize| workers.iter().filter_map(|worker| worker.batches.get(&lane)).sum::<u64>();
@@ -36,6 +39,21 @@ pub(super) fn lanes(facts: &Facts, workers: &[Worker], lanes: usize) -> Markup {
                             span class="number" { (lane) }
                             span class="sr" { ": " (words) }
                         }
+                    }
+                }
+            }
+            p class="faint" {
+                @match holders {
+                    [] => "No lane is held at this moment.",
+                    holders => {
+                        "Held at this moment: "
+                        @for (at, holder) in holders.iter().take(HOLDERS).enumerate() {
+                            @if at > 0 { "; " }
+                            "lane " (holder.lane) ", for " (span(holder.seconds)) " by session "
+                            span class="mono" { (holder.pid) } " from " span class="mono text" { (holder.client) }
+                        }
+                        @if holders.len() > HOLDERS { "; and " (thousands((holders.len() - HOLDERS) as u64)) " more" }
+                        "."
                     }
                 }
             }

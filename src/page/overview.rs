@@ -31,7 +31,7 @@ pub(super) async fn show(
         (charts::charts(&state.history.points(now), now))
         (failing(&snapshot))
         (by_type(&snapshot, &visitor))
-        (lanes::lanes(&snapshot.facts, &state.history.workers(now), state.lanes))
+        (lanes::lanes(&snapshot.facts, &snapshot.asked.holders, &state.history.workers(now), state.lanes))
     };
     answer(StatusCode::OK, page(Place::Overview, word, &visitor, &body))
 }

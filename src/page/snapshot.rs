@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Role;
 use crate::health::{self, Facts, Gatherer};
-use crate::operator::Cause;
+use crate::operator::{Cause, Holder};
 
 /// How long an answer of the source stands.
 const FRESH: Duration = Duration::from_millis(900);
@@ -23,6 +23,7 @@ pub(super) struct Asked {
     pub(super) health: health::Asked,
     /// `None`: it could not be asked.
     pub(super) causes: Option<Vec<Cause>>,
+    pub(super) holders: Vec<Holder>,
 }
 
 struct Kept {
@@ -80,16 +81,19 @@ impl Snapshots {
         }
         let started = Instant::now();
         let mut health = self.gatherer.ask(ASK_WITHIN).await;
-        let mut causes = None;
+        let (mut causes, mut holders) = (None, Vec::new());
         if health.away.is_none() {
             let left = ASK_WITHIN.saturating_sub(started.elapsed());
             match tokio::time::timeout(left, self.gatherer.operator.seen_by(role).failures()).await {
-                Ok(Ok(found)) => causes = Some(found),
+                Ok(Ok(found)) => {
+                    causes = Some(found);
+                    holders = self.gatherer.operator.lane_holders().await.unwrap_or_default();
+                }
                 Ok(Err(error)) => health.away = Some(error.to_string()),
                 Err(_) => health.away = Some(format!("no answer within {ASK_WITHIN:?}")),
             }
         }
-        let asked = Arc::new(Asked { health, causes });
+        let asked = Arc::new(Asked { health, causes, holders });
         *kept = Some(Kept { asked: asked.clone(), until: Instant::now() + FRESH.max(started.elapsed() * SHARE) });
         asked
     }

@@ -254,3 +254,22 @@ async fn what_events_and_databases_say_is_never_markup() {
     assert!(got.text.contains("<summary>All "), "a long payload is cut, with a way to all of it");
     site.close().await;
 }
+
+#[tokio::test]
+async fn who_holds_a_lane_at_this_moment_is_told() {
+    let stage = Stage::new().await;
+    let site = Site::open(&stage, Vec::new()).await;
+    let page = site.get("/", &[]).await.text;
+    assert!(page.contains("No lane is held at this moment."), "{page}");
+    let mut holder = stage.pair.legacy.pool.begin().await.unwrap();
+    sqlx::query("SELECT FROM outbox_relay.lane WHERE lane = 3 FOR UPDATE").execute(&mut *holder).await.unwrap();
+    let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *holder).await.unwrap();
+    // The page asks the database once a second.
+    crate::support::eventually(DEADLINE, "the holder is told", || async {
+        let page = site.get("/", &[]).await.text;
+        page.contains("lane 3, for ") && page.contains(&format!(">{pid}<"))
+    })
+    .await;
+    holder.rollback().await.unwrap();
+    site.close().await;
+}

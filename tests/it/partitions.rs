@@ -9,9 +9,9 @@ use outbox_relay::source::Names;
 
 use crate::readme::{blocks, page};
 use crate::retention::{age, retain};
+use crate::support::pair;
 use crate::support::past::Past;
 use crate::support::stage::Stage;
-use crate::support::{DEADLINE, eventually, pair};
 
 /// The outbox as docs/scaling.md has it, with yesterday, today and a week.
 async fn partitioned(change: impl FnOnce(&mut Config)) -> Stage {
@@ -124,7 +124,11 @@ async fn a_partitioned_outbox_is_healed_whichever_side_goes_back() {
     let applied: i64 = stage.pair.new.value("SELECT count(*) FROM applied").await;
     legacy.again(&stage.pair.legacy).await;
     assert!(stage.heal_by_hand(&shared).await.is_empty());
-    assert_eq!(stage.pair.new.value::<i64>("SELECT count(*) FROM applied").await, applied, "settled, not applied again");
+    assert_eq!(
+        stage.pair.new.value::<i64>("SELECT count(*) FROM applied").await,
+        applied,
+        "settled, not applied again"
+    );
     let new = Past::of(&stage.pair.new).await;
     stage.pair.legacy.run(&around_midnight(40, 7)).await;
     assert!(stage.heal_by_hand(&shared).await.is_empty());
@@ -198,7 +202,10 @@ async fn an_interrupted_init_of_a_partitioned_outbox_is_finished_and_what_cannot
 
     for (table, refusal) in [
         ("id bigint NOT NULL, PRIMARY KEY (id, created_at)", "takes no number by itself"),
-        ("id bigint GENERATED ALWAYS AS IDENTITY, PRIMARY KEY (created_at, id)", "PRIMARY KEY (\"id\", \"created_at\")"),
+        (
+            "id bigint GENERATED ALWAYS AS IDENTITY, PRIMARY KEY (created_at, id)",
+            "PRIMARY KEY (\"id\", \"created_at\")",
+        ),
     ] {
         let pair = pair().await;
         pair.legacy
