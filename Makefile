@@ -29,17 +29,19 @@ test:
 	fi
 	cargo test --locked --workspace --all-features --tests $(ARGS)
 
-# The protocol in all its states, a part of the tests. SIZE=large takes hours, and much memory.
+# The protocol in all its states, a part of the tests. SIZE=large takes hours, and much memory; SIZE=large:failovers is one of it.
 model:
 	OUTBOX_RELAY_MODEL=$(or $(SIZE),small) cargo test --locked --package outbox-relay-model -- --nocapture
 
-# The release build, under every fault at once, for so long and by this seed. `make test` runs a minute of the same.
+# The release build, under every fault at once, for so long and by this seed; then the larger model for as long. `make test` runs a minute of the same.
 soak:
 	@scripts/setup --tests
 	cargo build --release --locked
 	OUTBOX_RELAY_SOAK_PROGRAM=$(abspath $(CARGO_TARGET_DIR))/release/outbox-relay \
 		OUTBOX_RELAY_SOAK_SECONDS=$(SECONDS) OUTBOX_RELAY_SOAK_SEED=$(SEED) \
 		cargo test --locked --all-features --test soak -- --nocapture whatever_fails
+	OUTBOX_RELAY_MODEL=large OUTBOX_RELAY_MODEL_SECONDS=$(SECONDS) \
+		cargo test --locked --package outbox-relay-model -- --nocapture the_protocol_keeps_its_promises
 
 # make bench CASE=drain,far SIZE=200000 ROUNDS=5; without, all of it at full size, for hours. SECONDS for what is measured by time.
 bench:

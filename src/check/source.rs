@@ -405,14 +405,16 @@ impl Check<'_> {
         let rows = self.rows(sql).await?;
         let Some(row) = rows.first() else { return Ok(Vec::new()) };
         let (sample, strings): (i64, i64) = (row.try_get("sample")?, row.try_get("strings")?);
-        if strings == 0 {
+        let meant = self.config.entities.iter().any(|entity| entity.string_payloads);
+        if strings == 0 || meant {
             return Ok(Vec::new());
         }
         Ok(vec![Finding::problem(
             "outbox.serialised_twice",
             format!("{strings} of {sample} pending payloads are JSON strings, not objects"),
-            "the application serialises them twice: payload->>'id' yields NULL",
-            "give the driver the object, or the text once; not JSON.stringify(JSON.stringify(…))",
+            "the application serialises them twice: payload->>'id' yields NULL, and such events are refused",
+            "give the driver the object, or the text once; not JSON.stringify(JSON.stringify(…)). If it must be so: string_payloads = true \
+             in the [[entity]], and (payload #>> '{}')::jsonb in its mapping",
         )])
     }
 }

@@ -7,7 +7,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::problem::{Code, ConfigErrors, Place, nearest, one_of};
 use super::reader::{Document, Item, Overrides, Reader};
-use super::value::{NAME, PHRASE, Scalar, Text, Word};
+use super::value::{NAME, PHRASE, Scalar, Text, Truth, Word};
 use super::{
     Action, Capture, Config, Entity, LegacyRows, OnFailure, RowsFrom, SqlFile, TableName, VerifyRules, load, rows,
     verify,
@@ -61,6 +61,7 @@ impl Entity {
             key: key.iter().map(|column| (*column).to_owned()).collect(),
             replace_by: vec![],
             mapping: None,
+            string_payloads: false,
             on_failure: OnFailure::Hold,
             events: BTreeMap::new(),
             legacy: None,
@@ -121,6 +122,7 @@ fn entity(mut item: Item<'_, '_>, search_path: &str) -> Option<Entity> {
         }
     }
     let mapping = sql_file(&mut item, "mapping");
+    let string_payloads = item.get("string_payloads", Truth, "true");
     let on_failure = item.get("on_failure", ON_FAILURE, "\"hold\"");
     let events = events(&mut item);
     let legacy = rows::read(&mut item, aggregate_type.as_deref());
@@ -155,6 +157,7 @@ fn entity(mut item: Item<'_, '_>, search_path: &str) -> Option<Entity> {
         key,
         replace_by,
         mapping,
+        string_payloads: string_payloads.unwrap_or(false),
         on_failure: on_failure.unwrap_or_default(),
         events,
         legacy,

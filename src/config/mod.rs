@@ -297,6 +297,8 @@ pub struct Entity {
     pub replace_by: Vec<String>,
     /// The file of the mapping, `None`: columns of the same name.
     pub mapping: Option<SqlFile>,
+    /// Whether payloads may be JSON strings, which are refused otherwise: somebody serialised them twice.
+    pub string_payloads: bool,
     /// Whether a failed event holds back the later ones of its aggregate.
     pub on_failure: OnFailure,
     /// What to do with each event type.

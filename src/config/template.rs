@@ -105,6 +105,9 @@ impl Resolved {
         if entity.verify != VerifyRules::default() {
             line(format!("verify = {}", verify(&entity.verify)));
         }
+        if entity.string_payloads {
+            line("string_payloads = true".to_owned());
+        }
         line(format!("on_failure = \"{}\"", if entity.on_failure == OnFailure::Hold { "hold" } else { "pass" }));
         line("[entity.events]".to_owned());
         for (event_type, action) in &entity.events {

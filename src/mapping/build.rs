@@ -34,6 +34,7 @@ pub(super) struct Context<'a> {
     pub(super) relay: &'a str,
     pub(super) key: &'a [String],
     pub(super) owner: &'a [String],
+    pub(super) string_payloads: bool,
 }
 
 /// The operator's `SELECT`, ready to stand in parentheses with `event` in scope.
@@ -137,7 +138,7 @@ pub(super) fn upsert(context: &Context<'_>, user: &UserText, output: &[Output]) 
                 "keyed AS (SELECT * FROM mapped WHERE {}) \
                  INSERT INTO {table} ({columns}){overriding} SELECT DISTINCT ON ({key}) {columns} FROM keyed \
                  ORDER BY {key}, relay_event DESC ON CONFLICT ({key}) {conflict}",
-                context.key_or_refuse()
+                context.whole(&context.key_or_refuse())
             ),
         );
     }
@@ -159,7 +160,7 @@ pub(super) fn upsert(context: &Context<'_>, user: &UserText, output: &[Output]) 
                AND NOT EXISTS (SELECT FROM latest l WHERE {})) \
              INSERT INTO {table} ({columns}){overriding} SELECT DISTINCT ON ({key}) {columns} FROM latest m \
              ORDER BY {key}, relay_event DESC ON CONFLICT ({key}) {conflict}",
-            context.owner_or_refuse(),
+            context.whole(&context.owner_or_refuse()),
             equal(context.owner, "m", "o"),
             equal(context.owner, "t", "o"),
             equal(context.key, "l", "t"),
@@ -229,6 +230,16 @@ pub(super) fn same_names_unchecked(columns: &[(String, String)]) -> UserText {
 }
 
 impl Context<'_> {
+    /// `check`, for payloads that are what a mapping reads. Of a JSON string every `->>` yields NULL: where the key is not taken
+    /// from the payload, a row would lose all that it holds.
+    fn whole(&self, check: &str) -> String {
+        if self.string_payloads {
+            return check.to_owned();
+        }
+        let refused = not_an_object("relay_payload");
+        format!("CASE relay_payload WHEN 'string' THEN {}.refuse('22023', {refused}) ELSE {check} END", ident(self.relay))
+    }
+
     /// True for a row with a whole key, false where the mapping yielded no row at all, an error for a NULL in the key.
     fn key_or_refuse(&self) -> String {
         let any_null = self.key.iter().map(|k| format!("{} IS NULL", ident(k))).collect::<Vec<_>>().join(" OR ");

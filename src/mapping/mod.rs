@@ -111,6 +111,7 @@ impl Tabular<'_> {
             relay: self.relay,
             key: &self.entity.key,
             owner: &self.entity.replace_by,
+            string_payloads: self.entity.string_payloads,
         }
     }
 

@@ -41,6 +41,7 @@ impl Recipe {
             legacy: None,
             verify: Default::default(),
             mapping,
+            string_payloads: false,
             on_failure: OnFailure::Hold,
             events: [("Happened".to_owned(), action)].into(),
         }

@@ -20,6 +20,7 @@ fn entity(aggregate_type: &str, table: &str, mapping: &str) -> Entity {
         legacy: None,
         verify: Default::default(),
         mapping: Some(file("mapping.sql", mapping)),
+        string_payloads: false,
         on_failure: OnFailure::Hold,
         events: [("Changed".to_owned(), Action::Upsert)].into(),
     }

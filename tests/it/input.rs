@@ -472,6 +472,7 @@ async fn names_of_tables_and_columns_may_hold_quotes_capitals_and_spaces() {
                 "odd.sql",
                 r#"SELECT aggregate_id AS "Key ""K""", payload->>'a' AS "a'b", payload AS "SELECT", event_type AS "Ünï$1\" FROM event"#,
             )),
+            string_payloads: false,
             on_failure: OnFailure::Hold,
             events: [("Saved".to_owned(), Action::Upsert), ("Gone".to_owned(), Action::Delete)].into(),
             line: 3,

@@ -80,6 +80,7 @@ fn entity(table: &str, key: &[&str], sql: Option<&str>) -> Entity {
         legacy: None,
         verify: Default::default(),
         mapping: sql.map(|sql| file("mappings/m.sql", sql)),
+        string_payloads: false,
         on_failure: OnFailure::Hold,
         events: [("Set".to_owned(), Action::Upsert), ("Gone".to_owned(), Action::Delete)].into(),
     }
@@ -249,6 +250,24 @@ async fn a_null_key_is_the_events_error_and_never_no_row() {
         assert!(error.unwrap_err().contains("it was serialised twice"));
     }
     assert_eq!(ground.upsert(&entity, &[]).await, Ok(0));
+}
+
+#[tokio::test]
+async fn a_payload_that_was_serialised_twice_empties_no_row() {
+    let ground = Ground::new(T).await;
+    let sql = "SELECT 1 AS id, payload->>'name' AS name FROM event";
+    let mapped = entity("t", &["id"], Some(sql));
+    assert_eq!(ground.upsert(&mapped, &[r#"{"name": "x"}"#]).await, Ok(1));
+    let before = ground.rows("t").await;
+    let error = ground.upsert(&mapped, &[r#""{\"name\": \"y\"}""#]).await.unwrap_err();
+    assert_eq!(error, "22023: the payload is a JSON string, not an object: it was serialised twice");
+    assert_eq!(ground.rows("t").await, before);
+    // Nothing is written by a delete.
+    assert_eq!(ground.delete(&mapped, &[r#""gone""#]).await, Ok(1));
+    let unwraps = "SELECT 1 AS id, (payload #>> '{}')::jsonb->>'name' AS name FROM event";
+    let unwrapping = Entity { string_payloads: true, ..entity("t", &["id"], Some(unwraps)) };
+    assert_eq!(ground.upsert(&unwrapping, &[r#""{\"name\": \"y\"}""#]).await, Ok(1));
+    assert!(ground.rows("t").await.contains("\"y\""));
 }
 
 #[tokio::test]

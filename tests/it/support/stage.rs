@@ -36,6 +36,7 @@ pub fn users() -> Entity {
             "mappings/user.sql",
             "SELECT payload->>'id' AS id, payload->>'name' AS name, (payload->>'version')::int AS version\nFROM event",
         )),
+        string_payloads: false,
         on_failure: OnFailure::Hold,
         events: [
             ("UserCreated".to_owned(), Action::Upsert),
@@ -58,6 +59,7 @@ pub fn oracle() -> Entity {
         legacy: None,
         verify: Default::default(),
         mapping: None,
+        string_payloads: false,
         on_failure: OnFailure::Hold,
         events: [(
             "Happened".to_owned(),
