@@ -237,7 +237,10 @@ impl Context<'_> {
             return check.to_owned();
         }
         let refused = not_an_object("relay_payload");
-        format!("CASE relay_payload WHEN 'string' THEN {}.refuse('22023', {refused}) ELSE {check} END", ident(self.relay))
+        format!(
+            "CASE relay_payload WHEN 'string' THEN {}.refuse('22023', {refused}) ELSE {check} END",
+            ident(self.relay)
+        )
     }
 
     /// True for a row with a whole key, false where the mapping yielded no row at all, an error for a NULL in the key.
