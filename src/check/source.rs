@@ -67,6 +67,7 @@ pub(super) async fn check(config: &Config, pool: &PgPool) -> sqlx::Result<Vec<Fi
             "the relay reads it as UTC: lag_seconds is off by the writer's offset",
         ));
     }
+    findings.extend(check.encoding().await?);
     // What reads many rows comes last, and may take too long.
     for found in [check.unclaimed().await, check.without_aggregate().await, check.unmapped().await, check.twice().await]
     {
@@ -397,6 +398,20 @@ impl Check<'_> {
             ));
         }
         Ok(findings)
+    }
+
+    async fn encoding(&self) -> sqlx::Result<Vec<Finding>> {
+        let rows = self.rows("SELECT pg_catalog.current_setting('server_encoding')").await?;
+        let encoding: Option<String> = rows.first().map(|row| row.try_get(0)).transpose()?;
+        if encoding.as_deref() != Some("SQL_ASCII") {
+            return Ok(Vec::new());
+        }
+        Ok(vec![Finding::warning(
+            "outbox.encoding",
+            "the legacy database's encoding is SQL_ASCII: it keeps whatever bytes it is given".to_owned(),
+            "an event whose bytes are no UTF-8 can be read by nobody (22021), and its lane waits until it is mended",
+            "have all writers set client_encoding to UTF8 and write UTF-8; docs/operations.md, \"Bytes that are no UTF-8\", finds and mends the others",
+        )])
     }
 
     async fn twice(&self) -> sqlx::Result<Vec<Finding>> {

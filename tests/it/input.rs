@@ -561,6 +561,37 @@ async fn a_legacy_database_in_another_encoding_is_read_as_it_is_meant() {
 }
 
 #[tokio::test]
+async fn bytes_that_are_no_utf_8_are_warned_of_and_can_be_mended() {
+    let mut pair = pair().await;
+    in_encoding(&mut pair.legacy, "SQL_ASCII").await;
+    pair.new.run(DOCS).await;
+    let stage = Stage::on(pair, |config| {
+        config.relay.lanes = 1;
+        config.entities.push(docs());
+    })
+    .await;
+    let found = outbox_relay::check::check(&stage.config).await;
+    assert!(found.iter().any(|finding| finding.code == "outbox.encoding"), "{found:?}");
+    stage.event("Doc", "before", "Saved", r#"{"v": "Müller"}"#).await;
+    let latin = "INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload)
+         VALUES ('Doc', 'latin', 'Saved', ('{\"v\": \"M' || convert_from('\\xfc', 'SQL_ASCII') || 'ller\"}')::jsonb)";
+    stage.pair.legacy.run(latin).await;
+    let shared = stage.shared().await;
+    let refused = format!("{:?}", stage.step(&shared).await);
+    assert!(refused.contains("22021"), "{refused}");
+    assert_eq!(stage.count("pending").await, 2, "nothing is lost, and nothing blamed");
+    let page = include_str!("../../docs/operations.md");
+    let part = page.split("## Bytes that are no UTF-8").nth(1).unwrap();
+    let sql = part.split("```sql").nth(1).unwrap().split("```").next().unwrap();
+    stage.pair.legacy.run(sql).await;
+    let running = stage.start().await;
+    stage.drained().await;
+    running.stop().await;
+    let row: String = stage.pair.new.value("SELECT string_agg(id || ' ' || t, ', ' ORDER BY id) FROM docs").await;
+    assert_eq!(row, "before Müller, latin Müller");
+}
+
+#[tokio::test]
 async fn an_event_of_100_mb_passes_and_many_large_ones_take_no_more_memory_than_a_batch() {
     const MB: u64 = 1_000_000;
     let stage = Stage::with(|config| {
