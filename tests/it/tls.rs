@@ -73,8 +73,9 @@ impl Ground {
     async fn run_with(&self, arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String) {
         let mut command = self.command(arguments);
         command.envs(variables.iter().copied());
-        let Output { status, stdout, stderr } =
-            tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        let ended = tokio::process::Command::from(command).kill_on_drop(true).output();
+        let ended = tokio::time::timeout(2 * DEADLINE, ended).await;
+        let Output { status, stdout, stderr } = ended.unwrap_or_else(|_| panic!("{arguments:?} does not end")).unwrap();
         let said = String::from_utf8_lossy(&stdout).into_owned() + &String::from_utf8_lossy(&stderr);
         assert!(!said.contains(PASSWORD), "{said}");
         (status.code(), said)
@@ -381,7 +382,8 @@ async fn the_api_speaks_tls_to_whoever_trusts_its_authority_and_nothing_to_other
     ] {
         let mut plain = TcpStream::connect(api.address).await.unwrap();
         plain.write_all(said).await.unwrap();
-        plain.shutdown().await.unwrap();
+        // It may be closed already.
+        let _ = plain.shutdown().await;
         let mut answer = Vec::new();
         let read = tokio::time::timeout(DEADLINE, plain.read_to_end(&mut answer)).await.expect("it is closed");
         assert!(!String::from_utf8_lossy(&answer).contains("HTTP"), "{read:?} {answer:?}");
@@ -390,8 +392,8 @@ async fn the_api_speaks_tls_to_whoever_trusts_its_authority_and_nothing_to_other
     drop(silent);
     assert!(api.relay.0.try_wait().unwrap().is_none());
     // Nobody's mistake but theirs: not more than a word at `debug`.
+    eventually(DEADLINE, "a word", || async { api.said().matches("came to nothing").count() >= 3 }).await;
     let log = api.said();
-    assert!(log.contains("came to nothing"), "{log}");
     assert!(!log.lines().any(|line| line.contains(" ERROR ") || line.contains("panicked")), "{log}");
     // The session's cookie is not for plain HTTP.
     let form = format!("token={TOKEN}");
