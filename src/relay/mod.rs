@@ -159,8 +159,8 @@ struct Place {
     /// DBA's lock at its front) would else lose nearly every errand that is not the common one.
     wanted: Errand,
     isolate: bool,
-    /// Deadlines in a row.
-    late: u32,
+    /// How often its next batch is halved.
+    narrow: u32,
     busy_since: Option<std::time::Instant>,
     not_before: Option<std::time::Instant>,
     /// How often in a row a worker came here for nothing.
@@ -216,7 +216,7 @@ impl Place {
     }
 
     fn errand(&mut self) -> Errand {
-        Errand { isolate: self.isolate, narrow: self.late, ..std::mem::take(&mut self.wanted) }
+        Errand { isolate: self.isolate, narrow: self.narrow, ..std::mem::take(&mut self.wanted) }
     }
 }
 

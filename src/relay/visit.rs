@@ -19,13 +19,33 @@ pub struct Errand {
     pub isolate: bool,
     /// If there is nothing to do, move the lane's start past what is stopped there.
     pub advance: bool,
-    /// So many batches in a row were not done by the deadline: each time half as many events.
+    /// How often a batch is halved: see [`narrower`].
     pub narrow: u32,
 }
 
 impl Errand {
     pub(super) fn at_most(&self, batch: u32) -> u32 {
         batch.checked_shr(self.narrow).unwrap_or(0).max(1)
+    }
+}
+
+/// A batch that takes more of the deadline than one part in so many is too large: its lane is locked, and a transaction is open on both
+/// sides, for all of that time.
+const SHARE: u32 = 20;
+/// A million events have become one.
+pub(super) const NARROWEST: u32 = 20;
+
+/// How often the next batch of a lane is to be halved, after one that was halved `narrow` times took so long. `full`: more events were
+/// waiting than it took. A small batch that was slow tells nothing: it was not its size.
+pub(super) fn narrower(narrow: u32, took: Duration, full: bool, deadline: Duration) -> u32 {
+    let limit = deadline / SHARE;
+    if took > limit {
+        if full { (narrow + 1).min(NARROWEST) } else { narrow }
+    } else if took * 2 > limit {
+        // Twice as many would be too many again.
+        narrow
+    } else {
+        narrow.saturating_sub(1)
     }
 }
 
@@ -103,6 +123,45 @@ impl From<LeaseError> for BatchError {
             LeaseError::TargetBusy => BatchError::TargetBusy,
             LeaseError::Overtaken => BatchError::Overtaken,
             LeaseError::Stopped(why) => BatchError::Stopped(why),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_shrinks_when_it_takes_too_much_of_the_deadline_and_grows_again() {
+        let deadline = Duration::from_secs(30);
+        for (narrow, milliseconds, full, next) in [
+            // As nearly always.
+            (0, 50, true, 0),
+            (0, 50, false, 0),
+            // Too long: half as many, and half of that.
+            (0, 1_600, true, 1),
+            (1, 1_600, true, 2),
+            // That it was slow was not its size.
+            (0, 1_600, false, 0),
+            (3, 1_600, false, 3),
+            // Just right.
+            (2, 1_000, true, 2),
+            // Twice as many fit.
+            (2, 700, true, 1),
+            (2, 700, false, 1),
+            (1, 5, true, 0),
+            // A single event that is slow for hours is not halved any more.
+            (NARROWEST, 20_000, true, NARROWEST),
+        ] {
+            let took = Duration::from_millis(milliseconds);
+            assert_eq!(narrower(narrow, took, full, deadline), next, "{narrow} {took:?} {full}");
+        }
+    }
+
+    #[test]
+    fn a_batch_has_at_least_one_event() {
+        for (narrow, events) in [(0, 2_000), (1, 1_000), (10, 1), (NARROWEST, 1), (40, 1)] {
+            assert_eq!(Errand { narrow, ..Errand::default() }.at_most(2_000), events);
         }
     }
 }

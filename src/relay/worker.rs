@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::batch;
-use super::visit::{BatchError, Counts, Errand, Healed, Outcome};
+use super::visit::{BatchError, Counts, Errand, Healed, NARROWEST, Outcome, narrower};
 use super::{Board, Place, Shared};
 use crate::disposition::told;
 use crate::event::{EventId, Lane};
@@ -102,13 +102,16 @@ async fn report(
         place.isolate = false;
         place.not_before = None;
         place.in_vain = 0;
-        place.late = place.late.saturating_sub(1);
     };
     let again = Errand::default();
     match outcome {
         Outcome::Settled(counts) => {
             settled(shared, lane, &counts);
-            board.done(lane, counts.more.then_some(again), free);
+            let deadline = shared.config.relay.deadline;
+            board.done(lane, counts.more.then_some(again), |place| {
+                free(place);
+                place.narrow = narrower(place.narrow, counts.took, counts.more, deadline);
+            });
         }
         Outcome::Healed(healed) => {
             let kind = match healed {
@@ -259,7 +262,7 @@ async fn failed(
             // Ever fewer events: what takes too long must not be tried in the same way for ever.
             board.done(lane, Some(errand), |place| {
                 soon(place);
-                place.late = place.late.saturating_add(1);
+                place.narrow = (place.narrow + 1).min(NARROWEST);
             });
             None
         }

@@ -72,10 +72,20 @@ impl Database {
     }
 }
 
-const MAPPED: &str = "INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload)
+/// How many events lie around, of each kind: OUTBOX_RELAY_BUDGET_EVENTS, for a run by hand at full size.
+fn around() -> i64 {
+    std::env::var("OUTBOX_RELAY_BUDGET_EVENTS").map_or(100_000, |events| events.parse().expect("a number of events"))
+}
+
+/// So many events of twenty thousand aggregates.
+fn mapped(events: i64) -> String {
+    format!(
+        "INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload)
     SELECT 'User', (1 + i % 20000)::text, 'UserUpdated',
            jsonb_build_object('id', 1 + i % 20000, 'name', 'Ada', 'version', i, 'note', repeat('x', 250))
-    FROM generate_series(1, 100000) i";
+    FROM generate_series(1, {events}) i"
+    )
+}
 
 #[tokio::test]
 async fn a_batch_touches_and_writes_little_however_much_is_pending_processed_or_dead() {
@@ -90,20 +100,20 @@ async fn a_batch_touches_and_writes_little_however_much_is_pending_processed_or_
         database.run("CREATE EXTENSION pg_stat_statements").await;
     }
     let shared = stage.shared().await;
-    // 100,000 processed ones, whose dead versions stay because somebody's transaction needs them; then 100,000 pending ones.
+    // Many processed ones, whose dead versions stay because somebody's transaction needs them; then as many pending ones.
     let mut long = PgConnection::connect(&legacy.url).await.expect("a connection");
     long.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT pg_current_xact_id()").await.expect("a long one");
-    legacy.run(MAPPED).await;
+    legacy.run(&mapped(around())).await;
     stage.drain_by_hand(&shared).await;
-    assert_eq!(stage.count("processed").await, 100_000);
-    legacy.run(MAPPED).await;
+    assert_eq!(stage.count("processed").await, around());
+    legacy.run(&mapped(around())).await;
     for database in [legacy, new] {
         database.run("ANALYZE").await;
     }
     // The start of the scan moves past what is dead: half a second after a batch has looked at the writers.
     for turn in 0.. {
         batches(&shared, 0, 1).await;
-        if legacy.value::<i64>("SELECT max(position) FROM outbox_relay.batch_log WHERE lane = 0").await > 100_000 {
+        if legacy.value::<i64>("SELECT max(position) FROM outbox_relay.batch_log WHERE lane = 0").await > around() {
             break;
         }
         assert!(turn < 12, "the start of the scan does not move");
