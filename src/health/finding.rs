@@ -170,7 +170,7 @@ fn failing(matter: Matter, failed: u64, held: u64) -> Finding {
         n => format!(", with {} held behind", several(n, "later event")),
     };
     let aggregates = if failed == 1 { "Only its own aggregate stands" } else { "Only their own aggregates stand" };
-    Finding::new(matter, sentence, format!("{aggregates}{held}; all others flow. Mend the cause, then replay."))
+    Finding::new(matter, sentence, format!("{aggregates}{held}; no other waits for them. Mend the cause, then replay."))
 }
 
 fn stopped_of(facts: &Facts, kind: &str) -> u64 {
@@ -369,7 +369,7 @@ mod tests {
                 "2 events were refused and are tried again",
                 "Nothing waits",
             ),
-            (with(|b| b.failed = 2), Matter::Failing, "2 events have failed", "stand; all others flow"),
+            (with(|b| b.failed = 2), Matter::Failing, "2 events have failed", "stand; no other waits"),
             (Facts { slow_lanes: vec![Lane(1), Lane(4)], ..calm() }, Matter::Slow, "in lane 1, 4", "pg_stat_activity"),
             (Facts { divergent: 1, ..calm() }, Matter::Divergent, "knows 1 event that", "until morning"),
             (

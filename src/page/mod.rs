@@ -15,6 +15,7 @@ mod failures;
 mod lanes;
 mod layout;
 mod live;
+mod migration;
 mod overview;
 mod sign_in;
 mod snapshot;

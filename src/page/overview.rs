@@ -11,7 +11,7 @@ use maud::{Markup, html};
 use super::layout::{Place, answer, page, status};
 use super::snapshot::Snapshot;
 use super::words::{ago, beginning, several, span, thousands};
-use super::{State, Visitor, Who, actions, charts, failures, lanes};
+use super::{State, Visitor, Who, actions, charts, failures, lanes, migration};
 use crate::health::{Finding, Matter, findings};
 use crate::operator::Backlog;
 
@@ -31,6 +31,7 @@ pub(super) async fn show(
         (charts::charts(&state.history.points(now), now))
         (failing(&snapshot))
         (by_type(&snapshot, &visitor))
+        (migration::panel(state.snapshots.migration().await.as_deref(), now))
         (lanes::lanes(&snapshot.facts, &snapshot.asked.holders, &state.history.workers(now), state.lanes))
     };
     answer(StatusCode::OK, page(Place::Overview, word, &visitor, &body))

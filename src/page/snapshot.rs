@@ -8,12 +8,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Role;
 use crate::health::{self, Facts, Gatherer};
+use crate::migration::{self, Migration};
 use crate::operator::{Cause, Holder};
 
 /// How long an answer of the source stands.
 const FRESH: Duration = Duration::from_millis(900);
 /// Asking may take this share of the time.
 const SHARE: u32 = 10;
+/// How long an answer about the migration stands, and how long it may take.
+const MIGRATION_FRESH: Duration = Duration::from_secs(5);
+const MIGRATION_WITHIN: Duration = Duration::from_secs(3);
 /// A source that takes longer is told of as away.
 const ASK_WITHIN: Duration = Duration::from_secs(4);
 
@@ -37,6 +41,8 @@ pub(super) struct Snapshots {
     /// What each role may see of it.
     for_admins: Mutex<Option<Kept>>,
     for_readers: Mutex<Option<Kept>>,
+    /// Until when it stands; it has nothing in it that only some may see.
+    migration: Mutex<Option<(Instant, Option<Arc<Migration>>)>>,
 }
 
 /// All that the overview shows.
@@ -49,7 +55,7 @@ pub(super) struct Snapshot {
 
 impl Snapshots {
     pub(super) fn new(gatherer: Gatherer) -> Snapshots {
-        Snapshots { gatherer, for_admins: Mutex::default(), for_readers: Mutex::default() }
+        Snapshots { gatherer, for_admins: Mutex::default(), for_readers: Mutex::default(), migration: Mutex::default() }
     }
 
     /// Ends with the server.
@@ -71,6 +77,26 @@ impl Snapshots {
             causes.iter().fold((0, 0), |(failed, retry), cause| (failed + cause.failed, retry + cause.retry))
         });
         Snapshot { facts, asked, mapped: self.gatherer.operator.mapped() }
+    }
+
+    /// How far the migration has come, as of a moment ago; `None`: no entity says of which legacy rows it is made, or a database is
+    /// away.
+    pub(super) async fn migration(&self) -> Option<Arc<Migration>> {
+        let relay = self.gatherer.operator.relay()?;
+        let tells = relay.entities().iter().any(|entity| entity.legacy.is_some());
+        if !tells || relay.breaker.report().is_some() || relay.state().source_away.is_some() {
+            return None;
+        }
+        let mut kept = self.migration.lock().await;
+        if let Some((_, found)) = kept.as_ref().filter(|(until, _)| *until > Instant::now()) {
+            return found.clone();
+        }
+        let started = Instant::now();
+        let readers = self.gatherer.operator.seen_by(Role::Read);
+        let asked = tokio::time::timeout(MIGRATION_WITHIN, migration::state(relay, readers.sight())).await;
+        let found = asked.ok().and_then(Result::ok).map(Arc::new);
+        *kept = Some((Instant::now() + MIGRATION_FRESH.max(started.elapsed() * SHARE), found.clone()));
+        found
     }
 
     async fn ask(&self, role: Role) -> Arc<Asked> {

@@ -11,8 +11,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use ureq::http::{Request, Response};
 
-use crate::support::DEADLINE;
 use crate::support::stage::Stage;
+use crate::support::{DEADLINE, copying, pair};
 
 /// The admin server beside a relay whose batches the test does by hand.
 struct Site {
@@ -271,5 +271,21 @@ async fn who_holds_a_lane_at_this_moment_is_told() {
     })
     .await;
     holder.rollback().await.unwrap();
+    site.close().await;
+}
+
+#[tokio::test]
+async fn how_far_the_migration_has_come_is_told_in_a_sentence() {
+    let stage = copying::stage(pair().await, 20, |_| {}).await;
+    let site = Site::open(&stage, Vec::new()).await;
+    let page = site.get("/", &[]).await.text;
+    assert!(page.contains("The table has no first copy yet: only what events bring is in the new database."), "{page}");
+    copying::copy(&stage).await;
+    // The page asks the databases now and then.
+    crate::support::eventually(DEADLINE, "the copy is told", || async {
+        let page = site.get("/", &[]).await.text;
+        page.contains("The table is copied and has not been verified yet.") && page.contains("done: 20 rows")
+    })
+    .await;
     site.close().await;
 }
