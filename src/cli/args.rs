@@ -389,7 +389,7 @@ pub struct PlanArgs {
 /// See [`Command::Alerts`].
 #[derive(Debug, Clone, Copy, Subcommand)]
 pub enum AlertsCommand {
-    /// Send a message that says it is a test to [alerts] webhook; exits 2 if it was not taken
+    /// Send a message that says it is a test to the configured webhook; exits 2 if it was not taken
     Test,
 }
 

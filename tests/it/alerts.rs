@@ -2,6 +2,7 @@
 
 use std::process::Command;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::http::StatusCode;
 use axum::routing::post;
@@ -9,8 +10,11 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 
 use crate::run::Relay;
+use crate::support::eventually;
 use crate::support::stage::Stage;
-use crate::support::{DEADLINE, eventually};
+
+/// Processes start, count their backlog every five seconds and look every two.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A webhook that answers these first, and then takes everything.
 struct Hook {
@@ -64,10 +68,10 @@ async fn of_two_processes_one_tells_of_a_failure_and_after_a_restart_that_it_is_
     let relays = [(); 2].map(|()| Relay::start_with(&stage, &[], &variables));
     stage.event("User", "1", "UserCreated", r#"{"id": 1, "name": null, "version": 1}"#).await;
     let failing = || hook.taken().iter().filter(|(what, _)| what == "failures").cloned().collect::<Vec<_>>();
-    eventually(DEADLINE, "the failure is told", || async { !failing().is_empty() }).await;
+    eventually(PATIENCE, "the failure is told", || async { !failing().is_empty() }).await;
     assert!(hook.refused.lock().unwrap().is_empty(), "it was tried again until it was taken");
     let noted = "SELECT count(*) FROM outbox_relay.alert WHERE what = 'failures' AND firing";
-    eventually(DEADLINE, "and noted", || async { stage.pair.legacy.value::<i64>(noted).await == 1 }).await;
+    eventually(PATIENCE, "and noted", || async { stage.pair.legacy.value::<i64>(noted).await == 1 }).await;
     // Somebody sees it, and both processes end before it is mended.
     let mut logs = String::new();
     for relay in relays {
@@ -77,11 +81,11 @@ async fn of_two_processes_one_tells_of_a_failure_and_after_a_restart_that_it_is_
     assert_eq!(failing(), pairs(&[("failures", "firing")]), "by one of them, and once");
     stage.pair.legacy.run("UPDATE outbox SET status = 'skipped' WHERE status = 'failed'").await;
     let relay = Relay::start_with(&stage, &[], &variables);
-    eventually(DEADLINE, "its end is told", || async { failing().len() > 1 }).await;
+    eventually(PATIENCE, "its end is told", || async { failing().len() > 1 }).await;
     logs += &relay.log();
     assert_eq!(failing(), pairs(&[("failures", "firing"), ("failures", "resolved")]));
     let rows = "SELECT count(*) FROM outbox_relay.alert WHERE what = 'failures'";
-    eventually(DEADLINE, "nothing is kept of it", || async { stage.pair.legacy.value::<i64>(rows).await == 0 }).await;
+    eventually(PATIENCE, "nothing is kept of it", || async { stage.pair.legacy.value::<i64>(rows).await == 0 }).await;
     assert!(logs.contains("an alert could not be posted") && !logs.contains("s3cret"), "{logs}");
     let first = hook.taken.lock().unwrap().iter().find(|it| it["what"] == "failures").cloned().unwrap();
     assert_eq!((&first["value"], &first["threshold"], &first["again"]), (&1.0.into(), &1.0.into(), &false.into()));
