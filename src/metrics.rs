@@ -46,6 +46,8 @@ labels! {
     OfBreaker { what: String }
     OfCopy { entity: String }
     OfLeft { entity: String, reason: &'static str }
+    OfFound { entity: String, kind: &'static str }
+    OfRepair { entity: String, action: &'static str }
     OfBuild { version: &'static str }
 }
 
@@ -87,6 +89,12 @@ struct Inner {
     retention_deleted: Counter,
     copied: Family<OfCopy, Gauge>,
     left: Family<OfLeft, Gauge>,
+    remaining: Family<OfCopy, Gauge>,
+    verified_at: Family<OfCopy, Gauge<f64, AtomicU64>>,
+    verified_rows: Family<OfCopy, Gauge>,
+    verified_in: Family<OfCopy, Gauge<f64, AtomicU64>>,
+    differences: Family<OfFound, Gauge>,
+    repaired: Family<OfRepair, Gauge>,
     connections_refused: Counter,
     // For the page: what a registry does not give back.
     processed: AtomicU64,
@@ -114,6 +122,12 @@ impl Default for Metrics {
             retention_deleted: Counter::default(),
             copied: Family::default(),
             left: Family::default(),
+            remaining: Family::default(),
+            verified_at: Family::default(),
+            verified_rows: Family::default(),
+            verified_in: Family::default(),
+            differences: Family::default(),
+            repaired: Family::default(),
             connections_refused: Counter::default(),
             processed: AtomicU64::new(0),
             lags: std::array::from_fn(|_| AtomicU64::new(0)),
@@ -201,6 +215,38 @@ impl Default for Metrics {
             "backfill_left_rows",
             "Rows that a first copy has left out (refused, or pending or waiting behind their events)",
             inner.left.clone(),
+        );
+        registry.register(
+            "backfill_remaining_rows",
+            "Rows that a first copy has still to write, about; 0 once it has ended",
+            inner.remaining.clone(),
+        );
+        registry.register_with_unit(
+            "verify_finished_timestamp",
+            "When the last full verification of an entity ended, whoever made it, on the new database's clock",
+            Unit::Seconds,
+            inner.verified_at.clone(),
+        );
+        registry.register_with_unit(
+            "verify_last_duration",
+            "How long that took",
+            Unit::Seconds,
+            inner.verified_in.clone(),
+        );
+        registry.register(
+            "verify_rows",
+            "Rows that the mapping yielded and that were compared by it",
+            inner.verified_rows.clone(),
+        );
+        registry.register(
+            "verify_differences",
+            "What it found (missing_in_new, missing_in_legacy, differs, refused); could_not: 1 if not everything could be compared",
+            inner.differences.clone(),
+        );
+        registry.register(
+            "repaired_rows",
+            "Rows that repair and resync ever changed (write, delete), whoever ran them",
+            inner.repaired.clone(),
         );
         registry.register(
             "connections_refused",
@@ -385,6 +431,29 @@ impl Metrics {
         self.0.copied.get_or_create(&OfCopy { entity: entity.to_owned() }).set(rows);
         for (reason, rows) in left {
             self.0.left.get_or_create(&OfLeft { entity: entity.to_owned(), reason }).set(rows);
+        }
+    }
+
+    /// Rows that an entity's first copy has still to write.
+    pub fn copy_remains(&self, entity: &str, rows: i64) {
+        self.0.remaining.get_or_create(&OfCopy { entity: entity.to_owned() }).set(rows);
+    }
+
+    /// What the last full verification of an entity found: when (seconds since 1970), in how many seconds, of how many rows, by kind.
+    pub fn verified(&self, entity: &str, at: f64, seconds: f64, rows: u64, found: [(&'static str, u64); 5]) {
+        let of = OfCopy { entity: entity.to_owned() };
+        self.0.verified_at.get_or_create(&of).set(at);
+        self.0.verified_in.get_or_create(&of).set(seconds);
+        self.0.verified_rows.get_or_create(&of).set(rows.cast_signed());
+        for (kind, n) in found {
+            self.0.differences.get_or_create(&OfFound { entity: entity.to_owned(), kind }).set(n.cast_signed());
+        }
+    }
+
+    /// Rows of an entity that were ever written and deleted by repairs.
+    pub fn repaired(&self, entity: &str, written: i64, deleted: i64) {
+        for (action, rows) in [("write", written), ("delete", deleted)] {
+            self.0.repaired.get_or_create(&OfRepair { entity: entity.to_owned(), action }).set(rows);
         }
     }
 

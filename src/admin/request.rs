@@ -44,6 +44,10 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
 /// Refuses what no text of Postgres can hold: a NUL is none of the database's errors, but the caller's.
 fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     let malformed = |error: serde_json::Error| Problem::malformed(format!("the body: {error}"));
+    // An array would be taken for an object's values in their order.
+    if body.trim_ascii_start().first() == Some(&b'[') {
+        return Err(Problem::malformed("the body: a JSON object is needed, not an array"));
+    }
     // Only an escape can put one there: JSON has no bare control characters.
     if body.windows(6).any(|escape| escape == b"\\u0000")
         && holds_nul(&serde_json::from_slice(body).map_err(malformed)?)

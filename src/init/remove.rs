@@ -47,6 +47,15 @@ pub async fn removal(config: &Config, source: &PgPool, target: &PgPool) -> Resul
             names.relay, names.outbox
         )));
     }
+    let captures: Vec<&String> = on_source.objects.iter().filter(|name| name.starts_with("capture_")).collect();
+    if !captures.is_empty() {
+        let drops = captures.iter().map(|name| format!("DROP FUNCTION {}.{}() CASCADE;", names.relay, ident(name)));
+        return Err(InitError::Refused(format!(
+            "triggers of capture stand on legacy tables, and would go on writing events that nobody takes: outbox-relay capture remove, \
+             first. Those of entities that are not configured any more, by hand: {}",
+            drops.collect::<Vec<_>>().join(" ")
+        )));
+    }
     if let Some(outbox) = &on_source.outbox {
         let schema = ident(&config.legacy.outbox.schema);
         for index in relay_indexes(config) {

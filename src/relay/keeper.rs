@@ -127,6 +127,13 @@ pub(super) async fn tell_copies(shared: Arc<Shared>, stop: CancellationToken) {
             for copy in copies {
                 let left = [("refused", copy.refused), ("pending", copy.pending), ("waiting", copy.waiting)];
                 shared.metrics.copied(&copy.entity, copy.rows, left);
+                if let Some(all) = copy.estimate {
+                    let remain = if copy.ended_at.is_some() { 0 } else { (all - copy.rows).max(0) };
+                    shared.metrics.copy_remains(&copy.entity, remain);
+                }
+            }
+            if let Err(error) = tell_compared(&shared).await {
+                tracing::debug!(%error, "could not read what verifications found");
             }
         }
         tokio::select! {
@@ -134,6 +141,28 @@ pub(super) async fn tell_copies(shared: Arc<Shared>, stop: CancellationToken) {
             () = tokio::time::sleep(EVERY) => {}
         }
     }
+}
+
+/// The same of verifications and repairs.
+async fn tell_compared(shared: &Shared) -> sqlx::Result<()> {
+    let names: Vec<String> =
+        shared.entities().iter().filter(|e| e.legacy.is_some()).map(|entity| entity.name.clone()).collect();
+    for last in shared.target.verified_last(&names, false).await? {
+        let found = &last.found;
+        let kinds = [
+            ("missing_in_new", found.missing_in_new),
+            ("missing_in_legacy", found.missing_in_legacy),
+            ("differs", found.differing),
+            ("refused", found.refused),
+            ("could_not", u64::from(found.outcome == crate::verify::Outcome::CouldNot)),
+        ];
+        let at = last.finished_at.timestamp_millis() as f64 / 1e3;
+        shared.metrics.verified(&found.entity, at, found.seconds, found.legacy_rows, kinds);
+    }
+    for last in shared.target.repaired_last(&names).await? {
+        shared.metrics.repaired(&last.entity, last.rows_written, last.rows_deleted);
+    }
+    Ok(())
 }
 
 /// Uses the operator's files anew when they change, and tries wrong mappings again.

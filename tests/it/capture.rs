@@ -5,6 +5,7 @@ use std::time::Duration;
 use outbox_relay::capture::{self, State};
 use outbox_relay::config::DeletePayload;
 use outbox_relay::connect;
+use outbox_relay::init;
 use outbox_relay::job::Who;
 use outbox_relay::source::Source;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
@@ -182,6 +183,9 @@ async fn what_stands_there_is_told_and_taken_away() {
     install(&stage).await;
     stage.pair.legacy.run("UPDATE users SET version = 2").await;
     assert_eq!(events(&stage).await[0].1, "u--5");
+    // Triggers whose function is dropped would break the application's writes, and others would write events for nobody.
+    let removed = init::remove(&stage.config, &stage.pair.legacy.pool, &stage.pair.new.pool).await;
+    assert!(removed.unwrap_err().to_string().contains("outbox-relay capture remove"));
     assert!(capture::remove(&stage.config, &stage.config.entities[0], &source, &Who::default()).await.unwrap());
     assert!(!capture::remove(&stage.config, &stage.config.entities[0], &source, &Who::default()).await.unwrap());
     assert_eq!(state(&stage).await, State::Absent);

@@ -123,6 +123,15 @@ pub(crate) fn metrics_known() -> BTreeSet<String> {
     metrics.retention_deleted(1);
     metrics.ghost_ended("source");
     metrics.copied("users", 1, [("refused", 1), ("pending", 0), ("waiting", 0)]);
+    metrics.copy_remains("users", 1);
+    metrics.verified(
+        "users",
+        1.0,
+        1.0,
+        1,
+        [("missing_in_new", 0), ("missing_in_legacy", 0), ("differs", 1), ("refused", 0), ("could_not", 0)],
+    );
+    metrics.repaired("users", 1, 0);
     let text = metrics.encode();
     let samples: BTreeSet<&str> =
         text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split(['{', ' ']).next()).collect();

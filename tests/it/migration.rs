@@ -309,6 +309,7 @@ async fn nothing_is_started_without_an_admin_a_reason_and_words_that_are_underst
         ("/v1/verify", json!({"sample": 0}), 400, "malformed"),
         ("/v1/verify", json!({"rate": 1}), 400, "malformed"),
         ("/v1/repair", json!({"report": 999_999}), 404, "not_found"),
+        ("/v1/repair", json!([null, null]), 400, "malformed"),
         ("/v1/repair", json!({"entity": "nobody"}), 422, "entity.unknown"),
         ("/v1/resync", json!({"keys": [["1"]]}), 422, "resync.rows"),
         ("/v1/resync", json!({"entity": "users"}), 422, "resync.rows"),
