@@ -27,7 +27,7 @@ pub struct By {
     pub actor: String,
     /// Kept with every changed row.
     pub reason: String,
-    /// [`Kind::Repair`] or [`Kind::Resync`].
+    /// [`job::Kind::Repair`] or [`job::Kind::Resync`].
     pub command: job::Kind,
     /// How they asked.
     pub via: Via,
