@@ -286,7 +286,7 @@ pub(super) async fn repair(
     Body(body): Body<RepairRows>,
 ) -> Result<Response, Problem> {
     let asking = acting(&who, body.applies(), body.reason.as_deref())?;
-    start(&state, &who, body.work(), asking).await
+    start(&state, &who, body.work()?, asking).await
 }
 
 /// Writes rows of the new database anew from the legacy one; as a dry run, unless told otherwise: `"dry_run": false`.

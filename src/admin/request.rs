@@ -204,7 +204,8 @@ pub(super) struct RepairRows {
     /// True, if not said: only tell what would be done.
     dry_run: Option<bool>,
     /// How many rows the caller believes would be changed: nothing is done if they are not as many.
-    expected: Option<u64>,
+    #[schema(minimum = 0)]
+    expected: Option<i64>,
 }
 
 impl RepairRows {
@@ -213,9 +214,9 @@ impl RepairRows {
         self.dry_run == Some(false)
     }
 
-    pub(super) fn work(&self) -> Work {
+    pub(super) fn work(&self) -> Result<Work, Problem> {
         let rows = Rows::Reported { report: self.report.map(ReportId), entity: self.entity.clone() };
-        Work::Rows { rows, how: Apply { apply: self.applies(), expected: self.expected } }
+        Ok(Work::Rows { rows, how: Apply { apply: self.applies(), expected: count(self.expected)? } })
     }
 }
 
@@ -239,7 +240,8 @@ pub(super) struct ResyncRows {
     /// True, if not said: only tell what would be done.
     dry_run: Option<bool>,
     /// How many rows the caller believes would be changed: nothing is done if they are not as many.
-    expected: Option<u64>,
+    #[schema(minimum = 0)]
+    expected: Option<i64>,
 }
 
 impl ResyncRows {
@@ -260,8 +262,13 @@ impl ResyncRows {
             }
         };
         let rows = Rows::Resync { entity, wanted };
-        Ok(Work::Rows { rows, how: Apply { apply: self.applies(), expected: self.expected } })
+        Ok(Work::Rows { rows, how: Apply { apply: self.applies(), expected: count(self.expected)? } })
     }
+}
+
+fn count(expected: Option<i64>) -> Result<Option<u64>, Problem> {
+    let counted = expected.map(u64::try_from).transpose();
+    counted.map_err(|_| Problem::malformed("expected: a number of rows, from 0 on"))
 }
 
 /// Which part of a list.
