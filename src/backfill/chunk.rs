@@ -33,8 +33,8 @@ pub(super) struct Copied {
     pub(super) left: Vec<LeftRow>,
     /// Too large to be read with the others: to be copied yet.
     pub(super) again: Vec<RowKey>,
-    /// How long the lane was held.
-    pub(super) held: Duration,
+    /// How long reading and writing the rows took.
+    pub(super) worked: Duration,
 }
 
 /// Why nothing came of it; nothing took effect, or (an error of the commit) nobody knows, and it may be done again.
@@ -100,6 +100,8 @@ async fn attempt(job: &Job<'_>, todo: Todo<'_>) -> Result<Chunk, ChunkError> {
     reach("chunk_locked");
     let rows = source.legacy_rows(&job.legacy, todo.keys, job.config.relay.batch_bytes).await;
     let rows = rows.map_err(ChunkError::Source)?;
+    reach("chunk_read");
+    // After the rows: what is committed in between is seen as an open event.
     let mut ids: Vec<&str> = rows.iter().filter_map(|row| row.at.aggregate_id.as_deref()).collect();
     ids.sort_unstable();
     ids.dedup();
@@ -114,6 +116,7 @@ async fn attempt(job: &Job<'_>, todo: Todo<'_>) -> Result<Chunk, ChunkError> {
     let events: Vec<Event> =
         sorted.copy.iter_mut().map(|(_, id, payload)| job.legacy.event(id, std::mem::take(payload))).collect();
     let refused = apply(job, &mut target, &events, todo.isolate).await?;
+    let worked = started.elapsed();
     for (at, said) in &refused {
         sorted.left.push(LeftRow {
             key: sorted.copy[*at].0.clone(),
@@ -141,7 +144,7 @@ async fn attempt(job: &Job<'_>, todo: Todo<'_>) -> Result<Chunk, ChunkError> {
     target.commit().await.map_err(ChunkError::Target)?;
     reach("chunk_committed");
     source.release_lease().await;
-    Ok(Chunk::Copied(Copied { rows, left: sorted.left, again: sorted.again, held: started.elapsed() }))
+    Ok(Chunk::Copied(Copied { rows, left: sorted.left, again: sorted.again, worked }))
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]

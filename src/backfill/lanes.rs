@@ -9,14 +9,16 @@ use tokio::sync::Semaphore;
 
 use super::chunk::{self, Chunk, ChunkError, Todo};
 use super::gate::{Gate, rest};
-use super::{BackfillError, Job, by_lane, new};
+use super::{BackfillError, Job, new};
 use crate::disposition::{is_transient, told};
 use crate::event::Lane;
+use crate::failpoint::reach;
 use crate::retry::Pause;
-use crate::source::RowKey;
+use crate::source::{Lanes, RowKey};
 use crate::target::{Page, Reason};
 
-/// Keys of a page: as many as all lanes take in a chunk.
+/// Keys of a page: as many as all lanes take in a chunk, for every chunk costs a dozen round trips and two commits however few its
+/// rows are. At most so many that the keys of two pages take some ten megabytes.
 fn page_size(job: &Job<'_>) -> u32 {
     job.pace.chunk().saturating_mul(job.config.relay.lanes.into()).clamp(1_000, 100_000)
 }
@@ -30,9 +32,10 @@ pub(super) async fn pages(job: &Job<'_>, gate: &Gate<'_>, slots: &Semaphore) -> 
         }
         match next_page(job).await {
             Ok(None) => return Ok(true),
-            Ok(Some((page, keys))) => {
+            Ok(Some((page, lanes))) => {
+                reach("page_read");
                 pause.reset();
-                if !copy_page(job, gate, slots, &page, keys, &HashSet::new()).await? {
+                if !copy_page(job, gate, slots, &page, lanes, &HashSet::new()).await? {
                     return Ok(false);
                 }
             }
@@ -45,20 +48,17 @@ pub(super) async fn pages(job: &Job<'_>, gate: &Gate<'_>, slots: &Semaphore) -> 
     }
 }
 
-type Keys = Vec<crate::source::KeyAt>;
-
-async fn next_page(job: &Job<'_>) -> Result<Option<(Page, Keys)>, BackfillError> {
+async fn next_page(job: &Job<'_>) -> Result<Option<(Page, Lanes)>, BackfillError> {
     let handing = job.target.handing_out(&job.entity.name).await.map_err(new)?;
     if handing.exhausted {
         handing.abandon().await;
         return Ok(None);
     }
     let size = page_size(job);
-    let keys = job.source.legacy_keys(&job.legacy, handing.after.as_ref(), None, size).await;
+    let keys = job.source.legacy_lanes(&job.legacy, handing.after.as_ref(), None, size).await;
     let keys = keys.map_err(super::legacy)?;
-    let exhausted = (keys.len() as u64) < u64::from(size);
-    let page = handing.hand_out(keys.last().map(|at| &at.key), exhausted).await.map_err(new)?;
-    Ok(page.map(|page| (page, keys)))
+    let page = handing.hand_out(keys.last.as_ref(), keys.rows < size).await.map_err(new)?;
+    Ok(page.map(|page| (page, keys.lanes)))
 }
 
 /// Pages that somebody handed out and did not end, because it was killed; or that somebody else is at: to do the same twice
@@ -80,12 +80,12 @@ pub(super) async fn leftover_pages(job: &Job<'_>, gate: &Gate<'_>, slots: &Semap
         let Some(page) = pages.into_iter().next() else { return Ok(true) };
         let read = async {
             let done = job.target.lanes_done(&job.entity.name, page.page).await.map_err(new)?;
-            let keys = job.source.legacy_keys(&job.legacy, page.after.as_ref(), Some(&page.until), u32::MAX).await;
-            Ok::<_, BackfillError>((done, keys.map_err(super::legacy)?))
+            let keys = job.source.legacy_lanes(&job.legacy, page.after.as_ref(), Some(&page.until), u32::MAX).await;
+            Ok::<_, BackfillError>((done, keys.map_err(super::legacy)?.lanes))
         };
         match read.await {
-            Ok((done, keys)) => {
-                if !copy_page(job, gate, slots, &page, keys, &done).await? {
+            Ok((done, lanes)) => {
+                if !copy_page(job, gate, slots, &page, lanes, &done).await? {
                     return Ok(false);
                 }
             }
@@ -106,10 +106,10 @@ async fn copy_page(
     gate: &Gate<'_>,
     slots: &Semaphore,
     page: &Page,
-    keys: Keys,
+    lanes: Lanes,
     done: &HashSet<Lane>,
 ) -> Result<bool, BackfillError> {
-    let lanes = by_lane(keys).into_iter().filter(|(lane, _)| !done.contains(lane));
+    let lanes = lanes.into_iter().filter(|(lane, _)| !done.contains(lane));
     let copying = lanes.map(|(lane, keys)| async move {
         let Ok(_slot) = slots.acquire().await else { return Ok(false) };
         copy_lane(job, gate, Some(page.page), lane, keys, false).await
@@ -153,7 +153,7 @@ pub(super) async fn copy_lane(
         let todo = Todo { lane, keys, completes, left_before, isolate: contended > 1 };
         let why = match chunk::copy(job, todo).await {
             Ok(Chunk::Copied(copied)) => {
-                job.pace.learn(size as u32, copied.held);
+                job.pace.learn(size as u32, copied.worked);
                 queue.drain(..size);
                 queue.extend(copied.again);
                 rows += copied.rows;

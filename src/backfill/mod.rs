@@ -27,7 +27,7 @@ use crate::disposition::{self, told};
 use crate::job::{Ending, Kind, Order, Who, Working};
 use crate::mapping::{self, MappingError};
 use crate::plan;
-use crate::source::{KeyAt, Legacy, Source};
+use crate::source::{Legacy, Source};
 use crate::target::{Copied, Prepared, Progress, Target};
 
 /// What is to be done.
@@ -482,14 +482,4 @@ async fn copy(job: &Job<'_>, patience: Duration) -> Result<bool, BackfillError> 
         done = work => done,
         () = watch => Ok(false),
     }
-}
-
-/// The keys of a page, lane by lane, in the order of lanes.
-fn by_lane(keys: Vec<KeyAt>) -> std::collections::BTreeMap<crate::event::Lane, Vec<crate::source::RowKey>> {
-    let mut lanes = std::collections::BTreeMap::<_, Vec<_>>::new();
-    for key in keys {
-        // A row without an aggregate is left out by whichever lane it is given to.
-        lanes.entry(key.lane.unwrap_or(crate::event::Lane(0))).or_default().push(key.key);
-    }
-    lanes
 }

@@ -1,4 +1,4 @@
-//! How much at once, and how fast: chunks that hold a lane's lock about as long as they should, rows a second, and rest while the
+//! How much at once, and how fast: chunks whose rows are read and written in about as long as a lane should be held, rows a second, and rest while the
 //! legacy database is busy.
 
 use std::sync::Mutex;
@@ -8,18 +8,19 @@ use std::time::{Duration, Instant};
 /// A chunk never has more rows than this.
 const MOST: u32 = 20_000;
 /// The first one has so many.
-const FIRST: u32 = 100;
+const FIRST: u32 = 500;
 
-/// Smaller ones hardly hold a lane for a shorter time: what a chunk costs without any row is then most of it.
-const FEW: u32 = 100;
+/// Smaller ones hardly hold a lane for a shorter time: what a chunk costs without any row is then most of it, and on a busy machine
+/// a single round trip may wait as long as all of its rows take.
+const FEW: u32 = 500;
 
-/// How many rows the next chunk should have, when one of `rows` held its lane for `held` and should have for `aim`.
-fn next_chunk(rows: u32, held: Duration, aim: Duration) -> u32 {
-    let fits = f64::from(rows) * aim.as_secs_f64() / held.as_secs_f64().max(1e-6);
+/// How many rows the next chunk should have, when `rows` were read and written in `worked`, and should be in `aim`.
+fn next_chunk(rows: u32, worked: Duration, aim: Duration) -> u32 {
+    let fits = f64::from(rows) * aim.as_secs_f64() / worked.as_secs_f64().max(1e-6);
     // A single measurement may be chance: at most twice as many, or half.
     let (low, high) = (f64::from(rows / 2), f64::from(rows) * 2.0);
     // Unless it is the rows themselves that are slow.
-    let least = if held < aim * 10 { FEW } else { 1 };
+    let least = if worked < aim * 4 { FEW } else { 1 };
     (fits.clamp(low, high) as u32).clamp(least, MOST)
 }
 
@@ -57,12 +58,12 @@ impl Pace {
         self.change(|state| state.chunk).min(self.per_second.unwrap_or(MOST)).max(1)
     }
 
-    /// A full chunk of so many rows held its lane for so long.
-    pub(super) fn learn(&self, rows: u32, held: Duration) {
+    /// So many rows were read and written in so long: what grows with the rows, without the locks and the commits around it.
+    pub(super) fn learn(&self, rows: u32, worked: Duration) {
         self.change(|state| {
-            // A chunk that was the rest of a page tells nothing about a full one, unless it took too long.
-            if rows >= state.chunk || held > self.aim {
-                state.chunk = next_chunk(rows.max(1), held, self.aim);
+            // A chunk that was the rest of a page tells little about a full one, unless it took too long.
+            if rows >= state.chunk / 2 || worked > self.aim {
+                state.chunk = next_chunk(rows.max(1), worked, self.aim);
             }
         });
     }
@@ -92,19 +93,19 @@ mod tests {
     #[test]
     fn a_chunk_comes_to_hold_its_lane_as_long_as_it_should() {
         let ms = Duration::from_millis;
-        for (rows, held, next) in [
+        for (rows, worked, next) in [
             (1000, ms(50), 1000),
             (1000, ms(25), 2000),
             // At most twice, at least half.
             (1000, ms(1), 2000),
-            (1000, ms(400), 500),
-            (150, ms(400), FEW),
+            (1200, ms(400), 600),
+            (600, ms(150), FEW),
             // Rows that are slow by themselves.
             (100, ms(5000), 50),
             (1, ms(5000), 1),
             (MOST, ms(1), MOST),
         ] {
-            assert_eq!(next_chunk(rows, held, ms(50)), next, "{rows} {held:?}");
+            assert_eq!(next_chunk(rows, worked, ms(50)), next, "{rows} {worked:?}");
         }
     }
 

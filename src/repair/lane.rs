@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::{Action, Change, Repair, Repaired};
 use crate::config::Entity;
 use crate::event::{Event, Lane};
+use crate::failpoint::reach;
 use crate::mapping::Mapping;
 use crate::redact::HIDDEN;
 use crate::source::{RowKey, SourceLane};
@@ -154,7 +155,8 @@ impl Repair<'_> {
         let judgement = look.judged(&here, &seen);
         let right = (here.len() - judgement.unequal.len().min(here.len())) as u64;
         if self.apply && !judgement.differences.is_empty() {
-            self.change(entity, look, mapping, &judgement.differences, source, target).await?;
+            reach("repair_judged");
+            self.change(entity, look, mapping, &judgement.differences, seen.rows, target).await?;
         }
         Ok((judgement, again, right))
     }
@@ -165,7 +167,7 @@ impl Repair<'_> {
         look: &Look<'_>,
         mapping: &Mapping,
         differences: &[Difference],
-        source: &mut SourceLane,
+        mut rows: HashMap<RowKey, Event>,
         target: &mut TargetLane,
     ) -> Result<(), VerifyError> {
         let whole_key = |d: &Difference| d.key.iter().cloned().collect::<Option<Vec<String>>>().map(RowKey);
@@ -182,17 +184,9 @@ impl Repair<'_> {
         if let (false, Some(upsert)) = (froms.is_empty(), &mapping.upsert) {
             let keys: Vec<RowKey> = to_write.iter().filter_map(|d| whole_key(d)).collect();
             let before = target.whole(look.comparison, &keys).await.map_err(VerifyError::Target)?;
-            let mut left: Vec<RowKey> = froms.into_iter().collect();
-            while !left.is_empty() {
-                let rows = source.legacy_rows(look.legacy, &left, 8 << 20).await.map_err(VerifyError::Source)?;
-                let (rows, beyond) = crate::verify::split(rows);
-                left = beyond;
-                let events: Vec<Event> = rows
-                    .into_iter()
-                    .map(|(at, payload)| look.legacy.event(at.aggregate_id.as_deref().unwrap_or_default(), payload))
-                    .collect();
-                target.run(upsert, &events.iter().collect()).await.map_err(VerifyError::Target)?;
-            }
+            // The rows that were judged, not what they are by now: since the look an event may have come that brings that.
+            let events: Vec<Event> = froms.iter().filter_map(|from| rows.remove(from)).collect();
+            target.run(upsert, &events.iter().collect()).await.map_err(VerifyError::Target)?;
             target.check_constraints().await.map_err(VerifyError::Target)?;
             let after: HashMap<RowKey, String> =
                 target.whole(look.comparison, &keys).await.map_err(VerifyError::Target)?;

@@ -4,8 +4,9 @@
 //! all the time; rows are read whole, as JSON, in the transaction that holds the lane, so they are as of after everything that
 //! was applied. What a row looks like does not depend on settings of the role. Text is ordered as its column's collation says.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
+use futures_util::TryStreamExt as _;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
@@ -13,6 +14,7 @@ use super::{Source, SourceLane};
 use crate::config::{Entity, LegacyRows, RowsFrom};
 use crate::event::{Aggregate, Event, EventId, Lane};
 use crate::mapping::text;
+use crate::session::{self, Session};
 use crate::sql::{ident, literal, render};
 
 /// What tells a row of the legacy database apart: the text of each column of its key.
@@ -35,6 +37,20 @@ pub struct KeyAt {
     pub aggregate_id: Option<String>,
     /// The aggregate's lane.
     pub lane: Option<Lane>,
+}
+
+/// Keys by their lane, in order.
+pub type Lanes = BTreeMap<Lane, Vec<RowKey>>;
+
+/// The keys of a page of a table.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PageKeys {
+    /// Of each lane. A row without an aggregate is in lane 0: it is left out by whichever lane it is given to.
+    pub lanes: Lanes,
+    /// The last one of all.
+    pub last: Option<RowKey>,
+    /// How many.
+    pub rows: u32,
 }
 
 /// A whole row.
@@ -198,6 +214,35 @@ impl Source {
         let rows = self.ask(&legacy.settings, keys).await?;
         rows.iter().map(key_at).collect()
     }
+
+    /// The same, by lane: what a page of a copy needs. Keys are taken as they come, so that of a large page no more than they is held.
+    pub async fn legacy_lanes(
+        &self,
+        legacy: &Legacy,
+        after: Option<&RowKey>,
+        until: Option<&RowKey>,
+        at_most: u32,
+    ) -> sqlx::Result<PageKeys> {
+        let sql = legacy.render_range(include_str!("../../sql/legacy/keys.sql"), after.is_some(), until.is_some());
+        let bound = |key: Option<&RowKey>| key.map(|key| key.0.clone());
+        let keys = crate::sql::query(&sql, false).bind(i64::from(at_most)).bind(bound(after)).bind(bound(until));
+        session::within(self.limits.deadline, async {
+            let script = format!("{} {}", self.limits.sql(), legacy.settings);
+            let (mut session, _) = Session::begin(&self.pool, &script).await?;
+            let (mut page, mut newest) = (PageKeys::default(), Lane(0));
+            let mut rows = keys.fetch(session.connection());
+            while let Some(row) = rows.try_next().await? {
+                newest = row.try_get::<Option<Lane>, _>("lane")?.unwrap_or(Lane(0));
+                page.lanes.entry(newest).or_default().push(RowKey(row.try_get("key")?));
+                page.rows += 1;
+            }
+            drop(rows);
+            page.last = page.lanes.get(&newest).and_then(|keys| keys.last().cloned());
+            session.commit().await?;
+            Ok(page)
+        })
+        .await
+    }
 }
 
 impl SourceLane {
@@ -274,6 +319,15 @@ impl Legacy {
         render(file, &names)
     }
 
+    /// The rows of a range as a comparison reads them: as events, or these columns.
+    pub(super) fn compared(&self, after: bool, until: bool, plain: Option<String>) -> String {
+        let Some(columns) = plain else {
+            return self.render_range(include_str!("../../sql/legacy/compared.sql"), after, until);
+        };
+        let sql = self.render_range(include_str!("../../sql/legacy/compared_plain.sql"), after, until);
+        render(&sql, &[("columns", columns)])
+    }
+
     /// What a row is to the mapping: an event that nobody wrote. Its id is 0, before every event's; its event type is what capture
     /// calls an insert; it has no headers, and no name (the nil uuid).
     pub fn event(&self, aggregate_id: &str, payload: String) -> Event {
@@ -294,7 +348,9 @@ impl Legacy {
         all.extend([("keys", keys), ("disagreeing", disagreeing)]);
         all.extend([
             ("bound", ranged(include_str!("../../sql/legacy/bound.sql"))),
-            ("compared", ranged(include_str!("../../sql/legacy/compared.sql"))),
+            ("compared", self.compared(true, true, None)),
+            ("compared_plain", self.compared(true, true, Some("1 AS one".to_owned()))),
+            ("columns", include_str!("../../sql/legacy/columns.sql").to_owned()),
             ("aggregates", render(include_str!("../../sql/legacy/aggregates.sql"), &self.names)),
         ]);
         all

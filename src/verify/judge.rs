@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::report::{ColumnDifference, Difference, Kind, Waiting};
 use crate::config::{Tolerance, VerifyRules};
+use crate::event::Event;
 use crate::source::RowKey;
 use crate::target::{Found, Looked};
 
@@ -26,6 +27,8 @@ pub(crate) struct Seen {
     pub(crate) there: HashMap<RowKey, String>,
     /// What they yield, beside what stands.
     pub(crate) looked: Vec<Looked>,
+    /// The legacy rows themselves, as they were read under the lock.
+    pub(crate) rows: HashMap<RowKey, Event>,
     /// Legacy rows that the target refuses, with its words.
     pub(crate) refused: HashMap<RowKey, String>,
     /// What stands under the suspects' own keys.

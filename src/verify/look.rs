@@ -14,6 +14,7 @@ use super::judge::{Judgement, Rule, Seen, Suspect, judge};
 use super::report::Waiting;
 use crate::disposition::{self, Disposition, said};
 use crate::event::{Event, Lane};
+use crate::failpoint::reach;
 use crate::lease;
 use crate::mapping::compare::Comparison;
 use crate::session::sqlstate;
@@ -193,6 +194,7 @@ impl Look<'_> {
         let all = froms(suspects);
         // The rows first, then the open events: what is committed in between is seen as an open event.
         let rows = source.legacy_rows(self.legacy, &all, BYTES).await.map_err(VerifyError::Source)?;
+        reach("look_read");
         let elsewhere: HashSet<RowKey> =
             rows.iter().filter(|row| row.at.lane != Some(source.lane)).map(|row| row.at.key.clone()).collect();
         let (rows, beyond) = split(rows);
@@ -218,7 +220,10 @@ impl Look<'_> {
         let mut groups = vec![self.events(rows)];
         while let Some(group) = groups.pop() {
             match target.look(self.comparison, &Shipped::new(&group)).await {
-                Ok(looked) => seen.looked.extend::<Vec<Looked>>(looked),
+                Ok(looked) => {
+                    seen.looked.extend::<Vec<Looked>>(looked);
+                    seen.rows.extend(group);
+                }
                 Err(error) => {
                     target.undo().await.map_err(VerifyError::Target)?;
                     refused(error, group, &mut groups, &mut seen)?;
@@ -358,7 +363,7 @@ fn keys(suspects: &[Suspect]) -> Vec<RowKey> {
 }
 
 /// Rows with their payloads, and keys of those that were too much.
-pub(crate) fn split(rows: Vec<LegacyRow>) -> (Vec<(KeyAt, String)>, Vec<RowKey>) {
+fn split(rows: Vec<LegacyRow>) -> (Vec<(KeyAt, String)>, Vec<RowKey>) {
     let (mut whole, mut beyond) = (Vec::new(), Vec::new());
     for row in rows {
         match row.payload {

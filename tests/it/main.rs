@@ -30,6 +30,7 @@ mod partitions;
 mod pgbouncer;
 mod plan;
 mod privileges;
+mod races;
 mod readme;
 mod redaction;
 mod relay;

@@ -3,11 +3,16 @@
 use std::process::{Child as Process, Command, Stdio};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use outbox_relay::backfill::{self, Options, Summary};
 use outbox_relay::capture;
 use outbox_relay::config::{Action, Config, TableName};
 use outbox_relay::connect;
-use outbox_relay::job::Who;
+use outbox_relay::job::{Kind, Via, Who};
+use outbox_relay::repair::{By, Repair, Task, Wanted};
+use outbox_relay::source::RowKey;
+use outbox_relay::verify;
 use tokio_util::sync::CancellationToken;
 
 use super::stage::{self, Stage};
@@ -95,17 +100,22 @@ pub async fn agree(stage: &Stage) {
 
 const ORDER: &str = "OUTBOX_RELAY_TEST_COPIER";
 
-/// A copy in a process of its own; dropping it kills it.
+/// A copy in a process of its own, or whoever else takes a lane besides the relay; dropping it kills it.
 pub struct Copier {
     process: Process,
 }
 
 impl Copier {
-    /// For the stage's databases; to be aborted at a crash point, if any.
+    /// For the stage's databases; to be aborted or stopped at a failpoint, if any.
     pub fn start(stage: &Stage, failpoint: Option<&str>) -> Copier {
+        Copier::that("copies", stage, failpoint)
+    }
+
+    /// One that `copies`, `verifies` (and ends with an error unless both are equal) or `repairs` the rows 1 to 3.
+    pub fn that(does: &str, stage: &Stage, failpoint: Option<&str>) -> Copier {
         let c = &stage.config;
         let order = serde_json::json!({
-            "legacy": stage.pair.legacy.url, "new": stage.pair.new.url, "lanes": c.relay.lanes,
+            "does": does, "legacy": stage.pair.legacy.url, "new": stage.pair.new.url, "lanes": c.relay.lanes,
             "rate": c.backfill.rows_per_second,
         });
         let mut command = Command::new(std::env::current_exe().expect("this program"));
@@ -120,6 +130,22 @@ impl Copier {
 
     pub fn is_running(&mut self) -> bool {
         self.process.try_wait().expect("the child").is_none()
+    }
+
+    /// Waits until it stands still at its failpoint.
+    pub async fn stands_still(&self) {
+        let stat = format!("/proc/{}/stat", self.process.id());
+        super::eventually(super::DEADLINE, "it stands still at its failpoint", || async {
+            let stat = std::fs::read_to_string(&stat).unwrap_or_default();
+            stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('T'))
+        })
+        .await;
+    }
+
+    /// Lets it go on.
+    pub fn go_on(&self) {
+        let pid = i32::try_from(self.process.id()).expect("a pid");
+        kill(Pid::from_raw(pid), Signal::SIGCONT).expect("the child is there");
     }
 
     /// Waits until it ends by itself; whether it did so without an error.
@@ -151,6 +177,30 @@ pub async fn copy_as_told() {
     copied(&mut config);
     config.relay.lanes = u16::try_from(order["lanes"].as_u64().expect("a number")).expect("small");
     config.backfill.rows_per_second = u32::try_from(order["rate"].as_u64().expect("a number")).expect("small");
-    let options = Options { patience: Duration::from_secs(5), ..Options::default() };
-    backfill::run(&config, &options, &|_| {}, &CancellationToken::new()).await.expect("the copy");
+    let stop = CancellationToken::new();
+    if text("does") == "copies" {
+        let options = Options { patience: Duration::from_secs(5), ..Options::default() };
+        backfill::run(&config, &options, &|_| {}, &stop).await.expect("the copy");
+        return;
+    }
+    let (source, target) = connect::open(&config).await.expect("both databases");
+    if text("does") == "verifies" {
+        let options = verify::Options::default();
+        let report = verify::verify(&config, &source, &target, &options, &stop, &|_, _, _| {}).await;
+        assert_eq!(report.expect("a report").outcome, verify::Outcome::Equal);
+        return;
+    }
+    let by = By { actor: "ada".into(), reason: "a test".into(), command: Kind::Resync, via: Via::Command };
+    let repair = Repair {
+        config: &config,
+        source: &source,
+        target: &target,
+        by: &by,
+        apply: true,
+        expected: None,
+        stop: &stop,
+        job: None,
+    };
+    let keys = ["1", "2", "3"].map(|key| RowKey(vec![key.to_owned()]));
+    repair.run(&Task::Resync(&config.entities[0], Wanted::Keys(keys.into()))).await.expect("the repair");
 }
