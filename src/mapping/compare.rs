@@ -1,7 +1,8 @@
 //! The statements that compare what a mapping yields with what its table holds.
 //!
 //! Guarantees: a value has one text on every server, whatever its settings, as long as [`CANONICAL`] is in force; the hash of a row
-//! is the hash of these texts. Over legacy rows the mapping's rows get the types of the table's columns, as if they had been
+//! is 64 bits of these texts, one after the other (see [`Comparison::row`]), and a checksum is the exact sum of hashes: rows that differ
+//! go unseen with a chance of one in 2^64. It is no protection against somebody who makes up rows in order to be unseen. Over legacy rows the mapping's rows get the types of the table's columns, as if they had been
 //! written. Only columns that the mapping yields are compared.
 
 use sqlx::Row;
@@ -48,6 +49,8 @@ pub struct Comparison {
     compared: Vec<Compared>,
     /// The mapping over `event`, and what it is made of there; `None`: it can only be evaluated by the target.
     over_legacy: Option<String>,
+    /// Without a mapping, where the legacy columns have types that need no way through JSON: they are compared as they stand.
+    by_column: bool,
     over_target: Prepared,
 }
 
@@ -97,10 +100,35 @@ impl Compared {
     }
 }
 
+/// What NULL is hashed as: a word that no row holds.
+const NULL_WORD: &str = "'NULL 5f0c6a52-8d1b-4c0a-9a55-3e0b7f1f6c1e'";
+
+/// Types of which a value is the same whether it goes through JSON or not, by what may be read as what without a change.
+const PLAIN: [&[u32]; 13] = [
+    &[20, 21, 23],
+    &[25, 1043],
+    &[16],
+    &[17],
+    &[700],
+    &[701],
+    &[1082],
+    &[1114],
+    &[1184],
+    &[1700],
+    &[2950],
+    &[3802],
+    &[1186],
+];
+
 impl Hash {
     fn of(self, text: &str) -> String {
+        self.after(text, "0")
+    }
+
+    /// Of a text that comes after others, whose hash is `seed`.
+    fn after(self, text: &str, seed: &str) -> String {
         match self {
-            Hash::Own => format!("pg_catalog.hashtextextended(({text}) COLLATE pg_catalog.\"C\", 0)"),
+            Hash::Own => format!("pg_catalog.hashtextextended(({text}) COLLATE pg_catalog.\"C\", {seed})"),
             Hash::Md5 => format!(
                 "('x' || pg_catalog.left(pg_catalog.md5(pg_catalog.convert_to({text}, 'UTF8')), 16))::bit(64)::bigint"
             ),
@@ -110,7 +138,7 @@ impl Hash {
 
 /// The target's answer to whether two servers hash alike: texts of several lengths.
 pub const PROBE: &str = "SELECT pg_catalog.concat_ws(' ', pg_catalog.getdatabaseencoding(), (SELECT pg_catalog.string_agg(pg_catalog.hashtextextended(\
-     (pg_catalog.repeat('é-probe ', n) || n) COLLATE pg_catalog.\"C\", 0)::text, ',' ORDER BY n) FROM pg_catalog.generate_series(0, 12) AS n))";
+     (pg_catalog.repeat('é-probe ', n) || n) COLLATE pg_catalog.\"C\", n::bigint * 4294967297)::text, ',' ORDER BY n) FROM pg_catalog.generate_series(0, 12) AS n))";
 
 /// Prepares an entity's comparison on the target. `ignored`: columns left out.
 pub async fn comparison(
@@ -158,6 +186,7 @@ pub async fn comparison(
         table: table.name.clone(),
         compared,
         over_legacy: over_legacy.then_some(legacy_text.sql),
+        by_column: false,
         over_target: user.within("", ""),
     }))
 }
@@ -190,48 +219,84 @@ impl Comparison {
         self.over_legacy = None;
     }
 
+    /// What the legacy table's columns are: name and type's oid. Where they need no way through JSON, they take none.
+    pub fn take_columns(&mut self, columns: &[(String, u32)]) {
+        let plain = |c: &Compared| {
+            let of = columns.iter().find(|(name, _)| *name == c.name).map(|(_, oid)| *oid);
+            of.is_some_and(|of| PLAIN.iter().any(|alike| alike.contains(&of) && alike.contains(&c.base_oid)))
+        };
+        self.by_column = self.entity.mapping.is_none() && self.over_legacy.is_some() && self.compared.iter().all(plain);
+    }
+
+    /// The columns of the legacy table that are compared as they stand, `relay_row.…`; `None`: the mapping is evaluated over JSON.
+    pub fn plain_columns(&self) -> Option<String> {
+        let columns = self.compared.iter().map(|c| format!("relay_row.{}", ident(&c.name))).collect::<Vec<_>>();
+        self.by_column.then(|| columns.join(", "))
+    }
+
     /// A statement that the legacy server can plan only if it understands the mapping without any table or function of its own.
     pub fn trial(&self) -> Option<String> {
         let batch = "SELECT 0::bigint AS id, NULL::uuid AS event_id, ''::text AS aggregate_type, ''::text AS aggregate_id, ''::text AS event_type, \
              pg_catalog.to_jsonb(g) AS payload, NULL::jsonb AS headers, pg_catalog.now() AS created_at, ARRAY['']::text[] AS relay_key \
              FROM pg_catalog.generate_series(1, 0) AS g, (SELECT $1::bigint, $2::text[], $3::text[], $4::int[]) AS p";
-        let statement = self.over_legacy(batch, Hash::Md5, Ask::Keys)?;
+        let statement = self.mapped_over(batch, Hash::Md5, Ask::Keys, self.over_legacy.as_ref()?, true);
         Some(format!("EXPLAIN (FORMAT JSON) {statement}"))
     }
 
-    /// Over the legacy rows that `batch` selects. `$1` buckets, `$4` the buckets that are asked for (`NULL`: all).
-    pub fn over_legacy(&self, batch: &str, hash: Hash, ask: Ask) -> Option<String> {
+    /// Over the legacy rows that `batch` selects: the mapping's events or, with [`Comparison::plain_columns`], those. `$1` buckets (of one:
+    /// all rows), `$4` the buckets that are asked for (`NULL`: all).
+    pub fn over_legacy(&self, batch: &str, hash: Hash, ask: Ask, buckets: bool) -> Option<String> {
         let inner = self.over_legacy.as_ref()?;
+        if !self.by_column {
+            return Some(self.mapped_over(batch, hash, ask, inner, buckets));
+        }
+        // A key that goes by the same names is handed through.
         let mapped = format!(
-            "SELECT b.relay_key AS from_key, {} AS row_key, {} AS hash FROM batch b CROSS JOIN LATERAL {inner} AS m",
-            self.key(true, |c| c.yielded(true)),
-            hash.of(&self.row(|c| c.canonical(&c.yielded(true)))),
+            "SELECT m.relay_key AS from_key, {0} AS row_key, {1} AS moved, {2} AS hash FROM batch AS m",
+            self.key(|c| c.yielded(true)),
+            if self.same_key() { "false".to_owned() } else { moved("m", &self.key(|c| c.yielded(true))) },
+            self.row(hash, |c| c.yielded(true)),
         );
-        Some(format!("WITH batch AS (\n{batch}\n), mapped AS ({mapped}) {}", asked(ask, hash)))
+        Some(format!("WITH batch AS (\n{batch}\n), mapped AS ({mapped}) {}", asked(ask, hash, buckets)))
+    }
+
+    fn same_key(&self) -> bool {
+        self.entity.legacy.as_ref().is_some_and(|legacy| legacy.key == self.entity.key)
+    }
+
+    fn mapped_over(&self, batch: &str, hash: Hash, ask: Ask, inner: &str, buckets: bool) -> String {
+        let key = self.key(|c| c.yielded(true));
+        let mapped = format!(
+            "SELECT b.relay_key AS from_key, {key} AS row_key, {} AS moved, {} AS hash FROM batch b CROSS JOIN LATERAL {inner} AS m",
+            moved("b", &key),
+            self.row(hash, |c| c.yielded(true)),
+        );
+        format!("WITH batch AS (\n{batch}\n), mapped AS ({mapped}) {}", asked(ask, hash, buckets))
     }
 
     /// Over shipped rows (see [`SHIPPED`]); parameters otherwise as [`Comparison::over_legacy`].
-    pub fn shipped(&self, hash: Hash, ask: Ask) -> String {
+    pub fn shipped(&self, hash: Hash, ask: Ask, buckets: bool) -> String {
+        let key = self.key(|c| c.yielded(false));
         let mapped = format!(
-            "SELECT b.relay_key AS from_key, {} AS row_key, {} AS hash FROM batch b CROSS JOIN LATERAL {} AS m",
-            self.key(true, |c| c.yielded(false)),
-            hash.of(&self.row(|c| c.canonical(&c.yielded(false)))),
+            "SELECT b.relay_key AS from_key, {key} AS row_key, {} AS moved, {} AS hash FROM batch b CROSS JOIN LATERAL {} AS m",
+            moved("b", &key),
+            self.row(hash, |c| c.yielded(false)),
             self.over_target.sql,
         );
-        let asked = asked(ask, hash).replace("$1", "$10").replace("$4", "$11");
+        let asked = asked(ask, hash, buckets).replace("$1", "$10").replace("$4", "$11");
         format!("WITH batch AS {SHIPPED}, mapped AS ({mapped}) {asked}")
     }
 
     /// Over the table's own rows, within a range of its key. `$2` after, `$3` until, each if given; else NULL.
-    pub fn table(&self, hash: Hash, ask: Ask, after: bool, until: bool) -> String {
-        let key = self.key(false, |c| format!("t.{}", ident(&c.name)));
+    pub fn table(&self, hash: Hash, ask: Ask, after: bool, until: bool, buckets: bool) -> String {
+        let key = self.key(|c| format!("t.{}", ident(&c.name)));
         let mapped = format!(
-            "SELECT {key} AS from_key, {key} AS row_key, {} AS hash FROM {} AS t WHERE {}",
-            hash.of(&self.row(|c| c.canonical(&format!("t.{}", ident(&c.name))))),
+            "SELECT {key} AS from_key, {key} AS row_key, false AS moved, {} AS hash FROM {} AS t WHERE {}",
+            self.row(hash, |c| format!("t.{}", ident(&c.name))),
             self.table,
             self.range(after, until),
         );
-        format!("WITH mapped AS ({mapped}) {}", asked(ask, hash))
+        format!("WITH mapped AS ({mapped}) {}", asked(ask, hash, buckets))
     }
 
     /// Where a chunk of the table ends: the key after `$1` others in the range.
@@ -239,7 +304,7 @@ impl Comparison {
         let order = self.entity.key.iter().map(|k| format!("t.{}", ident(k))).collect::<Vec<_>>().join(", ");
         format!(
             "SELECT {} AS key FROM {} AS t WHERE {} ORDER BY {order} OFFSET $1 LIMIT 1",
-            self.key(false, |c| format!("t.{}", ident(&c.name))),
+            self.key(|c| format!("t.{}", ident(&c.name))),
             self.table,
             self.range(after, until),
         )
@@ -256,7 +321,7 @@ impl Comparison {
             "WITH batch AS {SHIPPED}, mapped AS (SELECT b.relay_key AS from_key, {} AS row_key, {} AS expected{typed} \
              FROM batch b CROSS JOIN LATERAL {} AS m) \
              SELECT m.from_key, m.row_key, m.expected, (SELECT {} FROM {} AS t WHERE {} LIMIT 1) AS found FROM mapped m",
-            self.key(true, |c| c.yielded(false)),
+            self.key(|c| c.yielded(false)),
             self.texts(|c| c.canonical(&c.yielded(false))),
             self.over_target.sql,
             self.texts(|c| c.canonical(&format!("t.{}", ident(&c.name)))),
@@ -269,7 +334,7 @@ impl Comparison {
     pub fn found(&self) -> String {
         format!(
             "SELECT {} AS row_key, {} AS found, t.xmin::pg_catalog.text AS version FROM {} JOIN {} AS t ON {}",
-            self.key(false, |c| format!("t.{}", ident(&c.name))),
+            self.key(|c| format!("t.{}", ident(&c.name))),
             self.texts(|c| c.canonical(&format!("t.{}", ident(&c.name)))),
             self.given(),
             self.table,
@@ -284,7 +349,7 @@ impl Comparison {
             self.table,
             self.given(),
             self.is_given(),
-            self.key(false, |c| format!("t.{}", ident(&c.name))),
+            self.key(|c| format!("t.{}", ident(&c.name))),
         )
     }
 
@@ -292,7 +357,7 @@ impl Comparison {
     pub fn whole(&self) -> String {
         format!(
             "SELECT {} AS row_key, pg_catalog.to_jsonb(t)::pg_catalog.text AS row FROM {} JOIN {} AS t ON {}",
-            self.key(false, |c| format!("t.{}", ident(&c.name))),
+            self.key(|c| format!("t.{}", ident(&c.name))),
             self.given(),
             self.table,
             self.is_given(),
@@ -303,7 +368,7 @@ impl Comparison {
     pub fn sample(&self) -> String {
         format!(
             "SELECT {} AS key FROM {} AS t TABLESAMPLE SYSTEM ($2::float4) ORDER BY pg_catalog.random() LIMIT $1",
-            self.key(false, |c| format!("t.{}", ident(&c.name))),
+            self.key(|c| format!("t.{}", ident(&c.name))),
             self.table,
         )
     }
@@ -341,8 +406,7 @@ impl Comparison {
     }
 
     /// The key's texts: they can be read back as its types. `NULL`s stay.
-    fn key(&self, yielded: bool, value: impl Fn(&Compared) -> String) -> String {
-        let _ = yielded;
+    fn key(&self, value: impl Fn(&Compared) -> String) -> String {
         let keys = self.compared.iter().take(self.entity.key.len());
         format!("ARRAY[{}]::pg_catalog.text[]", keys.map(|c| c.canonical(&value(c))).collect::<Vec<_>>().join(", "))
     }
@@ -351,10 +415,23 @@ impl Comparison {
         format!("ARRAY[{}]::pg_catalog.text[]", self.compared.iter().map(value).collect::<Vec<_>>().join(", "))
     }
 
-    /// One text of a row; NULL and an empty text differ in it.
-    fn row(&self, value: impl Fn(&Compared) -> String) -> String {
-        format!("ROW({})::pg_catalog.text", self.compared.iter().map(value).collect::<Vec<_>>().join(", "))
+    /// The hash of a row: each column's text is hashed with the hash of those before it as its seed, so that a value counts by where it
+    /// stands, and its length with it. A NULL is the word that no row holds. By MD5, which has no seed, it is the hash of one text.
+    fn row(&self, hash: Hash, value: impl Fn(&Compared) -> String) -> String {
+        if hash == Hash::Md5 {
+            let texts: Vec<String> = self.compared.iter().map(|c| c.canonical(&value(c))).collect();
+            return hash.of(&format!("ROW({})::pg_catalog.text", texts.join(", ")));
+        }
+        self.compared.iter().fold("0".to_owned(), |before, c| {
+            let text = format!("coalesce({}, {NULL_WORD})", c.canonical(&value(c)));
+            hash.after(&text, &before)
+        })
     }
+}
+
+/// Whether the mapping gives a row another key than that of the legacy row that it comes from.
+fn moved(from: &str, key: &str) -> String {
+    format!("{from}.relay_key IS DISTINCT FROM {key}")
 }
 
 fn keys_name(name: &str) -> String {
@@ -362,20 +439,23 @@ fn keys_name(name: &str) -> String {
     name.bytes().map(|b| format!("{b:02x}")).collect()
 }
 
-fn asked(ask: Ask, hash: Hash) -> String {
-    let bucket = format!(
-        "CASE WHEN $1::bigint = 1 THEN 0 ELSE ({} & 9223372036854775807) % $1::bigint END",
-        hash.of("row_key::pg_catalog.text")
-    );
+fn asked(ask: Ask, hash: Hash, buckets: bool) -> String {
+    let bucket = match buckets {
+        true => format!("({} & 9223372036854775807) % $1::bigint", hash.of("row_key::pg_catalog.text")),
+        false => "0::bigint".to_owned(),
+    };
+    // Of one bucket all rows are asked for; the parameters stand there all the same.
+    let wanted = match buckets {
+        true => format!("$4::int[] IS NULL OR {bucket} = ANY ($4::int[])"),
+        false => "$1::bigint = 1 AND $4::int[] IS NULL".to_owned(),
+    };
     match ask {
         Ask::Sums => format!(
             "SELECT {bucket} AS bucket, pg_catalog.count(*) AS rows, pg_catalog.sum(hash)::pg_catalog.text AS total, \
-             pg_catalog.count(*) FILTER (WHERE row_key IS DISTINCT FROM from_key) AS moved FROM mapped \
-             WHERE ($4::int[] IS NULL OR {bucket} = ANY ($4::int[])) GROUP BY 1"
+             pg_catalog.count(*) FILTER (WHERE moved) AS moved FROM mapped WHERE ({wanted}){}",
+            if buckets { " GROUP BY 1" } else { "" }
         ),
-        Ask::Keys => format!(
-            "SELECT row_key, from_key, hash FROM mapped WHERE ($4::int[] IS NULL OR {bucket} = ANY ($4::int[]))"
-        ),
+        Ask::Keys => format!("SELECT row_key, from_key, hash FROM mapped WHERE ({wanted})"),
     }
 }
 

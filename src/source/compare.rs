@@ -84,6 +84,17 @@ impl Source {
         found.first().map(|row| row.try_get("key").map(RowKey)).transpose()
     }
 
+    /// The columns of the table that an entity's legacy rows are, with the oids of their types; none of a query.
+    pub async fn legacy_columns(&self, entity: &Entity) -> sqlx::Result<Vec<(String, u32)>> {
+        let Some(RowsFrom::Table(table)) = entity.legacy.as_ref().map(|rows| &rows.from) else { return Ok(Vec::new()) };
+        let sql = include_str!("../../sql/legacy/columns.sql");
+        let rows = self.ask("", crate::sql::query(sql, false).bind(&table.schema).bind(&table.table)).await?;
+        let column = |row: &PgRow| -> sqlx::Result<(String, u32)> {
+            Ok((row.try_get("name")?, u32::try_from(row.try_get::<i64, _>("type")?).unwrap_or(0)))
+        };
+        rows.iter().map(column).collect()
+    }
+
     /// The mapping over the legacy rows of a range, evaluated here; `None`: it cannot be.
     pub async fn legacy_compared(
         &self,
@@ -92,11 +103,11 @@ impl Source {
         hash: Hash,
         what: Ask,
         range: &Range,
-        (buckets, wanted): (i64, Option<&[i32]>),
+        buckets: Option<(i64, Option<&[i32]>)>,
     ) -> sqlx::Result<Option<Vec<PgRow>>> {
-        let file = include_str!("../../sql/legacy/compared.sql");
-        let batch = legacy.render_range(file, range.after.is_some(), range.until.is_some());
-        let Some(sql) = comparison.over_legacy(&batch, hash, what) else { return Ok(None) };
+        let batch = legacy.compared(range.after.is_some(), range.until.is_some(), comparison.plain_columns());
+        let Some(sql) = comparison.over_legacy(&batch, hash, what, buckets.is_some()) else { return Ok(None) };
+        let (buckets, wanted) = buckets.unwrap_or((1, None));
         let (after, until) = range.bounds();
         let question = crate::sql::query(&sql, false).bind(buckets).bind(after).bind(until).bind(wanted);
         ask(&self.pool, self.limits, &Self::read_only(legacy), question).await.map(Some)

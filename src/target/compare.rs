@@ -105,16 +105,17 @@ impl Target {
         found.first().map(|row| row.try_get("key").map(RowKey)).transpose()
     }
 
-    /// The table's rows in a range.
+    /// The table's rows in a range; by so many buckets, and of them the wanted ones, or all as one.
     pub async fn compared(
         &self,
         comparison: &Comparison,
         hash: Hash,
         what: Ask,
         range: &Range,
-        (buckets, wanted): (i64, Option<&[i32]>),
+        buckets: Option<(i64, Option<&[i32]>)>,
     ) -> sqlx::Result<Vec<PgRow>> {
-        let sql = comparison.table(hash, what, range.after.is_some(), range.until.is_some());
+        let sql = comparison.table(hash, what, range.after.is_some(), range.until.is_some(), buckets.is_some());
+        let (buckets, wanted) = buckets.unwrap_or((1, None));
         let (after, until) = range.bounds();
         self.read(query(&sql, false).bind(buckets).bind(after).bind(until).bind(wanted)).await
     }
@@ -126,9 +127,11 @@ impl Target {
         hash: Hash,
         what: Ask,
         rows: &Shipped<'_>,
-        (buckets, wanted): (i64, Option<&[i32]>),
+        buckets: Option<(i64, Option<&[i32]>)>,
     ) -> sqlx::Result<Vec<PgRow>> {
-        self.read(rows.bind(&comparison.shipped(hash, what)).bind(buckets).bind(wanted)).await
+        let sql = comparison.shipped(hash, what, buckets.is_some());
+        let (buckets, wanted) = buckets.unwrap_or((1, None));
+        self.read(rows.bind(&sql).bind(buckets).bind(wanted)).await
     }
 
     /// Legacy rows, mapped, beside what stands; without a lock.

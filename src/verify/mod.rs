@@ -5,10 +5,12 @@
 //! memory does not grow with the tables. A verification is as of no single moment: each row is right when it was read.
 //! Does not guarantee to see what changes behind its back: a row that is made wrong after its chunk was read is the next one's.
 
+mod buckets;
 mod judge;
 pub mod keep;
 mod look;
 mod pass;
+mod ranges;
 pub mod report;
 
 use std::time::{Duration, Instant};
@@ -17,8 +19,9 @@ use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::judge::{Judgement, Rule, Suspect};
-pub(crate) use self::look::{Look, split};
-use self::pass::{Pass, Step};
+pub(crate) use self::look::Look;
+use self::pass::Pass;
+use self::ranges::Step;
 pub use self::report::{ColumnDifference, Difference, EntityReport, Kind, Outcome, Report, Waiting, render};
 use crate::config::{Config, Entity, OnFailure};
 use crate::disposition::told;
@@ -320,6 +323,8 @@ impl Verification<'_> {
             self.report.ignored.push(format!("{} ({})", ignored.column, ignored.reason));
         }
         self.refuse_unknown_columns(&comparison)?;
+        let columns = self.source.legacy_columns(self.entity).await.map_err(VerifyError::Source)?;
+        comparison.take_columns(&columns);
         let by_legacy = self.source.understands(&comparison).await.map_err(VerifyError::Source)?;
         if !by_legacy {
             comparison.only_by_target();
@@ -353,6 +358,7 @@ impl Verification<'_> {
             read: 0,
             legacy_rows: 0,
             new_rows: 0,
+            ahead: None,
         };
         let done = if let Some(rows) = self.options.sample {
             self.report.method = "sample".to_owned();
