@@ -1,0 +1,71 @@
+//! The tools around the relay beside what one would pick instead, on throwaway servers that write as safely as Postgres ships:
+//! `make bench CASE=copy` and `CASE=verify`. What it found is in docs/performance.md.
+//!
+//! Contenders take turns, and ratios are of neighbours in the same round. After each copy both sides are compared, and a verification
+//! that tells a difference ends the program.
+
+mod copy;
+mod ground;
+mod verify;
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Case {
+    /// backfill beside a COPY by hand through the same mapping, while a relay runs
+    Copy,
+    /// verify beside reladiff, over equal tables; and what it costs those who write
+    Verify,
+}
+
+/// Measures the first copy and verification, on throwaway servers of its own.
+#[derive(Parser)]
+struct Args {
+    /// What to measure; without, both
+    #[arg(long, value_enum, value_delimiter = ',')]
+    case: Vec<Case>,
+    /// Rows of a table
+    #[arg(long, default_value_t = 1_000_000)]
+    size: u32,
+    /// How often; ratios are told with their spread
+    #[arg(long, default_value_t = 3)]
+    rounds: u32,
+    /// Seconds of writing, where its cost is measured
+    #[arg(long, default_value_t = 15)]
+    seconds: u64,
+    /// A tiny run, to see that it still works; its figures mean nothing
+    #[arg(long)]
+    smoke: bool,
+    /// What cargo bench says to every benchmark
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// How much is measured.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scale {
+    pub(crate) size: u32,
+    pub(crate) rounds: u32,
+    pub(crate) seconds: u64,
+    pub(crate) smoke: bool,
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() -> Result<()> {
+    let args = Args::parse();
+    let mut scale = Scale { size: args.size, rounds: args.rounds, seconds: args.seconds, smoke: args.smoke };
+    if args.smoke {
+        scale = Scale { size: 3_000, rounds: 1, seconds: 1, smoke: true };
+    }
+    let cases = if args.case.is_empty() { Case::value_variants().to_vec() } else { args.case };
+    for case in cases {
+        let ground = ground::Ground::new(!args.smoke).await?;
+        let table = match case {
+            Case::Copy => copy::measure(&ground, scale).await?,
+            Case::Verify => verify::measure(&ground, scale).await?,
+        };
+        println!("\n{} rows, {} rounds\n\n{table}", scale.size, scale.rounds);
+    }
+    Ok(())
+}
