@@ -14,13 +14,15 @@ use crate::ground::{Ground, Pair, run, table, text, told};
 /// Where memory is compared with that at full size.
 const SMALL: u32 = 100_000;
 
-pub(crate) const LEGACY: &str = "CREATE TABLE users (id bigint PRIMARY KEY, first_name text NOT NULL, last_name text NOT NULL, email text NOT NULL,
+pub(crate) const LEGACY: &str =
+    "CREATE TABLE users (id bigint PRIMARY KEY, first_name text NOT NULL, last_name text NOT NULL, email text NOT NULL,
     address jsonb NOT NULL, version bigint NOT NULL, note text NOT NULL)";
 
 const NEW: &str = "CREATE TABLE users (id bigint PRIMARY KEY, name text NOT NULL, email text NOT NULL, city text, version bigint NOT NULL)";
 
 /// From payload to row: a name is put together, an address lowered, a city picked from inside.
-pub(crate) const TRANSFORM: &str = "(payload->>'id')::bigint AS id, (payload->>'first_name') || ' ' || (payload->>'last_name') AS name,
+pub(crate) const TRANSFORM: &str =
+    "(payload->>'id')::bigint AS id, (payload->>'first_name') || ' ' || (payload->>'last_name') AS name,
     lower(payload->>'email') AS email, payload->'address'->>'city' AS city, (payload->>'version')::bigint AS version";
 
 pub(crate) const ENTITY: &str = "[[entity]]\naggregate_type = \"User\"\ntable = \"users\"\nkey = [\"id\"]\nmapping = \"user.sql\"\n\
@@ -99,8 +101,9 @@ async fn emptied(ground: &Ground, pair: &Pair, copy: impl Future<Output = Result
 
 async fn same(pair: &Pair) -> Result<()> {
     let row = "count(*) || ' ' || sum(hashtextextended(concat_ws('|', id, name, email, city, version), 0))";
-    let mapped =
-        format!("SELECT {row} FROM (SELECT {TRANSFORM} FROM (SELECT to_jsonb(u) AS payload FROM users u OFFSET 0) e) m");
+    let mapped = format!(
+        "SELECT {row} FROM (SELECT {TRANSFORM} FROM (SELECT to_jsonb(u) AS payload FROM users u OFFSET 0) e) m"
+    );
     let expected = text(&pair.legacy, &mapped).await?;
     let found = text(&pair.new, &format!("SELECT {row} FROM users")).await?;
     ensure!(expected == found, "void: {expected:?} should have been copied, {found:?} is there");

@@ -33,7 +33,8 @@ pub(crate) async fn measure(ground: &Ground, scale: Scale) -> Result<Table> {
         run(url, "VACUUM ANALYZE users").await?;
     }
     ground.settled().await?;
-    let (mut theirs, mut ours, mut ratios, mut peak, mut their_peak) = (Vec::new(), Vec::new(), Vec::new(), 0.0f64, 0.0f64);
+    let (mut theirs, mut ours, mut ratios, mut peak, mut their_peak) =
+        (Vec::new(), Vec::new(), Vec::new(), 0.0f64, 0.0f64);
     let rate = |done: &Done| f64::from(scale.size) / done.took.as_secs_f64();
     for _ in 0..scale.rounds {
         let us = pair.tell(&["verify", "users"]).await?;
@@ -44,13 +45,23 @@ pub(crate) async fn measure(ground: &Ground, scale: Scale) -> Result<Table> {
             theirs.push(rate(&them));
             ratios.push(rate(&us) / rate(&them));
             their_peak = their_peak.max(them.peak_mb);
-            eprintln!("reladiff {:.0} rows/s, verify {:.0} rows/s: {:.2}", rate(&them), rate(&us), rate(&us) / rate(&them));
+            eprintln!(
+                "reladiff {:.0} rows/s, verify {:.0} rows/s: {:.2}",
+                rate(&them),
+                rate(&us),
+                rate(&us) / rate(&them)
+            );
         }
     }
     if reladiff.is_some() {
         table.add_row(["reladiff, 4 threads".to_owned(), told(&theirs, 0), String::new(), format!("{their_peak:.0}")]);
     }
-    table.add_row(["verify, columns of the same names".to_owned(), told(&ours, 0), told(&ratios, 2), format!("{peak:.0}")]);
+    table.add_row([
+        "verify, columns of the same names".to_owned(),
+        told(&ours, 0),
+        told(&ratios, 2),
+        format!("{peak:.0}"),
+    ]);
     let under_load = under_writes(&pair, scale).await?;
     ground.drop(pair).await?;
     let (mapped, peak) = mapped(ground, scale).await?;
@@ -92,7 +103,8 @@ async fn under_writes(pair: &Pair, scale: Scale) -> Result<[f64; 3]> {
         .map(|writer| tokio::spawn(write(pair.legacy.clone(), writer, scale.size, written.clone(), over.clone())))
         .collect();
     let span = Duration::from_secs(scale.seconds);
-    let rate = |from: u64, began: Instant| (written.load(Ordering::Relaxed) - from) as f64 / began.elapsed().as_secs_f64();
+    let rate =
+        |from: u64, began: Instant| (written.load(Ordering::Relaxed) - from) as f64 / began.elapsed().as_secs_f64();
     let (from, began) = (written.load(Ordering::Relaxed), Instant::now());
     tokio::time::sleep(span).await;
     let alone = rate(from, began);
