@@ -13,8 +13,9 @@ use sqlx::{Connection, Executor, PgConnection, Row};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::support::copying::{self, Copier, agree};
 use crate::support::stage::Stage;
-use crate::support::{Database, Servers};
+use crate::support::{Database, Servers, pair};
 
 /// Runs so many batches of one lane.
 async fn batches(shared: &Shared, lane: i32, batches: u32) -> u64 {
@@ -151,6 +152,63 @@ async fn a_batch_touches_and_writes_little_however_much_is_pending_processed_or_
     assert_eq!(here.calls - writers, 10 * 7, "{here:?}");
     assert_eq!(there.calls, 10 * 5, "{there:?}");
     long.execute("ROLLBACK").await.expect("its end");
+}
+
+#[tokio::test]
+async fn a_copy_costs_a_few_statements_a_chunk_and_a_few_pages_a_row() {
+    let servers = counting_servers().await;
+    // Nobody hurries it: chunks become as large as the page allows, on however slow a machine.
+    let stage = copying::stage(servers.pair().await, 40_000, |config| {
+        config.relay.lanes = 4;
+        config.backfill.lock_time = std::time::Duration::from_secs(10);
+    })
+    .await;
+    let (legacy, new) = (&stage.pair.legacy, &stage.pair.new);
+    // What watches the new table would be counted with it.
+    new.run("DROP TRIGGER watch ON users").await;
+    for database in [legacy, new] {
+        database.run("CREATE EXTENSION pg_stat_statements; ANALYZE").await;
+        database.count_from_now().await;
+    }
+    let summary = copying::copy(&stage).await;
+    assert_eq!(summary.copies[0].rows, 40_000, "{summary:?}");
+    agree(&stage).await;
+    for (name, database, text, calls, pages, records, bytes) in [
+        ("keys", legacy, "-- The next keys", 30, 0.1, 0.01, 5.0),
+        ("rows", legacy, "-- The rows that have these keys", 60, 4.5, 0.1, 10.0),
+        ("open events", legacy, "-- Which of these aggregates", 60, 2.5, 0.01, 5.0),
+        ("write", new, "WITH batch AS", 60, 7.0, 3.0, 250.0),
+    ] {
+        let did = database.did(text).await;
+        println!("{name}: {did:?}");
+        assert!((1..=calls).contains(&did.calls), "{name}: {did:?}, at most {calls} are stated");
+        for (what, found, bound) in
+            [("pages", did.buffers, pages), ("records", did.wal_records, records), ("bytes", did.wal_bytes, bytes)]
+        {
+            let each = found as f64 / 40_000.0;
+            assert!(each <= bound, "{name}: {each} {what} a row, at most {bound} are stated: {did:?}");
+        }
+    }
+    let all = (legacy.did("").await.calls, new.did("").await.calls);
+    println!("all: {all:?}");
+    assert!(all.0 <= 600 && all.1 <= 600, "{all:?} statements for 40,000 rows");
+}
+
+#[tokio::test]
+async fn the_memory_of_a_copy_does_not_grow_with_the_table() {
+    let mut peaks = Vec::new();
+    for rows in [6_000, 60_000] {
+        let stage = copying::stage(pair().await, rows, |_| {}).await;
+        stage.pair.new.run("DROP TRIGGER watch ON users").await;
+        // Each row reads as two kilobytes: the whole table as 120 megabytes.
+        stage.pair.legacy.run("UPDATE users SET noise = repeat('x', 1900)").await;
+        peaks.extend(Copier::start(&stage, None).peak().await);
+        agree(&stage).await;
+    }
+    println!("peaks: {peaks:?}");
+    if let [small, large] = peaks[..] {
+        assert!(large < small + (64 << 20), "{small} bytes for 6,000 rows, {large} for 60,000");
+    }
 }
 
 /// Counts how often a client waits for an answer.

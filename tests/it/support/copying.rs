@@ -88,14 +88,11 @@ pub async fn agree(stage: &Stage) {
     let back: Vec<(i64, String, i32, i32)> =
         sqlx::query_as("SELECT * FROM went_back").fetch_all(&stage.pair.new.pool).await.unwrap();
     assert_eq!(back, vec![], "rows of the new table went back");
-    let missing: Vec<_> = legacy.iter().filter(|row| !new.contains(row)).take(5).collect();
-    let extra: Vec<_> = new.iter().filter(|row| !legacy.contains(row)).take(5).collect();
-    assert!(
-        legacy == new,
-        "of {} and {} rows: missing or stale {missing:?}, ghosts {extra:?}",
-        legacy.len(),
-        new.len()
-    );
+    if legacy != new {
+        let missing: Vec<_> = legacy.iter().filter(|row| !new.contains(row)).take(5).collect();
+        let extra: Vec<_> = new.iter().filter(|row| !legacy.contains(row)).take(5).collect();
+        panic!("of {} and {} rows: missing or stale {missing:?}, ghosts {extra:?}", legacy.len(), new.len());
+    }
 }
 
 const ORDER: &str = "OUTBOX_RELAY_TEST_COPIER";
@@ -146,6 +143,25 @@ impl Copier {
     pub fn go_on(&self) {
         let pid = i32::try_from(self.process.id()).expect("a pid");
         kill(Pid::from_raw(pid), Signal::SIGCONT).expect("the child is there");
+    }
+
+    /// Waits until it has ended well; the most memory that it had, in bytes, where the system tells.
+    pub async fn peak(&mut self) -> Option<u64> {
+        let status = format!("/proc/{}/status", self.process.id());
+        let mut peak = None;
+        let mut ended = None;
+        super::eventually(super::DEADLINE * 4, "the copy ends", || {
+            let text = std::fs::read_to_string(&status).unwrap_or_default();
+            let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+            let kb = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+            peak = peak.max(kb.map(|kb| kb * 1024));
+            ended = self.process.try_wait().expect("the child");
+            let over = ended.is_some();
+            async move { over }
+        })
+        .await;
+        assert!(ended.is_some_and(|status| status.success()), "{ended:?}");
+        peak
     }
 
     /// Waits until it ends by itself; whether it did so without an error.
