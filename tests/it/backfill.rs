@@ -152,7 +152,7 @@ async fn a_copy_that_dies_between_any_two_steps_goes_on_where_it_was() {
     if !has_failpoints() {
         return;
     }
-    let stage = copying::stage(pair().await, 2_500, |config| config.relay.lanes = 2).await;
+    let stage = copying::stage(pair().await, 25_000, |config| config.relay.lanes = 2).await;
     for step in ["chunk_locked:3", "chunk_written:2", "chunk_committed:1", "chunk_written:4", "chunk_committed:5"] {
         let mut copier = Copier::start(&stage, Some(step));
         assert!(!copier.ended().await, "{step} was never reached");

@@ -177,7 +177,7 @@ async fn a_copy_costs_a_few_statements_a_chunk_and_a_few_pages_a_row() {
         ("keys", legacy, "-- The next keys", 30, 0.1, 0.01, 5.0),
         ("rows", legacy, "-- The rows that have these keys", 60, 4.5, 0.1, 10.0),
         ("open events", legacy, "-- Which of these aggregates", 60, 2.5, 0.01, 5.0),
-        ("write", new, "WITH batch AS", 60, 7.0, 3.0, 250.0),
+        ("write", new, "WITH batch AS", 60, 7.0, 3.3, 250.0),
     ] {
         let did = database.did(text).await;
         println!("{name}: {did:?}");
