@@ -15,20 +15,34 @@ use crate::report::{Report, Spread, Target, of, rounds, spread, table};
 /// Seconds of writing.
 const FULL: u64 = 15;
 
-/// A line: whose, at which rate; and what the median and the 99th percentile are to be at most, in ms.
-const LINES: [(&str, Contender, u32, Option<f64>, Option<f64>); 5] = [
-    ("outbox-relay", Contender::Relay, 1_000, Some(4.0), Some(10.0)),
-    ("(c) COPY pipeline by hand", Contender::Copy, 1_000, None, None),
-    ("(b) logical replication", Contender::Replication, 1_000, None, None),
-    ("outbox-relay", Contender::Relay, 5_000, None, Some(30.0)),
-    ("outbox-relay, an event now and then", Contender::Relay, 5, None, None),
+/// A line of the table.
+struct Line {
+    label: &'static str,
+    who: Contender,
+    /// Events a second.
+    rate: u32,
+    /// What the median and the 99th percentile are to be at most, in ms.
+    p50: Option<f64>,
+    p99: Option<f64>,
+}
+
+const fn line(label: &'static str, who: Contender, rate: u32, p50: Option<f64>, p99: Option<f64>) -> Line {
+    Line { label, who, rate, p50, p99 }
+}
+
+const LINES: [Line; 5] = [
+    line("outbox-relay", Contender::Relay, 1_000, Some(4.0), Some(10.0)),
+    line("(c) COPY pipeline by hand", Contender::Copy, 1_000, None, None),
+    line("(b) logical replication", Contender::Replication, 1_000, None, None),
+    line("outbox-relay", Contender::Relay, 5_000, None, Some(30.0)),
+    line("outbox-relay, an event now and then", Contender::Relay, 5, None, None),
 ];
 
 pub(crate) async fn measure(ground: &Ground, scale: Scale, relay: &str) -> Result<Report> {
     let seconds = scale.seconds.unwrap_or(FULL);
     let mut figures: Vec<[Vec<f64>; 5]> = vec![Default::default(); LINES.len()];
     for _ in 0..scale.rounds {
-        for ((_, who, rate, _, _), figures) in LINES.iter().zip(&mut figures) {
+        for (Line { who, rate, .. }, figures) in LINES.iter().zip(&mut figures) {
             let flow = Flow { who: *who, rate: *rate, seconds, before: 0, open: false };
             let flowed = flow::measure(flow, ground, relay).await?;
             let (p50, p99, most) = (flowed.quantile(0.5), flowed.quantile(0.99), flowed.quantile(1.0));
@@ -41,7 +55,7 @@ pub(crate) async fn measure(ground: &Ground, scale: Scale, relay: &str) -> Resul
     }
     let mut table =
         table(["", "written/s", "p50 ms", "p99 ms", "highest ms", "processor time with the writers', µs/event"]);
-    for ((label, _, rate, p50_target, p99_target), figures) in LINES.iter().zip(figures) {
+    for (Line { label, rate, p50: p50_target, p99: p99_target, .. }, figures) in LINES.iter().zip(figures) {
         let [written, p50, p99, most, cpu] = figures.map(spread);
         let judged = |found: Spread, target: Option<f64>| match target {
             Some(target) => format!("{} ({})", found.told(1), Target::AtMost(target).told(found.middle)),
