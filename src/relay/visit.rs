@@ -19,7 +19,7 @@ pub struct Errand {
     pub isolate: bool,
     /// If there is nothing to do, move the lane's start past what is stopped there.
     pub advance: bool,
-    /// How often a batch is halved: see [`narrower`].
+    /// How often a batch is halved: see `narrower`.
     pub narrow: u32,
 }
 
