@@ -48,6 +48,7 @@ labels! {
     OfLeft { entity: String, reason: &'static str }
     OfFound { entity: String, kind: &'static str }
     OfRepair { entity: String, action: &'static str }
+    OfLogin { why: &'static str }
     OfBuild { version: &'static str }
 }
 
@@ -96,6 +97,7 @@ struct Inner {
     differences: Family<OfFound, Gauge>,
     repaired: Family<OfRepair, Gauge>,
     connections_refused: Counter,
+    failed_logins: Family<OfLogin, Counter>,
     // For the page: what a registry does not give back.
     processed: AtomicU64,
     lags: [AtomicU64; LAG_BUCKETS],
@@ -129,6 +131,7 @@ impl Default for Metrics {
             differences: Family::default(),
             repaired: Family::default(),
             connections_refused: Counter::default(),
+            failed_logins: Family::default(),
             processed: AtomicU64::new(0),
             lags: std::array::from_fn(|_| AtomicU64::new(0)),
             batches: Mutex::default(),
@@ -253,6 +256,14 @@ impl Default for Metrics {
             "Connections to the admin API that were refused because too many were open",
             inner.connections_refused.clone(),
         );
+        registry.register(
+            "failed_logins",
+            "Tokens presented in vain, in a header or at the sign-in: unknown, or not looked at because there were too many (limited)",
+            inner.failed_logins.clone(),
+        );
+        for why in ["unknown", "limited"] {
+            inner.failed_logins.get_or_create(&OfLogin { why }).inc_by(0);
+        }
         // So that a rate is known from the first one on.
         for what in ["source", "target"] {
             inner.breaker_open.get_or_create(&OfBreaker { what: what.to_owned() }).set(0);
@@ -371,6 +382,11 @@ impl Metrics {
     /// A connection to the admin API was refused, for there were too many.
     pub fn connection_refused(&self) {
         self.0.connections_refused.inc();
+    }
+
+    /// A token was presented in vain; `unknown` or `limited`.
+    pub fn failed_login(&self, why: &'static str) {
+        self.0.failed_logins.get_or_create(&OfLogin { why }).inc();
     }
 
     /// A session that held a lane beyond the deadline was ended; `source` or `target`.

@@ -56,6 +56,9 @@ pub async fn run(config: Config, options: Options, shutdown: CancellationToken) 
     let stop = shutdown.child_token();
     let operator = Operator::new(&config)?;
     let admin = if options.until_empty { None } else { Some(bind(&config).await?) };
+    if admin.is_some() {
+        config.admin.weaknesses().iter().for_each(|weakness| tracing::warn!("{weakness}"));
+    }
     let beside = match admin {
         Some(listener) => serve_admin_api(&config, listener, &operator, &metrics, &stop),
         None => Vec::new(),

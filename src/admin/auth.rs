@@ -2,8 +2,9 @@
 //!
 //! With tokens: every path needs one, in a header or as a [`session`], but `/healthz`, `/readyz`, the page's sign-in, and the API's
 //! own description, which is the same for everybody and which a browser is to show; reading needs any, changing needs an admin's.
-//! Without: whoever reaches the socket may do all, which is why it is a loopback one; a page in a browser on that machine is kept out by its
-//! `Host` (a rebound name) and by the content type that changes need (no page may send that to another origin unasked).
+//! Without: whoever reaches the socket may do all, which is why it is a loopback one. Either way nothing changes for a page of
+//! another site ([`page::came_from`]), and nothing but what is open to all is served under a name that is not this server's
+//! ([`super::names`]), unless a token in the header shows that no browser was tricked. Wrong tokens are counted in [`super::guesses`].
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,11 +16,14 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Redirect, Response};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
+use super::connections::Peer;
+use super::guesses::Verdict;
+use super::names::Addressed;
 use super::problem::Problem;
 use super::{Inner, session};
 use crate::config::{Role, Token};
 use crate::operator::{By, Result as OperatorResult};
-use crate::page::{self, Visitor};
+use crate::page::{self, CameFrom, Visitor};
 
 /// Who calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,61 +52,141 @@ impl Caller {
     }
 }
 
+/// The address that a request comes from: of the connection, or as the proxy before this server says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct From(pub(super) IpAddr);
+
 /// Before every handler.
 pub(super) async fn authenticate(State(state): State<Arc<Inner>>, mut request: Request, next: Next) -> Response {
-    let path = request.uri().path();
-    let open = matches!(path, "/healthz" | "/readyz" | "/v1/openapi.json" | "/v1/docs" | "/v1/docs.css")
-        || page::is_open(path);
-    match caller(&state.tokens, request.method(), request.headers()) {
+    let from = address(&request, state.behind_proxy);
+    request.extensions_mut().insert(From(from));
+    let addressed = state.names.addressed(&request);
+    if addressed == Addressed::Unclear {
+        return Problem::malformed("the request needs one Host").into_response();
+    }
+    if !is_reading(request.method()) && page::came_from(request.headers()) == CameFrom::Elsewhere {
+        return foreign(&request);
+    }
+    match caller(&state, from, addressed, &request) {
         Ok(caller) => {
             let visitor = Visitor { name: caller.token.clone(), role: caller.role() };
             request.extensions_mut().insert(visitor);
             request.extensions_mut().insert(caller);
         }
         // Codes only: the handler sees that nobody is known.
-        Err(refusal) if open && refusal.is_about_tokens => {}
+        Err(refusal) if is_open(request.uri().path(), &refusal) => {}
         // Somebody at a browser is asked, and then goes on to where they wanted.
-        Err(refusal) if refusal.is_about_tokens && is_for_eyes(&request) => {
+        Err(Refusal::Unknown { .. }) if is_for_eyes(&request) => {
             return Redirect::to(&session::sign_in_address(request.uri())).into_response();
         }
-        Err(refusal) => return refusal.problem.into_response(),
+        Err(Refusal::Name) if is_for_eyes(&request) => return protected(page::not_our_name(NAME)),
+        Err(refusal) => return refusal.problem().into_response(),
     }
     next.run(request).await
 }
 
-struct Refusal {
-    problem: Problem,
-    is_about_tokens: bool,
+/// Why a request is nobody's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Refusal {
+    /// No token, or one that is not known.
+    Unknown { presented: bool },
+    /// A reader's, for a change.
+    ReadOnly { token: String },
+    /// Wrong tokens came too often.
+    NotNow { seconds: u64 },
+    /// It is addressed to a name that is not this server's.
+    Name,
 }
 
-fn caller(tokens: &[Token], method: &Method, headers: &HeaderMap) -> Result<Caller, Refusal> {
-    if tokens.is_empty() {
-        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-        if !is_loopback(host) {
-            let detail = "without tokens, only requests to localhost are served; configure a token to be reached by another name";
-            let problem = Problem::new(StatusCode::FORBIDDEN, "host", detail);
-            return Err(Refusal { problem, is_about_tokens: false });
+const NAME: &str = "this server is not known by the name that the request is addressed to: list it in admin.hosts, use localhost or an \
+                    address, or send a token in the header";
+
+impl Refusal {
+    fn problem(self) -> Problem {
+        match self {
+            Refusal::Unknown { presented } => Problem::unauthorized(presented),
+            Refusal::ReadOnly { token } => {
+                let detail = format!("the token {token} may read, not change");
+                Problem::new(StatusCode::FORBIDDEN, "read_only", detail)
+            }
+            Refusal::NotNow { seconds } => Problem::too_many_guesses(seconds),
+            Refusal::Name => Problem::new(StatusCode::FORBIDDEN, "host", NAME),
         }
-        return Ok(Caller { token: None, role: Role::Admin, on_behalf: on_behalf(headers) });
     }
+}
+
+/// Whether the path is served all the same, to nobody in particular.
+fn is_open(path: &str, refusal: &Refusal) -> bool {
+    // Probes address whatever they are told to; and these tell nobody more than codes.
+    matches!(path, "/healthz" | "/readyz" | "/v1/openapi.json" | "/v1/docs" | "/v1/docs.css")
+        || (page::is_open(path) && (*refusal != Refusal::Name || page::is_asset(path)))
+}
+
+/// What a page of another site is answered.
+fn foreign(request: &Request) -> Response {
+    if accepts_html(request.headers()) {
+        return protected(page::not_our_form());
+    }
+    let detail = "a page of another site sent this, as its Origin or Sec-Fetch-Site says: nothing was done";
+    Problem::new(StatusCode::FORBIDDEN, "cross_site", detail).into_response()
+}
+
+fn protected(mut response: Response) -> Response {
+    page::protect(&mut response);
+    response
+}
+
+fn address(request: &Request, behind_proxy: bool) -> IpAddr {
+    let peer = request.extensions().get::<Peer>().map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.0);
+    if behind_proxy { forwarded(request.headers()).unwrap_or(peer) } else { peer }
+}
+
+/// What the proxy before this server saw: the last address, for those before it are what it was told.
+fn forwarded(headers: &HeaderMap) -> Option<IpAddr> {
+    let list = headers.get_all("x-forwarded-for").iter().next_back()?.to_str().ok()?;
+    let last = list.rsplit(',').next()?.trim();
+    let with_port = || last.parse::<std::net::SocketAddr>().ok().map(|address| address.ip());
+    last.trim_matches(['[', ']']).parse().ok().or_else(with_port)
+}
+
+fn caller(state: &Inner, from: IpAddr, addressed: Addressed, request: &Request) -> Result<Caller, Refusal> {
+    let (method, headers) = (request.method(), request.headers());
+    let is_here = addressed == Addressed::Here;
+    if !state.tokens.are_needed() {
+        let local = Caller { token: None, role: Role::Admin, on_behalf: on_behalf(headers) };
+        return if is_here { Ok(local) } else { Err(Refusal::Name) };
+    }
+    let tokens = state.tokens.now();
     let presented = bearer(headers);
     let known = match presented {
-        Some(secret) => find(tokens, secret),
+        Some(secret) => match known(state, &tokens, from, secret) {
+            Ok(token) => token,
+            Err(seconds) => return Err(Refusal::NotNow { seconds }),
+        },
+        None if !is_here => return Err(Refusal::Name),
         // A browser sends its cookie with whatever makes it ask: a change must come from this server's own page.
-        None => session::holder(tokens, headers, SystemTime::now())
+        None => session::holder(&tokens, headers, SystemTime::now())
             .filter(|_| is_reading(method) || page::is_own_form(headers)),
     };
-    let Some(token) = known else {
-        return Err(Refusal { problem: Problem::unauthorized(presented.is_some()), is_about_tokens: true });
-    };
+    let Some(token) = known else { return Err(Refusal::Unknown { presented: presented.is_some() }) };
     if token.role < Role::Admin && !is_reading(method) {
-        let detail = format!("the token {} may read, not change", token.name);
-        return Err(Refusal {
-            problem: Problem::new(StatusCode::FORBIDDEN, "read_only", detail),
-            is_about_tokens: true,
-        });
+        return Err(Refusal::ReadOnly { token: token.name.clone() });
     }
     Ok(Caller { token: Some(token.name.clone()), role: token.role, on_behalf: on_behalf(headers) })
+}
+
+/// The token with this secret, unless wrong ones came from there too often: then for how many seconds none is looked at.
+pub(super) fn known<'t>(
+    state: &Inner,
+    tokens: &'t [Token],
+    from: IpAddr,
+    secret: &str,
+) -> Result<Option<&'t Token>, u64> {
+    let found = find(tokens, secret);
+    match state.guesses.judge(from, secret, found.is_some(), &state.metrics) {
+        Verdict::NotNow(wait) => Err(wait.as_secs() + 1),
+        Verdict::Right | Verdict::Wrong => Ok(found),
+    }
 }
 
 pub(super) fn is_reading(method: &Method) -> bool {
@@ -112,8 +196,11 @@ pub(super) fn is_reading(method: &Method) -> bool {
 /// Whether a person asks, and not a program.
 pub(super) fn is_for_eyes(request: &Request) -> bool {
     let headers = request.headers();
-    let accepts = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    is_reading(request.method()) && accepts.contains("text/html") && !headers.contains_key(header::AUTHORIZATION)
+    is_reading(request.method()) && accepts_html(headers) && !headers.contains_key(header::AUTHORIZATION)
+}
+
+fn accepts_html(headers: &HeaderMap) -> bool {
+    headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).is_some_and(|value| value.contains("text/html"))
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
@@ -135,17 +222,14 @@ pub(super) fn find<'t>(tokens: &'t [Token], secret: &str) -> Option<&'t Token> {
 
 fn on_behalf(headers: &HeaderMap) -> Option<String> {
     let said = headers.get("x-actor").map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())?;
-    let clean: String = said.trim().chars().filter(|c| !c.is_control()).take(200).collect();
+    let clean: String = said.trim().chars().filter(|c| !is_invisible(*c)).take(200).collect();
     (!clean.is_empty()).then_some(clean)
 }
 
-/// `localhost`, `127.0.0.1:8080`, `[::1]:8080`.
-pub(super) fn is_loopback(host: &str) -> bool {
-    let name = match host.strip_prefix('[') {
-        Some(rest) => rest.split_once(']').map_or("", |(name, _)| name),
-        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
-    };
-    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+/// Characters that would change how the text around them looks, on a terminal or a page.
+fn is_invisible(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 #[cfg(test)]
@@ -178,13 +262,24 @@ mod tests {
     }
 
     #[test]
-    fn only_names_of_this_machine_are_loopback() {
-        for host in ["localhost", "LOCALHOST:1", "127.0.0.1:8080", "127.1.2.3", "[::1]:8080"] {
-            assert!(is_loopback(host), "{host}");
-        }
-        for host in ["", "example.org", "localhost.example.org:80", "10.0.0.1:8080", "[fe80::1]:80", "127.0.0.1.nip.io"]
-        {
-            assert!(!is_loopback(host), "{host}");
+    fn the_proxy_is_believed_and_not_whom_it_repeats() {
+        let of = |values: &[&'static str]| {
+            let name = header::HeaderName::from_static("x-forwarded-for");
+            let pairs = values.iter().map(|value| (name.clone(), axum::http::HeaderValue::from_static(value)));
+            forwarded(&pairs.collect()).map(|address| address.to_string())
+        };
+        for (values, expected) in [
+            (&["10.0.0.1"][..], Some("10.0.0.1")),
+            (&["127.0.0.1, 10.0.0.1"], Some("10.0.0.1")),
+            (&["127.0.0.1", "10.0.0.2"], Some("10.0.0.2")),
+            (&["10.0.0.1:5678"], Some("10.0.0.1")),
+            (&["[2001:db8::1]:5678"], Some("2001:db8::1")),
+            (&["2001:db8::1"], Some("2001:db8::1")),
+            (&["unknown"], None),
+            (&["10.0.0.1,"], None),
+            (&[], None),
+        ] {
+            assert_eq!(of(values).as_deref(), expected, "{values:?}");
         }
     }
 }

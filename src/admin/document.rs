@@ -97,13 +97,18 @@ fn add_problems(path: &str, operation: &mut Operation) {
     let problems = [
         (takes_words, 400, "malformed"),
         (!is_open, 401, "a token is needed, and this is none"),
-        (true, 403, "the token may read, not change; or, without tokens, the call does not come from this machine"),
+        (
+            true,
+            403,
+            "the token may read, not change; or a page of another site sent it, or it is addressed to another name",
+        ),
         (takes_body, 408, "the body did not come within 20 s"),
         (names_one, 404, "there is no such event, report, job or entity"),
         (may_conflict, 409, "as things stand, it must not be done"),
         (takes_body, 413, "the body is larger than 1 MiB"),
         (takes_body, 415, "the body is not application/json"),
         (takes_words, 422, "a filter that nobody knows or that is too broad, or a reason is missing"),
+        (!is_open, 429, "too many tokens that are not known came from this address"),
         (true, 500, "a bug, or an error of the database"),
         (true, 503, "starting, stopping, busy, or the database is away: repeat the call"),
     ];

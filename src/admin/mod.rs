@@ -8,15 +8,18 @@ mod auth;
 mod browse;
 mod connections;
 mod document;
+mod guesses;
 mod health;
 mod limits;
 mod migration;
+mod names;
 mod problem;
 mod request;
 mod routes;
 mod seats;
 mod session;
 mod tls;
+mod tokens;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -34,8 +37,11 @@ use tower_http::trace::TraceLayer;
 
 use self::document::Document;
 pub use self::document::openapi;
+use self::guesses::Guesses;
+use self::names::Names;
 use self::problem::Problem;
 use self::tls::Tls;
+use self::tokens::Tokens;
 use crate::config::{Admin, Config, Token};
 use crate::health::Gatherer;
 use crate::metrics::Metrics;
@@ -65,7 +71,9 @@ pub struct AdminState {
 struct Inner {
     operator: Operator,
     backlog: Latest,
-    tokens: Vec<Token>,
+    tokens: Tokens,
+    names: Names,
+    guesses: Guesses,
     metrics: Metrics,
     health: Gatherer,
     shutdown: CancellationToken,
@@ -86,29 +94,26 @@ pub async fn serve(listener: TcpListener, state: AdminState, shutdown: Cancellat
     let (max_connections, metrics) = (state.config.admin.max_connections, state.metrics.clone());
     let tls = Tls::of(&state.config.admin).map_err(std::io::Error::other)?;
     let jobs = Jobs::new(shutdown.clone());
-    let app = app(state, jobs.clone(), shutdown.clone());
+    let tokens = Tokens::new(state.tokens.clone());
+    let kept = tokens.clone().keep(state.config.admin.token_files.clone(), shutdown.clone());
+    let app = app(state, tokens, jobs.clone(), shutdown.clone());
     let served = connections::serve(listener, app, tls.clone(), max_connections, metrics, shutdown.clone());
     let renewed = async {
         if let Some(tls) = tls {
             tls.keep(shutdown).await;
         }
     };
-    let (served, ()) = tokio::join!(served, renewed);
+    let (served, (), ()) = tokio::join!(served, renewed, kept);
     jobs.ended().await;
     served
 }
 
-fn app(state: AdminState, jobs: Jobs, shutdown: CancellationToken) -> Router {
-    let AdminState { operator, backlog, mut tokens, metrics, history, config } = state;
+fn app(state: AdminState, tokens: Tokens, jobs: Jobs, shutdown: CancellationToken) -> Router {
+    let AdminState { operator, backlog, tokens: _, metrics, history, config } = state;
+    let mut hosts = config.admin.hosts.clone();
+    hosts.extend(names::of_url(&config.admin.url));
+    let names = Names::new(hosts, tokens.are_needed());
     let (has_tls, behind_proxy) = (config.admin.tls.is_some(), config.admin.behind_proxy);
-    // An empty secret is no secret.
-    tokens.retain(|token| {
-        let usable = !token.secret.is_empty();
-        if !usable {
-            tracing::error!(token = %token.name, "this token is empty, and is not used");
-        }
-        usable
-    });
     let health = Gatherer { operator: operator.clone(), backlog: backlog.clone(), history, shutdown: shutdown.clone() };
     let pages = page::routes(page::Ground { health: health.clone(), metrics: metrics.clone(), config });
     let sign_in = Router::new()
@@ -117,8 +122,20 @@ fn app(state: AdminState, jobs: Jobs, shutdown: CancellationToken) -> Router {
         .layer(from_fn(page::guarded));
     let (router, document) = document::routes().split_for_parts();
     let document = Document::of(document);
-    let state =
-        Arc::new(Inner { operator, backlog, tokens, metrics, health, shutdown, document, jobs, has_tls, behind_proxy });
+    let state = Arc::new(Inner {
+        operator,
+        backlog,
+        tokens,
+        names,
+        guesses: Guesses::default(),
+        metrics,
+        health,
+        shutdown,
+        document,
+        jobs,
+        has_tls,
+        behind_proxy,
+    });
     router
         .merge(pages)
         .merge(sign_in)

@@ -20,6 +20,7 @@ pub(super) struct Problem {
     detail: String,
     counts: Box<Counts>,
     challenge: Option<&'static str>,
+    retry_after: Option<u64>,
 }
 
 /// What a call for many events counted before it came to nothing, or to an early end.
@@ -56,7 +57,9 @@ pub(super) struct Document<'a> {
 
 impl Problem {
     pub(super) fn new(status: StatusCode, code: impl Into<String>, detail: impl Into<String>) -> Problem {
-        Problem { status, code: code.into(), detail: detail.into(), counts: Box::default(), challenge: None }
+        let (code, detail) = (code.into(), detail.into());
+        let retry_after = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(5);
+        Problem { status, code, detail, counts: Box::default(), challenge: None, retry_after }
     }
 
     pub(super) fn malformed(detail: impl Into<String>) -> Problem {
@@ -105,6 +108,14 @@ impl Problem {
         problem
     }
 
+    /// Tokens that are not known were presented too often; again after this many seconds.
+    pub(super) fn too_many_guesses(seconds: u64) -> Problem {
+        let detail = "too many tokens that are not known came from this address: none is looked at for now";
+        let mut problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_guesses", detail);
+        problem.retry_after = Some(seconds);
+        problem
+    }
+
     fn counted(mut self, expected: Option<u64>, matched: u64, changed: Option<u64>) -> Problem {
         *self.counts = Counts { expected, matched: Some(matched), changed };
         self
@@ -127,8 +138,8 @@ impl IntoResponse for Problem {
         if let Some(challenge) = self.challenge {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }

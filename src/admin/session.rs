@@ -10,14 +10,14 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use axum::Form;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, HeaderValue, Uri, header};
 use axum::response::{IntoResponse, Redirect, Response};
+use axum::{Extension, Form};
 use ring::hmac;
 use serde::Deserialize;
 
-use super::{Inner, auth};
+use super::{Inner, auth, names};
 use crate::config::Token;
 use crate::page::{self, SignIn};
 
@@ -54,13 +54,14 @@ pub(super) fn sign_in_address(wanted: &Uri) -> String {
 /// `GET /sign-in`
 pub(super) async fn ask(State(state): State<Arc<Inner>>, headers: HeaderMap, Query(wish): Query<Wish>) -> Response {
     let next = own_address(&wish.next);
-    let known = state.tokens.is_empty() || holder(&state.tokens, &headers, SystemTime::now()).is_some();
+    let known = !state.tokens.are_needed() || holder(&state.tokens.now(), &headers, SystemTime::now()).is_some();
     if known { Redirect::to(next).into_response() } else { page::sign_in_page(SignIn::Asked, next) }
 }
 
 /// `POST /sign-in`
 pub(super) async fn begin(
     State(state): State<Arc<Inner>>,
+    Extension(from): Extension<auth::From>,
     headers: HeaderMap,
     Form(credentials): Form<Credentials>,
 ) -> Response {
@@ -68,8 +69,11 @@ pub(super) async fn begin(
     if !page::is_own_form(&headers) {
         return page::sign_in_page(SignIn::Foreign, next);
     }
-    let Some(token) = auth::find(&state.tokens, credentials.token.trim()) else {
-        return page::sign_in_page(SignIn::Unknown, next);
+    let tokens = state.tokens.now();
+    let token = match auth::known(&state, &tokens, from.0, credentials.token.trim()) {
+        Ok(Some(token)) => token,
+        Ok(None) => return page::sign_in_page(SignIn::Unknown, next),
+        Err(seconds) => return page::sign_in_page(SignIn::NotNow(seconds), next),
     };
     tracing::info!(token = %token.name, "signed in at the page");
     let cookie = set(&issue(token, SystemTime::now()), is_secure(&state, &headers));
@@ -95,7 +99,7 @@ fn is_secure(state: &Inner, headers: &HeaderMap) -> bool {
 /// Whether the browser speaks TLS, with this server or with a proxy before it: the form's origin tells. Behind a proxy it does unless it
 /// says that it is on this very machine, as through a tunnel; a cookie that is bound to TLS would be lost there.
 fn speaks_tls(has_tls: bool, behind_proxy: bool, origin: &str) -> bool {
-    let is_plain_here = origin.strip_prefix("http://").is_some_and(auth::is_loopback);
+    let is_plain_here = origin.strip_prefix("http://").is_some_and(names::is_loopback);
     has_tls || origin.starts_with("https://") || (behind_proxy && !is_plain_here)
 }
 

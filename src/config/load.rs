@@ -7,11 +7,12 @@ use std::time::Duration;
 use super::problem::{Code, ConfigErrors, Place, Problem};
 use super::reader::{Document, Origin, Overrides, PREFIX, Reader, Setting};
 use super::value::{
-    ADDRESS, COLUMN, FILTER, Hook, List, NAME, Number, PAGE, PATH, PHRASE, PemFile, Size, TABLE, Time, Truth, Url, Word,
+    ADDRESS, COLUMN, FILTER, HOST, Hook, List, NAME, Number, PAGE, PATH, PHRASE, PemFile, Size, TABLE, Time, Truth,
+    Url, Word,
 };
 use super::{
     Admin, Alerts, Backfill, CertificateFiles, Columns, Config, DEFAULT_FILE, DatabaseUrl, Legacy, Log, LogFormat, New,
-    Relay, Retention, Retry, Role, StatusWords, TableName, Token, Verify, entities, names,
+    Relay, Retention, Retry, StatusWords, TableName, Verify, entities, names, tokens,
 };
 use crate::redact::Rules;
 
@@ -45,7 +46,6 @@ const CAUSE: Word<&'static str> = Word(&[
 /// All but what is done on purpose, and what passes by itself.
 const USUAL_CAUSES: [&str; 8] =
     ["starting", "stopped", "unmapped", "breaker_open", "database_away", "lane_stopped", "divergent", "reload"];
-const ROLE: Word<Role> = Word(&[("admin", Role::Admin), ("read", Role::Read)]);
 
 /// What was configured, whether or not it is right.
 #[derive(Debug)]
@@ -173,13 +173,16 @@ fn read(r: &mut Reader<'_>) -> Config {
         processed: r.get("retention.processed", Time(Duration::ZERO..=36_500 * DAY), 7 * DAY),
         skipped: r.get("retention.skipped", Time(Duration::ZERO..=36_500 * DAY), 30 * DAY),
     };
+    let (tokens, token_files) = tokens::read(r);
     let admin = Admin {
         listen: r.get("admin.listen", ADDRESS, ([127, 0, 0, 1], 8080).into()),
+        hosts: r.get("admin.hosts", List(HOST), vec![]),
         max_connections: r.get("admin.max_connections", Number(1..=65_535), 512),
         tls: certificate(r),
         behind_proxy: r.get("admin.behind_proxy", Truth, false),
         url: r.get("admin.url", PAGE, String::new()),
-        tokens: tokens(r),
+        tokens,
+        token_files,
     };
     let alerts = Alerts {
         webhook: r.get("alerts.webhook", Hook, None),
@@ -291,49 +294,6 @@ fn certificate(r: &mut Reader<'_>) -> Option<CertificateFiles> {
     }
 }
 
-fn tokens(r: &mut Reader<'_>) -> Vec<Token> {
-    let mut tokens: Vec<(Token, Place)> = vec![];
-    for (name, role) in [("admin", Role::Admin), ("read", Role::Read)] {
-        let variable = format!("{PREFIX}{}_TOKEN", name.to_uppercase());
-        if let Some((secret, place)) = r.variable(&variable) {
-            tokens.push((Token { name: name.to_owned(), role, secret }, place));
-        }
-    }
-    for (table, place) in r.list("admin.token") {
-        let mut item = r.item("admin.token", table, place.clone());
-        let name = item.require("name", PHRASE, "\"alice\"");
-        let role = item.require("role", ROLE, "\"read\"");
-        let file = item.require("file", PHRASE, "\"alice.token\"");
-        let at = item.at("file");
-        let secret = file.and_then(|file| item.file("file", &file, at)).map(|(_, text)| text.trim_end().to_owned());
-        if let (Some(name), Some(role), Some(secret)) = (name, role, secret) {
-            tokens.push((Token { name, role, secret }, place));
-        }
-        item.finish();
-    }
-    for (n, (token, place)) in tokens.iter().enumerate() {
-        let others = &tokens[..n];
-        let name = &token.name;
-        // It travels in a header.
-        if token.secret.is_empty() || !token.secret.bytes().all(|byte| byte.is_ascii_graphic()) {
-            let what = format!("the token \"{name}\" is empty, or holds spaces or characters beyond ASCII");
-            r.report(Code::Value, place.clone(), what, "use the output of `openssl rand -hex 32`, or unset it");
-        } else if others.iter().any(|(other, _)| other.name == *name) {
-            let what = format!("two tokens are called \"{name}\"");
-            r.report(
-                Code::Conflict,
-                place.clone(),
-                what,
-                "give each a name of its own: the audit tells them apart by it",
-            );
-        } else if let Some((other, _)) = others.iter().find(|(other, _)| other.secret == token.secret) {
-            let what = format!("the tokens \"{}\" and \"{name}\" have the same secret", other.name);
-            r.report(Code::Conflict, place.clone(), what, "give each a secret of its own");
-        }
-    }
-    tokens.into_iter().map(|(token, _)| token).collect()
-}
-
 impl Admin {
     /// Why the server may not start on this address, if so; `run` asks before it listens.
     pub fn refusal(&self) -> Option<String> {
@@ -361,7 +321,7 @@ impl Admin {
 mod tests {
     use std::fs;
 
-    use super::super::{Action, OnFailure};
+    use super::super::{Action, OnFailure, Role, Token};
     use super::*;
 
     const URLS: &str = "[legacy]\nurl = 'postgres://l:s3cret@legacy/m'\n[new]\nurl = 'postgres://n:s3cret@new/u'\n";
@@ -460,9 +420,9 @@ file = "alice.token"
             ),
             ("mappings/user.sql", "SELECT 1"),
             ("handlers/merge.sql", "DELETE"),
-            ("alice.token", "abc\n"),
+            ("alice.token", "abc0123456789abc\n"),
         ]);
-        let config = folder.load(&[("OUTBOX_RELAY_READ_TOKEN", "def"), ("PATH", "/bin")]).unwrap();
+        let config = folder.load(&[("OUTBOX_RELAY_READ_TOKEN", "0123456789defdef"), ("PATH", "/bin")]).unwrap();
         assert_eq!(config.relay.workers, 8);
         assert_eq!(config.relay.deadline, MINUTE);
         assert_eq!(config.relay.batch_bytes, 1 << 20);
@@ -479,7 +439,7 @@ file = "alice.token"
         assert_eq!(profiles.replace_by, ["user_id"]);
         assert_eq!((audit.name.as_str(), &audit.table), ("Audit", &None));
         let tokens: Vec<_> = config.admin.tokens.iter().map(|t| (t.name.as_str(), t.role, t.secret.as_str())).collect();
-        assert_eq!(tokens, [("read", Role::Read, "def"), ("alice", Role::Admin, "abc")]);
+        assert_eq!(tokens, [("read", Role::Read, "0123456789defdef"), ("alice", Role::Admin, "abc0123456789abc")]);
         assert!(!format!("{config:?}").contains("s3cret"));
         assert!(!format!("{:?}", config.admin.tokens).contains("abc"));
     }
@@ -674,8 +634,8 @@ name = "empty"
     #[test]
     fn tokens_must_be_told_apart() {
         let token = "[[admin.token]]\nname = 'read'\nrole = 'raed'\nfile = 't'\n[[admin.token]]\nname = 'read'\nrole = 'read'\nfile = 't'\n[[admin.token]]\nname = 'b'\nrole = 'read'\nfile = 't'\n";
-        let folder = Folder::with(&[("outbox-relay.toml", &format!("{URLS}{token}")), ("t", "secret\n")]);
-        let found = folder.problems(&[("OUTBOX_RELAY_READ_TOKEN", "other")]);
+        let folder = Folder::with(&[("outbox-relay.toml", &format!("{URLS}{token}")), ("t", "0123456789secret\n")]);
+        let found = folder.problems(&[("OUTBOX_RELAY_READ_TOKEN", "0123456789-other")]);
         assert!(
             found[0].starts_with("7:8 config.value: `admin.token.role` is \"raed\": it must be \"admin\" or \"read\""),
             "{found:#?}"

@@ -10,6 +10,7 @@ mod problem;
 mod reader;
 mod rows;
 mod template;
+mod tokens;
 mod value;
 mod verify;
 mod webhook;
@@ -182,6 +183,8 @@ pub struct Retention {
 pub struct Admin {
     /// Default `127.0.0.1:8080`.
     pub listen: SocketAddr,
+    /// Names, beside those of this machine, under which browsers may reach it. Default none.
+    pub hosts: Vec<String>,
     /// Open connections at a time; one address gets half of them. Default 512.
     pub max_connections: u16,
     /// What it shows over TLS; `None`: it speaks plain HTTP.
@@ -192,6 +195,8 @@ pub struct Admin {
     pub url: String,
     /// All tokens: `OUTBOX_RELAY_ADMIN_TOKEN`, `OUTBOX_RELAY_READ_TOKEN`, `[[admin.token]]`.
     pub tokens: Vec<Token>,
+    /// The files that some of them are in.
+    pub token_files: Vec<TokenFile>,
 }
 
 /// `admin.tls_cert` and `admin.tls_key`, as paths that can be opened.
@@ -212,6 +217,17 @@ pub struct Token {
     pub role: Role,
     /// The secret itself.
     pub secret: String,
+}
+
+/// A file that holds a token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenFile {
+    /// The token's name.
+    pub name: String,
+    /// Its role.
+    pub role: Role,
+    /// As it can be opened.
+    pub path: PathBuf,
 }
 
 /// What a token may do.

@@ -188,6 +188,11 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// The file that a variable's value is in, if it is.
+    pub(super) fn file_of(&self, name: &str) -> Option<PathBuf> {
+        self.variables.get(&format!("{name}_FILE")).map(PathBuf::from)
+    }
+
     fn parse<K: Kind>(
         &mut self,
         key: &str,

@@ -171,9 +171,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("outbox-relay.toml");
         fs::write(&file, uncommented()).unwrap();
-        for (path, text) in
-            [("mappings/user.sql", "SELECT"), ("handlers/user_merged.sql", "x"), ("secrets/alice.token", "x")]
-        {
+        for (path, text) in [
+            ("mappings/user.sql", "SELECT"),
+            ("handlers/user_merged.sql", "x"),
+            ("secrets/alice.token", "0123456789abcdef"),
+        ] {
             let path = folder.path().join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
@@ -200,7 +202,7 @@ mod tests {
         fs::write(&file, template()).unwrap();
         let env = [
             ("OUTBOX_RELAY_NEW__URL", "postgres://n:s3cret@new/u"),
-            ("OUTBOX_RELAY_ADMIN_TOKEN", "s3cret-too"),
+            ("OUTBOX_RELAY_ADMIN_TOKEN", "s3cret-and-long-enough"),
             ("OUTBOX_RELAY_RELAY__WORKERS", "7"),
         ];
         let resolved = resolve(&file, &env);

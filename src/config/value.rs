@@ -359,6 +359,20 @@ impl Kind for PemFile {
     }
 }
 
+/// A machine's name or address, as a browser would show it.
+pub(super) const HOST: Text<String> = Text {
+    parse: |text| {
+        let is_name =
+            !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
+        if is_name || text.parse::<std::net::IpAddr>().is_ok() {
+            Ok(text.trim_end_matches('.').to_ascii_lowercase())
+        } else {
+            Err("it must be a name alone, without https:// and without a port, such as \"relay.example\"".to_owned())
+        }
+    },
+    show: String::clone,
+};
+
 /// A filter of `tracing`.
 pub(super) const FILTER: Text<String> = Text {
     // Beyond ASCII, there are texts that make the library panic.

@@ -35,6 +35,7 @@ use self::checks::Checks;
 pub(crate) use self::sign_in::{OUT as SIGN_OUT, PATH as SIGN_IN, SignIn, sign_in_page};
 use self::snapshot::Snapshots;
 use crate::config::{Config, Role};
+use crate::disposition;
 use crate::health::Gatherer;
 use crate::metrics::Metrics;
 use crate::operator::backlog::Latest;
@@ -81,7 +82,12 @@ type Who = axum::Extension<Visitor>;
 
 /// Whether anybody may load it, signed in or not.
 pub(crate) fn is_open(path: &str) -> bool {
-    path == SIGN_IN || path == SIGN_OUT || assets::ALL.iter().any(|asset| asset.path() == path)
+    path == SIGN_IN || path == SIGN_OUT || is_asset(path)
+}
+
+/// Whether it is one of the files that pages load.
+pub(crate) fn is_asset(path: &str) -> bool {
+    assets::ALL.iter().any(|asset| asset.path() == path)
 }
 
 /// All pages, for the admin server, which authenticates.
@@ -122,30 +128,65 @@ pub(crate) fn routes<S: Clone + Send + Sync + 'static>(ground: Ground) -> Router
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                       form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
-/// Whether a form was sent by a page of this origin. Browsers say where a form comes from; one that says nothing is refused.
-pub(crate) fn is_own_form(headers: &HeaderMap) -> bool {
-    let text = |name: header::HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-    if let Some(site) = headers.get("sec-fetch-site") {
-        return site == "same-origin";
+/// Where a request comes from, as browsers say and no page can make them say otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CameFrom {
+    /// A page of this very origin.
+    Here,
+    /// A page of any other origin, or of none.
+    Elsewhere,
+    /// It does not say: a program, or somebody who wrote the address.
+    Unsaid,
+}
+
+/// Where a request comes from.
+pub(crate) fn came_from(headers: &HeaderMap) -> CameFrom {
+    let mut origins = headers.get_all(header::ORIGIN).iter();
+    let origin = origins.next();
+    if origins.next().is_some() || origin.is_some_and(|origin| origin == "null") {
+        return CameFrom::Elsewhere;
     }
-    let (Some(origin), Some(host)) = (text(header::ORIGIN), text(header::HOST)) else { return false };
-    origin.split_once("://").is_some_and(|(_, of)| of.eq_ignore_ascii_case(host))
+    if let Some(site) = headers.get("sec-fetch-site") {
+        return match site.as_bytes() {
+            b"same-origin" => CameFrom::Here,
+            b"none" => CameFrom::Unsaid,
+            _ => CameFrom::Elsewhere,
+        };
+    }
+    let Some(origin) = origin else { return CameFrom::Unsaid };
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let of = origin.to_str().ok().and_then(|origin| origin.split_once("://")).map_or("", |(_, of)| of);
+    if !of.is_empty() && of.eq_ignore_ascii_case(host) { CameFrom::Here } else { CameFrom::Elsewhere }
+}
+
+/// Whether a form was sent by a page of this origin; one that does not say is refused.
+pub(crate) fn is_own_form(headers: &HeaderMap) -> bool {
+    came_from(headers) == CameFrom::Here
+}
+
+/// The answer to a form of others.
+pub(crate) fn not_our_form() -> Response {
+    let nobody = Visitor { name: None, role: Role::Read };
+    let why = "This form was not sent by this page. Try again here.";
+    layout::sorry(StatusCode::FORBIDDEN, &nobody, "Not done", why)
+}
+
+/// The answer under a name that is not this server's.
+pub(crate) fn not_our_name(why: &str) -> Response {
+    let nobody = Visitor { name: None, role: Role::Read };
+    layout::sorry(StatusCode::FORBIDDEN, &nobody, "Not under this name", why)
 }
 
 /// Forms of others are refused; every page gets its headers.
 pub(crate) async fn guarded(request: Request, next: Next) -> Response {
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
-    let mut response = if reads || is_own_form(request.headers()) {
-        next.run(request).await
-    } else {
-        let nobody = Visitor { name: None, role: Role::Read };
-        layout::sorry(
-            StatusCode::FORBIDDEN,
-            &nobody,
-            "Not done",
-            "This form was not sent by this page. Try again here.",
-        )
-    };
+    let mut response = if reads || is_own_form(request.headers()) { next.run(request).await } else { not_our_form() };
+    protect(&mut response);
+    response
+}
+
+/// What a page's answer has.
+pub(crate) fn protect(response: &mut Response) {
     let headers = response.headers_mut();
     for (name, value) in [
         (header::CONTENT_SECURITY_POLICY, POLICY),
@@ -156,7 +197,6 @@ pub(crate) async fn guarded(request: Request, next: Next) -> Response {
     ] {
         headers.entry(name).or_insert(HeaderValue::from_static(value));
     }
-    response
 }
 
 /// For an address that leads nowhere.
@@ -174,6 +214,10 @@ fn refused(visitor: &Visitor, error: &OperatorError) -> Response {
     let (status, what) = match error {
         OperatorError::NotFound(_) => (StatusCode::NOT_FOUND, "There is no such event"),
         OperatorError::Invalid { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "That cannot be asked"),
+        // A character that this database's texts cannot have, such as NUL.
+        OperatorError::Database(inner) if matches!(disposition::said(inner).code.as_str(), "22021" | "22P05") => {
+            (StatusCode::UNPROCESSABLE_ENTITY, "That cannot be asked")
+        }
         OperatorError::Refused { .. } | OperatorError::NotAsExpected { .. } => (StatusCode::CONFLICT, "Not done"),
         OperatorError::Unfinished { .. } => (StatusCode::SERVICE_UNAVAILABLE, "Not finished"),
         OperatorError::Busy(_) | OperatorError::NotCounted => (StatusCode::SERVICE_UNAVAILABLE, "Not just now"),
@@ -206,8 +250,29 @@ mod tests {
             &[("host", "relay:8080"), ("origin", "null")],
             &[("host", "relay:8080"), ("origin", "http://relay:8081")],
             &[("host", "relay"), ("origin", "http://relay.example.org")],
+            &[("sec-fetch-site", "same-origin"), ("origin", "null")],
+            &[("host", "relay"), ("origin", "http://relay"), ("origin", "http://relay")],
+            &[("host", ""), ("origin", "http://")],
         ] {
             assert!(!of(foreign), "{foreign:?}");
+        }
+    }
+
+    #[test]
+    fn a_program_says_nothing_and_a_browser_tells_of_whom_it_acts_for() {
+        let of = |pairs: &[(&'static str, &'static str)]| {
+            let pairs = pairs
+                .iter()
+                .map(|(name, value)| (header::HeaderName::from_static(name), HeaderValue::from_static(value)));
+            came_from(&pairs.collect())
+        };
+        assert_eq!(of(&[("host", "relay")]), CameFrom::Unsaid);
+        assert_eq!(of(&[("sec-fetch-site", "none")]), CameFrom::Unsaid);
+        assert_eq!(of(&[("host", "relay"), ("origin", "null")]), CameFrom::Elsewhere);
+        assert_eq!(of(&[("host", "relay"), ("origin", "https://evil.example")]), CameFrom::Elsewhere);
+        assert_eq!(of(&[("host", "relay"), ("origin", "https://relay")]), CameFrom::Here);
+        for site in ["cross-site", "same-site", "", "Same-Origin"] {
+            assert_eq!(of(&[("sec-fetch-site", site)]), CameFrom::Elsewhere, "{site}");
         }
     }
 }

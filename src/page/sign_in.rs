@@ -1,6 +1,6 @@
 //! Where a token is asked for.
 
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use maud::html;
 
@@ -20,12 +20,19 @@ pub(crate) enum SignIn {
     Unknown,
     /// The form came from elsewhere.
     Foreign,
+    /// Too many tokens were tried; again after so many seconds.
+    NotNow(u64),
 }
 
 /// The form; `next` is the address to go on to.
 pub(crate) fn sign_in_page(why: SignIn, next: &str) -> Response {
+    let later = match why {
+        SignIn::NotNow(seconds) => format!("Too many wrong tokens came from this address. Try again in {seconds} s."),
+        _ => String::new(),
+    };
     let (status, said) = match why {
         SignIn::Asked => (StatusCode::OK, None),
+        SignIn::NotNow(_) => (StatusCode::TOO_MANY_REQUESTS, Some(later.as_str())),
         SignIn::Unknown => {
             (StatusCode::UNAUTHORIZED, Some("This token is not known. Look for a missing or extra character."))
         }
@@ -44,5 +51,9 @@ pub(crate) fn sign_in_page(why: SignIn, next: &str) -> Response {
             button class="main" type="submit" { "Sign in" }
         }
     };
-    answer(status, bare("Sign in", body))
+    let mut response = answer(status, bare("Sign in", body));
+    if let SignIn::NotNow(seconds) = why {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
 }

@@ -39,6 +39,7 @@ pub struct Client {
     pub url: String,
     token: Option<&'static str>,
     headers: Vec<(&'static str, &'static str)>,
+    redirects: u32,
 }
 
 /// An answer.
@@ -74,12 +75,22 @@ impl Reply {
 }
 
 impl Client {
+    /// Nobody, at a server.
+    pub fn at(url: String) -> Client {
+        Client { url, token: None, headers: Vec::new(), redirects: 10 }
+    }
+
     pub fn with(&self, token: Option<&'static str>) -> Client {
         Client { token, ..self.clone() }
     }
 
     pub fn header(mut self, name: &'static str, value: &'static str) -> Client {
         self.headers.push((name, value));
+        self
+    }
+
+    pub fn without_redirects(mut self) -> Client {
+        self.redirects = 0;
         self
     }
 
@@ -93,10 +104,10 @@ impl Client {
 
     pub async fn send(&self, method: &'static str, path: &str, body: Option<String>) -> Reply {
         let (uri, said) = (format!("{}{path}", self.url), path.to_owned());
-        let Client { token, headers, .. } = self.clone();
+        let Client { token, headers, redirects, .. } = self.clone();
         let call = move || {
-            let config =
-                ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(DEADLINE)).build();
+            let config = ureq::Agent::config_builder().http_status_as_error(false).max_redirects(redirects);
+            let config = config.timeout_global(Some(DEADLINE)).build();
             let agent: ureq::Agent = config.into();
             let mut request = ureq::http::Request::builder().method(method).uri(uri);
             if let Some(token) = token {
@@ -141,7 +152,7 @@ impl Api {
             config: config.clone(),
         };
         let server = tokio::spawn(admin::serve(listener, state, stop.clone()));
-        Api { client: Client { url, token: None, headers: Vec::new() }, operator, stop, server, sampler }
+        Api { client: Client::at(url), operator, stop, server, sampler }
     }
 
     pub async fn stop(self) {

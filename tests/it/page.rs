@@ -165,7 +165,8 @@ async fn a_session_may_do_what_its_token_may_and_only_from_the_page() {
         let call = move || ureq::Agent::from(config).run(request).expect("an answer").status().as_u16();
         tokio::task::spawn_blocking(call).await.unwrap()
     };
-    assert_eq!(pause(&ops, "cross-site").await, 401);
+    assert_eq!(pause(&ops, "cross-site").await, 403);
+    assert_eq!(pause(&ops, "none").await, 401);
     assert_eq!(pause(&board, "same-origin").await, 403);
     assert_eq!(pause(&ops, "same-origin").await, 200);
     site.close().await;
