@@ -95,6 +95,20 @@ async fn equal_tables_are_equal_and_every_kind_of_difference_is_found_at_every_e
 }
 
 #[tokio::test]
+async fn a_row_beyond_either_end_of_the_legacy_keys_is_found_though_all_others_agree() {
+    let stage = stage_of(3_000).await;
+    for beyond in ["-9223372036854775808", "0", "3001", "9223372036854775807"] {
+        stage.pair.new.run(&format!("INSERT INTO users VALUES ({beyond}, 'beyond', 1)")).await;
+        assert_eq!(found(&verified(&stage).await), of(Kind::MissingInLegacy, &[beyond]));
+        stage.pair.new.run(&format!("DELETE FROM users WHERE id = {beyond}")).await;
+    }
+    // Where the legacy table is empty there are no ends.
+    stage.pair.legacy.run("DELETE FROM users").await;
+    stage.pair.new.run("DELETE FROM users WHERE id <> 7").await;
+    assert_eq!(found(&verified(&stage).await), of(Kind::MissingInLegacy, &["7"]));
+}
+
+#[tokio::test]
 async fn a_row_whose_event_is_open_waits_and_a_failed_one_is_named() {
     let stage = stage_of(10).await;
     stage.pair.legacy.run("UPDATE users SET name = 'changed' WHERE id IN (3, 4, 5)").await;
