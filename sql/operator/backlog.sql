@@ -5,13 +5,13 @@ SELECT w.aggregate_type, w.status, w.unmapped, w.n, extract(epoch FROM clock_tim
 FROM (SELECT 1) one
 LEFT JOIN (
     SELECT {aggregate_type}::text AS aggregate_type, {pending}::text AS status, false AS unmapped, count(*) AS n,
-           min({created_at})::timestamptz AS oldest
+           min({written_at}) AS oldest
     FROM {outbox}
     WHERE {status} = {pending}
     GROUP BY 1
     UNION ALL
     SELECT {aggregate_type}::text, {status}::text, {status} = {held} AND starts_with(coalesce({last_error}, ''), 'unmapped:'),
-           count(*), min({created_at})::timestamptz
+           count(*), min({written_at})
     FROM {outbox}
     WHERE {status} IN ({retry}, {held}, {failed})
     GROUP BY 1, 2, 3

@@ -6,7 +6,7 @@
 -- matter, never the lane's.
 WITH locked AS MATERIALIZED (
     SELECT {id} AS id, {event_id} AS event_id, {aggregate_type} AS aggregate_type, {aggregate_id} AS aggregate_id,
-           {event_type} AS event_type, {payload} AS payload, {headers} AS headers, {created_at} AS created_at,
+           {event_type} AS event_type, {payload} AS payload, {headers} AS headers, {written_at} AS created_at,
            {attempts} AS attempts
     FROM {outbox}
     WHERE {lane} = $1 AND {status} = {pending} AND {id} >= $2
@@ -38,6 +38,6 @@ WITH locked AS MATERIALIZED (
     WHERE before < $5
 )
 SELECT id::bigint, event_id::uuid, aggregate_type::text, aggregate_id::text, coalesce(event_type::text, '') AS event_type,
-       coalesce(payload::text, 'null') AS payload, headers::text, coalesce(created_at::timestamptz, now()) AS created_at,
+       coalesce(payload::text, 'null') AS payload, headers::text, created_at,
        coalesce(attempts::int, 0) AS attempts, NULL::float8 AS failing_for, (SELECT locked FROM whole) AS locked
 FROM taken

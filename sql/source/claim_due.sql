@@ -3,7 +3,7 @@
 -- An adopted table's columns may be nullable: what is missing there is the event's matter, never the lane's.
 WITH locked AS MATERIALIZED (
     SELECT {id} AS id, {event_id} AS event_id, {aggregate_type} AS aggregate_type, {aggregate_id} AS aggregate_id,
-           {event_type} AS event_type, {payload} AS payload, {headers} AS headers, {created_at} AS created_at,
+           {event_type} AS event_type, {payload} AS payload, {headers} AS headers, {written_at} AS created_at,
            {attempts} AS attempts
     FROM {outbox}
     WHERE {lane} = $1 AND {status} = {retry} AND {next_attempt_at} <= now() AND {id} <= $5
@@ -23,7 +23,7 @@ WITH locked AS MATERIALIZED (
     WHERE bytes_before < $4 AND large_before < 32
 )
 SELECT s.id::bigint, s.event_id::uuid, s.aggregate_type::text, s.aggregate_id::text, coalesce(s.event_type::text, '') AS event_type,
-       coalesce(s.payload::text, 'null') AS payload, s.headers::text, coalesce(s.created_at::timestamptz, now()) AS created_at,
+       coalesce(s.payload::text, 'null') AS payload, s.headers::text, s.created_at,
        coalesce(s.attempts::int, 0) AS attempts, extract(epoch FROM clock_timestamp() - f.first_at)::float8 AS failing_for, s.locked
 FROM sized s
 LEFT JOIN {relay}.failure f ON f.id = s.id

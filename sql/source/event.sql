@@ -2,5 +2,5 @@
 SELECT {event_id}::uuid AS event_id, coalesce({aggregate_type}::text, '') AS aggregate_type,
        coalesce({aggregate_id}::text, '') AS aggregate_id, coalesce({event_type}::text, '') AS event_type,
        coalesce({payload}::text, 'null') AS payload, {headers}::text AS headers,
-       coalesce({created_at}::timestamptz, now()) AS created_at
+       {written_at} AS created_at
 FROM {outbox} WHERE {id} = $1

@@ -96,10 +96,15 @@ enum Refusal {
     NotNow { seconds: u64 },
     /// It is addressed to a name that is not this server's.
     Name,
+    /// A proxy brought it, and there are no tokens.
+    Forwarded,
 }
 
 const NAME: &str = "this server is not known by the name that the request is addressed to: list it in admin.hosts, use localhost or an \
                     address, or send a token in the header";
+
+const FORWARDED: &str = "a proxy forwarded this, and no tokens are configured: whoever it lets through would be an administrator; set \
+                         OUTBOX_RELAY_ADMIN_TOKEN";
 
 impl Refusal {
     fn problem(self) -> Problem {
@@ -111,6 +116,7 @@ impl Refusal {
             }
             Refusal::NotNow { seconds } => Problem::too_many_guesses(seconds),
             Refusal::Name => Problem::new(StatusCode::FORBIDDEN, "host", NAME),
+            Refusal::Forwarded => Problem::new(StatusCode::FORBIDDEN, "forwarded", FORWARDED),
         }
     }
 }
@@ -136,6 +142,11 @@ fn protected(mut response: Response) -> Response {
     response
 }
 
+/// Whether a proxy says that it passes on what somebody else sent.
+fn is_forwarded(headers: &HeaderMap) -> bool {
+    ["forwarded", "x-forwarded-for", "x-real-ip", "via"].iter().any(|name| headers.contains_key(*name))
+}
+
 fn address(request: &Request, behind_proxy: bool) -> IpAddr {
     let peer = request.extensions().get::<Peer>().map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.0);
     if behind_proxy { forwarded(request.headers()).unwrap_or(peer) } else { peer }
@@ -154,7 +165,11 @@ fn caller(state: &Inner, from: IpAddr, addressed: Addressed, request: &Request) 
     let is_here = addressed == Addressed::Here;
     if !state.tokens.are_needed() {
         let local = Caller { token: None, role: Role::Admin, on_behalf: on_behalf(headers) };
-        return if is_here { Ok(local) } else { Err(Refusal::Name) };
+        return match is_here {
+            _ if is_forwarded(headers) => Err(Refusal::Forwarded),
+            true => Ok(local),
+            false => Err(Refusal::Name),
+        };
     }
     let tokens = state.tokens.now();
     let presented = bearer(headers);
@@ -165,8 +180,10 @@ fn caller(state: &Inner, from: IpAddr, addressed: Addressed, request: &Request) 
         },
         None if !is_here => return Err(Refusal::Name),
         // A browser sends its cookie with whatever makes it ask: a change must come from this server's own page.
-        None => session::holder(&tokens, headers, SystemTime::now())
-            .filter(|_| is_reading(method) || page::is_own_form(headers)),
+        None => match session(state, &tokens, from, headers) {
+            Ok(token) => token.filter(|_| is_reading(method) || page::is_own_form(headers)),
+            Err(seconds) => return Err(Refusal::NotNow { seconds }),
+        },
     };
     let Some(token) = known else { return Err(Refusal::Unknown { presented: presented.is_some() }) };
     if token.role < Role::Admin && !is_reading(method) {
@@ -182,7 +199,24 @@ pub(super) fn known<'t>(
     from: IpAddr,
     secret: &str,
 ) -> Result<Option<&'t Token>, u64> {
-    let found = find(tokens, secret);
+    judged(state, from, secret, find(tokens, secret))
+}
+
+/// The token whose session this is, unless …: a session's MAC is made with the token, so that one made up is a guess like any other.
+pub(super) fn session<'t>(
+    state: &Inner,
+    tokens: &'t [Token],
+    from: IpAddr,
+    headers: &HeaderMap,
+) -> Result<Option<&'t Token>, u64> {
+    let now = SystemTime::now();
+    match session::presented(headers, now) {
+        Some(cookie) => judged(state, from, cookie, session::holder(tokens, cookie, now)),
+        None => Ok(None),
+    }
+}
+
+fn judged<'t>(state: &Inner, from: IpAddr, secret: &str, found: Option<&'t Token>) -> Result<Option<&'t Token>, u64> {
     match state.guesses.judge(from, secret, found.is_some(), &state.metrics) {
         Verdict::NotNow(wait) => Err(wait.as_secs() + 1),
         Verdict::Right | Verdict::Wrong => Ok(found),

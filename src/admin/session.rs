@@ -52,9 +52,15 @@ pub(super) fn sign_in_address(wanted: &Uri) -> String {
 }
 
 /// `GET /sign-in`
-pub(super) async fn ask(State(state): State<Arc<Inner>>, headers: HeaderMap, Query(wish): Query<Wish>) -> Response {
+pub(super) async fn ask(
+    State(state): State<Arc<Inner>>,
+    Extension(from): Extension<auth::From>,
+    headers: HeaderMap,
+    Query(wish): Query<Wish>,
+) -> Response {
     let next = own_address(&wish.next);
-    let known = !state.tokens.are_needed() || holder(&state.tokens.now(), &headers, SystemTime::now()).is_some();
+    let known = !state.tokens.are_needed()
+        || auth::session(&state, &state.tokens.now(), from.0, &headers).is_ok_and(|token| token.is_some());
     if known { Redirect::to(next).into_response() } else { page::sign_in_page(SignIn::Asked, next) }
 }
 
@@ -110,22 +116,36 @@ pub(super) fn issue(token: &Token, now: SystemTime) -> String {
     format!("{}.{until}.{}", hex(token.name.as_bytes()), hex(tag.as_ref()))
 }
 
-/// The token whose session this is.
-pub(super) fn holder<'t>(tokens: &'t [Token], headers: &HeaderMap, now: SystemTime) -> Option<&'t Token> {
-    values(headers).find_map(|value| verify(tokens, value, now))
+/// The cookie, if it says that it is good at this time. Only the first of that name is looked at, as a browser has just one.
+pub(super) fn presented(headers: &HeaderMap, now: SystemTime) -> Option<&str> {
+    values(headers).next().filter(|value| Said::of(value, now).is_some())
 }
 
-fn verify<'t>(tokens: &'t [Token], value: &str, now: SystemTime) -> Option<&'t Token> {
-    let mut parts = value.split('.');
-    let (name, until, tag) = (parts.next()?, parts.next()?, parts.next()?);
-    let (name, tag) = (String::from_utf8(unhex(name)?).ok()?, unhex(tag)?);
-    let until: u64 = until.parse().ok()?;
-    if parts.next().is_some() || until <= seconds(now) || until > seconds(now + LASTS) {
-        return None;
-    }
+/// The token whose session this is.
+pub(super) fn holder<'t>(tokens: &'t [Token], cookie: &str, now: SystemTime) -> Option<&'t Token> {
+    let Said { name, until, tag } = Said::of(cookie, now)?;
     let said = message(&name, until);
     let mut named = tokens.iter().filter(|token| token.name == name && !token.secret.is_empty());
     named.find(|token| hmac::verify(&key(token), said.as_bytes(), &tag).is_ok())
+}
+
+/// What a cookie says, which need not be true.
+struct Said {
+    name: String,
+    until: u64,
+    tag: Vec<u8>,
+}
+
+impl Said {
+    /// `None`: it says nothing, or itself that it is over.
+    fn of(cookie: &str, now: SystemTime) -> Option<Said> {
+        let mut parts = cookie.split('.');
+        let (name, until, tag) = (parts.next()?, parts.next()?, parts.next()?);
+        let (name, tag) = (String::from_utf8(unhex(name)?).ok()?, unhex(tag)?);
+        let until: u64 = until.parse().ok()?;
+        let is_over = parts.next().is_some() || until <= seconds(now) || until > seconds(now + LASTS);
+        (!is_over).then_some(Said { name, until, tag })
+    }
 }
 
 /// `Set-Cookie` that begins a session. `secure`: over TLS only.
@@ -203,7 +223,7 @@ mod tests {
 
     fn name_of(tokens: &[Token], value: &str, now: SystemTime) -> Option<String> {
         let headers = with(&[("cookie", format!("a=b; {COOKIE}={value}"))]);
-        holder(tokens, &headers, now).map(|token| token.name.clone())
+        presented(&headers, now).and_then(|cookie| holder(tokens, cookie, now)).map(|token| token.name.clone())
     }
 
     #[test]

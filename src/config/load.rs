@@ -298,7 +298,13 @@ impl Admin {
     /// Why the server may not start on this address, if so; `run` asks before it listens.
     pub fn refusal(&self) -> Option<String> {
         let (listen, port) = (self.listen, self.listen.port());
-        if listen.ip().is_loopback() {
+        if self.behind_proxy && self.tokens.is_empty() {
+            Some(
+                "admin.behind_proxy is set, and no token is configured: whoever the proxy lets through would be an administrator; set \
+                 OUTBOX_RELAY_ADMIN_TOKEN (or OUTBOX_RELAY_ADMIN_TOKEN_FILE)"
+                    .to_owned(),
+            )
+        } else if listen.ip().is_loopback() {
             None
         } else if self.tokens.is_empty() {
             Some(format!(
@@ -653,6 +659,9 @@ name = "empty"
         assert!(admin.refusal().unwrap().contains("OUTBOX_RELAY_ADMIN_TOKEN"));
         admin.behind_proxy = true;
         assert!(admin.refusal().unwrap().contains("OUTBOX_RELAY_ADMIN_TOKEN"));
+        admin.listen = "127.0.0.1:8080".parse().unwrap();
+        assert!(admin.refusal().unwrap().contains("OUTBOX_RELAY_ADMIN_TOKEN"), "all that the proxy lets through is local");
+        admin.listen = "[::]:8080".parse().unwrap();
         admin.tokens.push(Token { name: "read".to_owned(), role: Role::Read, secret: "x".to_owned() });
         assert_eq!(admin.refusal(), None);
     }

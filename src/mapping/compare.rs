@@ -1,7 +1,7 @@
 //! The statements that compare what a mapping yields with what its table holds.
 //!
 //! Guarantees: a value has one text on every server, whatever its settings, as long as [`CANONICAL`] is in force; the hash of a row
-//! is 64 bits of these texts, one after the other (see [`Comparison::row`]), and a checksum is the exact sum of hashes: rows that differ
+//! is 64 bits of these texts, one after the other (see `Comparison::row`), and a checksum is the exact sum of hashes: rows that differ
 //! go unseen with a chance of one in 2^64. It is no protection against somebody who makes up rows in order to be unseen. Over legacy rows the mapping's rows get the types of the table's columns, as if they had been
 //! written. Only columns that the mapping yields are compared.
 

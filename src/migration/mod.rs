@@ -21,7 +21,7 @@ use crate::relay::Shared;
 use crate::repair::{Action, Repaired};
 use crate::source::Source;
 use crate::target::{Copied, History, Job, JobId, RepairedLast, RepairedRow, ReportId, Target, Verified};
-use crate::verify::{Difference, EntityReport, VerifyError, Waiting};
+use crate::verify::{Difference, EntityReport, Outcome, STOPPED, VerifyError, Waiting};
 
 /// Why something was not started or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -242,7 +242,7 @@ pub async fn report(
         by: kept.by,
         mode: kept.mode,
         outcome: kept.outcome,
-        entities: entities_found,
+        entities: entities_found.into_iter().map(|of| entity_seen(of, entities, sight)).collect(),
         waiting,
         differences: found.into_iter().map(|(_, difference)| difference_seen(difference, entities, sight)).collect(),
         next_cursor,
@@ -342,12 +342,28 @@ fn difference_seen(mut difference: Difference, entities: &[Entity], sight: &Sigh
     difference
 }
 
+/// Why an entity could not be compared is told in a server's words, which may quote a row.
+fn entity_seen(mut of: EntityReport, entities: &[Entity], sight: &Sight) -> EntityReport {
+    let entity = entities.iter().find(|entity| entity.name == of.entity);
+    let limited = entity.is_none_or(|entity| sight.is_limited(&entity.aggregate_type));
+    if limited && of.outcome == Outcome::CouldNot && of.message.as_deref() != Some(STOPPED) {
+        of.message = of.message.map(|_| HIDDEN.to_owned());
+    }
+    of
+}
+
 fn jobs_seen(jobs: Vec<Job>, sight: &Sight) -> Vec<Job> {
     jobs.into_iter().map(|job| job_seen(job, sight)).collect()
 }
 
-/// What a repair says of each row has values in it.
+/// What a repair says of each row has values in it, and what a server says of a failure may have.
 fn job_seen(mut job: Job, sight: &Sight) -> Job {
+    if sight.is_limited_anywhere() {
+        job.message = job.message.map(|message| match job.code.as_deref() {
+            Some("lost" | "not_as_expected") => message,
+            _ => HIDDEN.to_owned(),
+        });
+    }
     let tells_rows = matches!(job.kind.as_str(), "repair" | "resync");
     if let Some(result) = job.result.as_ref().filter(|_| tells_rows && !sight.shows_values()) {
         let repaired = serde_json::from_str::<Repaired>(result.get());

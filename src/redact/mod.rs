@@ -84,6 +84,11 @@ impl Sight {
         !self.values || self.rules.of(aggregate_type).next().is_some()
     }
 
+    /// Whether anything is hidden of some type's payloads.
+    pub fn is_limited_anywhere(&self) -> bool {
+        !self.values || !self.rules.paths.is_empty()
+    }
+
     /// A payload: JSON text in, JSON text out. What is no JSON is hidden where anything is to be.
     pub fn payload<'t>(&self, aggregate_type: &str, text: &'t str) -> Cow<'t, str> {
         if !self.values {

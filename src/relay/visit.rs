@@ -31,8 +31,11 @@ impl Errand {
 
 /// A batch that takes more of the deadline than one part in so many is too large: its lane is locked, and a transaction is open on both
 /// sides, for all of that time.
-const SHARE: u32 = 20;
-/// A million events have become one.
+const SHARE: u32 = 10;
+/// A sixteenth: what is slow even so is slow for another reason than its size (far servers, a slow trigger), and more halving would only
+/// make more batches of it.
+const NARROW: u32 = 4;
+/// A million events have become one: for batches that miss the deadline altogether.
 pub(super) const NARROWEST: u32 = 20;
 
 /// How often the next batch of a lane is to be halved, after one that was halved `narrow` times took so long. `full`: more events were
@@ -40,7 +43,7 @@ pub(super) const NARROWEST: u32 = 20;
 pub(super) fn narrower(narrow: u32, took: Duration, full: bool, deadline: Duration) -> u32 {
     let limit = deadline / SHARE;
     if took > limit {
-        if full { (narrow + 1).min(NARROWEST) } else { narrow }
+        if full && narrow < NARROW { narrow + 1 } else { narrow }
     } else if took * 2 > limit {
         // Twice as many would be too many again.
         narrow
@@ -139,19 +142,21 @@ mod tests {
             (0, 50, true, 0),
             (0, 50, false, 0),
             // Too long: half as many, and half of that.
-            (0, 1_600, true, 1),
-            (1, 1_600, true, 2),
+            (0, 3_100, true, 1),
+            (1, 3_100, true, 2),
             // That it was slow was not its size.
-            (0, 1_600, false, 0),
-            (3, 1_600, false, 3),
+            (0, 3_100, false, 0),
+            (3, 3_100, false, 3),
             // Just right.
-            (2, 1_000, true, 2),
+            (2, 2_000, true, 2),
             // Twice as many fit.
-            (2, 700, true, 1),
-            (2, 700, false, 1),
+            (2, 1_400, true, 1),
+            (2, 1_400, false, 1),
             (1, 5, true, 0),
-            // A single event that is slow for hours is not halved any more.
-            (NARROWEST, 20_000, true, NARROWEST),
+            // It was never its size: it is not halved any more.
+            (NARROW, 20_000, true, NARROW),
+            // That had missed the deadline as a larger one.
+            (9, 20_000, true, 9),
         ] {
             let took = Duration::from_millis(milliseconds);
             assert_eq!(narrower(narrow, took, full, deadline), next, "{narrow} {took:?} {full}");
@@ -160,7 +165,7 @@ mod tests {
 
     #[test]
     fn a_batch_has_at_least_one_event() {
-        for (narrow, events) in [(0, 2_000), (1, 1_000), (10, 1), (NARROWEST, 1), (40, 1)] {
+        for (narrow, events) in [(0, 2_000), (1, 1_000), (NARROW, 125), (NARROWEST, 1), (40, 1)] {
             assert_eq!(Errand { narrow, ..Errand::default() }.at_most(2_000), events);
         }
     }

@@ -16,6 +16,14 @@ pub struct Names {
     lanes: u16,
 }
 
+/// No event is older, or newer, to the relay. An application may write 'infinity', or a year that is none here.
+const FIRST: &str = "'0001-01-01Z'::timestamptz";
+const LAST: &str = "'9999-12-31Z'::timestamptz";
+
+fn written_at(created_at: &str) -> String {
+    format!("least(greatest(coalesce({created_at}::timestamptz, now()), {FIRST}), {LAST})")
+}
+
 impl Names {
     /// For an outbox with this many lanes.
     pub fn new(legacy: &Legacy, lanes: u16) -> Names {
@@ -53,6 +61,8 @@ impl Names {
             ("hash_of_key", hash_of("k.aggregate_type", "k.aggregate_id")),
             ("lane_of_key", lane_of("k.aggregate_type", "k.aggregate_id", lanes)),
             ("identity", Identity::SQL.to_owned()),
+            ("written_at", written_at(&ident(&c.created_at))),
+            ("written_at_of_o", written_at(&format!("o.{}", ident(&c.created_at)))),
             // Overwritten by `partitioned`.
             ("within", "($2::timestamptz IS NULL OR $3::timestamptz IS NULL OR true)".to_owned()),
             ("lowest", format!("({})::bigint", literal(&i64::MIN.to_string()))),
@@ -64,7 +74,10 @@ impl Names {
     /// it looks into the partitions concerned, and not for each id into all of them.
     pub fn partitioned(mut self) -> Names {
         let created_at = ident(&self.legacy.columns.created_at);
-        let within = format!("{created_at} BETWEEN $2::timestamptz AND $3::timestamptz");
+        let within = format!(
+            "{created_at} BETWEEN CASE WHEN $2::timestamptz <= {FIRST} THEN '-infinity' ELSE $2::timestamptz END \
+             AND CASE WHEN $3::timestamptz >= {LAST} THEN 'infinity' ELSE $3::timestamptz END"
+        );
         self.pairs.iter_mut().filter(|(name, _)| *name == "within").for_each(|(_, sql)| sql.clone_from(&within));
         self
     }

@@ -22,6 +22,7 @@ pub(crate) use self::judge::{Judgement, Rule, Suspect};
 pub(crate) use self::look::Look;
 use self::pass::Pass;
 use self::ranges::Step;
+pub(crate) use self::report::STOPPED;
 pub use self::report::{ColumnDifference, Difference, EntityReport, Kind, Outcome, Report, Waiting, render};
 use crate::config::{Config, Entity, OnFailure};
 use crate::disposition::told;

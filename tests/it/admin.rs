@@ -242,6 +242,10 @@ async fn without_tokens_only_this_machine_is_served() {
     assert_eq!(api.client.clone().header("Host", "rebound.example.org").get("/v1/backlog").await.problem(403), "host");
     let form = api.client.clone().header("Content-Type", "text/plain");
     assert_eq!(form.post("/v1/pause", json!({"reason": "a page in a browser"})).await.problem(415), "content_type");
+    for by_a_proxy in ["X-Forwarded-For", "Forwarded", "X-Real-IP", "Via"] {
+        let proxied = api.client.clone().header(by_a_proxy, "192.0.2.1");
+        assert_eq!(proxied.get("/v1/backlog").await.problem(403), "forwarded", "{by_a_proxy}");
+    }
     api.client.get("/v1/backlog").await.ok();
     api.stop().await;
 }

@@ -61,7 +61,7 @@ async fn of_two_processes_one_tells_of_a_failure_and_after_a_restart_that_it_is_
     let variables = [
         ("OUTBOX_RELAY_ALERTS__WEBHOOK_FILE", secret.to_str().unwrap()),
         ("OUTBOX_RELAY_ALERTS__AFTER", "0s"),
-        ("OUTBOX_RELAY_ALERTS__RECOVERY", "1s"),
+        ("OUTBOX_RELAY_ALERTS__RECOVERY", "10s"),
         ("OUTBOX_RELAY_RETRY__ATTEMPTS", "1"),
         ("OUTBOX_RELAY_ADMIN__URL", "https://relay.example.org/"),
     ];

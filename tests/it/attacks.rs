@@ -614,6 +614,20 @@ async fn guesses_are_few_and_lock_out_nobody_elsewhere() {
         async { sent.await.status == 429 }
     })
     .await;
+    // A session that is made up is a guess at the token that it would be made with; and the same one again is none.
+    let until = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() + 600;
+    let made_up = async |from: &str, n: u32| {
+        let cookie = format!("outbox_relay_session=61646d696e.{until}.{n:064x}");
+        target.api.client.clone().header("X-Forwarded-For", from).header("Cookie", &cookie).get("/v1/backlog").await.status
+    };
+    for _ in 0..100 {
+        assert_eq!(made_up("192.0.2.7", 1).await, 401);
+    }
+    let mut answers = Vec::new();
+    for n in 0..60 {
+        answers.push(made_up("192.0.2.8", n).await);
+    }
+    assert!(answers.contains(&429) && answers.iter().all(|status| [401, 429].contains(status)), "{answers:?}");
     let metrics = target.api.client.with(Some("all-of-it")).get("/metrics").await.text;
     for why in ["unknown", "limited"] {
         let line = metrics

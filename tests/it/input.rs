@@ -592,6 +592,26 @@ async fn bytes_that_are_no_utf_8_are_warned_of_and_can_be_mended() {
 }
 
 #[tokio::test]
+async fn a_time_that_is_none_stops_nobody() {
+    let stage = Stage::new().await;
+    for (id, time) in [(1, "infinity"), (2, "-infinity"), (3, "290000-01-01"), (4, "4000-01-01 BC")] {
+        stage.user(id, "UserCreated", "n", 1).await;
+        stage.pair.legacy.run(&format!("UPDATE outbox SET created_at = '{time}' WHERE aggregate_id = '{id}'")).await;
+    }
+    let running = stage.start().await;
+    stage.drained().await;
+    let api = Api::start(&stage.config, Vec::new(), Some(running.shared.clone())).await;
+    let listed = api.client.get("/v1/events?status=processed").await.ok();
+    assert_eq!(listed["items"].as_array().unwrap().len(), 4);
+    for event in listed["items"].as_array().unwrap() {
+        api.client.get(&format!("/v1/events/{}", event["id"])).await.ok();
+    }
+    api.client.get("/v1/backlog").await.ok();
+    api.stop().await;
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn an_event_of_100_mb_passes_and_many_large_ones_take_no_more_memory_than_a_batch() {
     const MB: u64 = 1_000_000;
     let stage = Stage::with(|config| {
