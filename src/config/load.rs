@@ -660,7 +660,10 @@ name = "empty"
         admin.behind_proxy = true;
         assert!(admin.refusal().unwrap().contains("OUTBOX_RELAY_ADMIN_TOKEN"));
         admin.listen = "127.0.0.1:8080".parse().unwrap();
-        assert!(admin.refusal().unwrap().contains("OUTBOX_RELAY_ADMIN_TOKEN"), "all that the proxy lets through is local");
+        assert!(
+            admin.refusal().unwrap().contains("OUTBOX_RELAY_ADMIN_TOKEN"),
+            "all that the proxy lets through is local"
+        );
         admin.listen = "[::]:8080".parse().unwrap();
         admin.tokens.push(Token { name: "read".to_owned(), role: Role::Read, secret: "x".to_owned() });
         assert_eq!(admin.refusal(), None);

@@ -618,7 +618,15 @@ async fn guesses_are_few_and_lock_out_nobody_elsewhere() {
     let until = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() + 600;
     let made_up = async |from: &str, n: u32| {
         let cookie = format!("outbox_relay_session=61646d696e.{until}.{n:064x}");
-        target.api.client.clone().header("X-Forwarded-For", from).header("Cookie", &cookie).get("/v1/backlog").await.status
+        target
+            .api
+            .client
+            .clone()
+            .header("X-Forwarded-For", from)
+            .header("Cookie", &cookie)
+            .get("/v1/backlog")
+            .await
+            .status
     };
     for _ in 0..100 {
         assert_eq!(made_up("192.0.2.7", 1).await, 401);
