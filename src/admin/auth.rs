@@ -1,6 +1,6 @@
 //! Who calls, and what they may.
 //!
-//! With tokens: every path needs one, in a header or as a [`session`], but `/healthz`, `/readyz`, the page's sign-in, and the API's
+//! With tokens: every path needs one, in a header or as a [`mod@session`], but `/healthz`, `/readyz`, the page's sign-in, and the API's
 //! own description, which is the same for everybody and which a browser is to show; reading needs any, changing needs an admin's.
 //! Without: whoever reaches the socket may do all, which is why it is a loopback one. Either way nothing changes for a page of
 //! another site ([`page::came_from`]), and nothing but what is open to all is served under a name that is not this server's
