@@ -140,6 +140,22 @@ impl Shared {
         }
     }
 
+    /// A look found that the target cannot be reached. Told once, until it can.
+    pub(crate) fn target_missed(&self, error: &sqlx::Error) {
+        if self.breaker.missed(told(error)) {
+            self.metrics.breaker("target", true);
+            tracing::warn!(error = told(error), "the target cannot be reached; trying again until it can");
+        }
+    }
+
+    /// A look was answered, so that an idle relay knows that the target is back.
+    pub(crate) fn target_seen(&self) {
+        if self.breaker.seen() {
+            self.metrics.breaker("target", false);
+            tracing::info!("the target answers again");
+        }
+    }
+
     /// Notes something for pages and readiness.
     pub fn change_state<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))

@@ -93,25 +93,70 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
     }
 }
 
-/// Compares both logs' newest entries. Read without locks, so a difference is only a prompt to look under them.
+/// Compares both logs' newest entries. Read without locks, so a difference is only a prompt to look under them. It is also what
+/// notices, while nothing is pending, that the target is away or back.
 pub(super) async fn compare_logs(shared: Arc<Shared>, board: Arc<Board>, stop: CancellationToken) {
-    while !stop.is_cancelled() {
-        match differing_lanes(&shared).await {
-            Ok(lanes) => lanes.into_iter().for_each(|lane| board.offer(lane, Errand::default())),
-            Err(error) => tracing::debug!(%error, "could not compare the logs"),
+    let compare = async {
+        let mut missed = false;
+        loop {
+            match heads(&shared, missed).await {
+                Ok((source, target)) => {
+                    missed = target.is_none();
+                    let lanes = target.map_or_else(Vec::new, |target| differing(&source, &target));
+                    lanes.into_iter().for_each(|lane| board.offer(lane, Errand::default()));
+                }
+                Err(error) => tracing::debug!(%error, "could not compare the logs"),
+            }
+            tokio::time::sleep(COMPARE_EVERY).await;
         }
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = tokio::time::sleep(COMPARE_EVERY) => {}
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = compare => {}
+    }
+}
+
+type Heads = std::collections::HashMap<Lane, Option<crate::event::BatchKey>>;
+
+/// Both logs' newest entries; of the target's side `None` when it did not answer. `missed`: it did not the last time.
+async fn heads(shared: &Shared, missed: bool) -> sqlx::Result<(Heads, Option<Heads>)> {
+    let (source, target) = tokio::join!(shared.source.heads(), look_at_target(shared, missed));
+    Ok((source?, target))
+}
+
+/// The target's heads, and what can be told of it by whether it answers. A connection that broke is no outage: only what cannot be
+/// reached anew is away, and the reason is what that try was told, not that the pool ran out of time.
+async fn look_at_target(shared: &Shared, missed: bool) -> Option<Heads> {
+    if !missed {
+        match shared.target.heads().await {
+            Ok(heads) => {
+                shared.target_seen();
+                return Some(heads);
+            }
+            Err(error) => tracing::debug!(%error, "could not read the target's log"),
         }
     }
+    if let Err(error) = shared.target.reach().await {
+        shared.target_missed(&error);
+        return None;
+    }
+    let heads =
+        shared.target.heads().await.inspect_err(|error| tracing::debug!(%error, "could not read the target's log"));
+    if heads.is_ok() {
+        shared.target_seen();
+    }
+    heads.ok()
 }
 
 /// Lanes whose logs end differently, or are in flight just now.
 pub(super) async fn differing_lanes(shared: &Shared) -> sqlx::Result<Vec<Lane>> {
     let (source, target) = tokio::try_join!(shared.source.heads(), shared.target.heads())?;
+    Ok(differing(&source, &target))
+}
+
+fn differing(source: &Heads, target: &Heads) -> Vec<Lane> {
     let differs = |lane: &Lane| source.get(lane) != target.get(lane);
     let mut lanes: Vec<Lane> = source.keys().copied().filter(differs).collect();
     lanes.sort();
-    Ok(lanes)
+    lanes
 }

@@ -246,6 +246,16 @@ struct Open {
     pause: Pause,
     until: Instant,
     probing: bool,
+    /// A batch has met it, so only a batch may close it: what hinders batches need not hinder a look.
+    by_batch: bool,
+}
+
+impl Open {
+    fn new(why: String, by_batch: bool) -> Open {
+        let mut pause = Pause::new(Duration::from_millis(100), Duration::from_secs(2));
+        let until = Instant::now() + pause.next_pause();
+        Open { why, since: chrono::Utc::now(), pause, until, probing: false, by_batch }
+    }
 }
 
 impl Breaker {
@@ -277,23 +287,46 @@ impl Breaker {
         }
     }
 
-    /// The target is away. Whether that is news.
+    /// A batch met a target that is away. Whether that is news.
     pub fn failed(&self, why: String) -> bool {
         let mut guard = self.lock();
         match guard.as_mut() {
             Some(open) => {
                 open.until = Instant::now() + open.pause.next_pause();
                 open.probing = false;
+                open.by_batch = true;
                 open.why = why;
                 false
             }
             None => {
-                let mut pause = Pause::new(Duration::from_millis(100), Duration::from_secs(2));
-                let until = Instant::now() + pause.next_pause();
-                *guard = Some(Open { why, since: chrono::Utc::now(), pause, until, probing: false });
+                *guard = Some(Open::new(why, true));
                 true
             }
         }
+    }
+
+    /// A look met a target that cannot be reached, with nothing pending perhaps. Whether that is news.
+    pub fn missed(&self, why: String) -> bool {
+        let mut guard = self.lock();
+        match guard.as_mut() {
+            Some(open) => {
+                open.why = why;
+                false
+            }
+            None => {
+                *guard = Some(Open::new(why, false));
+                true
+            }
+        }
+    }
+
+    /// A look was answered. Whether that closed the breaker, which it does unless a batch has met what opened it.
+    pub fn seen(&self) -> bool {
+        let mut guard = self.lock();
+        if guard.as_ref().is_none_or(|open| open.by_batch) {
+            return false;
+        }
+        guard.take().is_some()
     }
 
     /// Why and since when it is open.
@@ -305,6 +338,19 @@ impl Breaker {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_look_opens_the_breaker_and_closes_only_what_no_batch_has_met() {
+        let breaker = Breaker::default();
+        assert!(!breaker.seen());
+        assert!(breaker.missed("refused".into()) && !breaker.missed("refused".into()));
+        assert!(breaker.report().is_some() && breaker.seen() && breaker.report().is_none());
+        breaker.missed("refused".into());
+        assert!(!breaker.failed("not within 10 s".into()));
+        breaker.missed("refused".into());
+        assert_eq!(breaker.report().unwrap().0, "refused");
+        assert!(!breaker.seen() && breaker.succeeded());
+    }
 
     #[test]
     fn a_probe_that_is_cut_off_is_not_the_last_one() {

@@ -162,6 +162,11 @@ impl Target {
         rows.iter().map(|row| Ok((row.try_get("lane")?, BatchKey::of_row(row)?))).collect()
     }
 
+    /// Whether a new connection can be had; see [`crate::connect::reach`].
+    pub async fn reach(&self) -> sqlx::Result<()> {
+        crate::connect::reach(&self.pool).await
+    }
+
     /// Ends whoever has held this lane's lock for longer than `limit`; see the source's function of the same name.
     pub async fn end_holder(&self, lane: Lane, limit: Duration) -> sqlx::Result<Vec<i32>> {
         let sql = self.render(include_str!("../../sql/target/end_holder.sql"));

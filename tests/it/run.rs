@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use outbox_relay::demo::server::Mode;
 
 use crate::support::stage::Stage;
 use crate::support::{DEADLINE, eventually, own_servers};
@@ -220,6 +221,25 @@ async fn a_source_that_is_back_is_known_to_be_back_although_nothing_is_pending()
     eventually(DEADLINE, "it is missed", away).await;
     servers.legacy.restart().await.unwrap();
     eventually(DEADLINE, "it is known to be back", || async { !away().await }).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_target_that_is_away_or_back_is_known_although_nothing_is_pending() {
+    let mut servers = own_servers().await;
+    let stage = Stage::on(servers.pair().await, |_| {}).await;
+    let running = stage.start().await;
+    stage.thing("a", 1).await;
+    stage.drained().await;
+    let why = || async { running.shared.breaker.report().map(|(why, _)| why) };
+    assert_eq!(why().await, None);
+    servers.new.stop(Mode::Immediate).await.unwrap();
+    eventually(DEADLINE, "it is missed, and why is told", || async {
+        why().await.is_some_and(|why| why.contains("refused"))
+    })
+    .await;
+    servers.new.restart().await.unwrap();
+    eventually(DEADLINE, "it is known to be back", || async { why().await.is_none() }).await;
     running.stop().await;
 }
 
