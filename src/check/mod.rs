@@ -95,6 +95,16 @@ pub async fn check(config: &Config) -> Vec<Finding> {
     findings
 }
 
+/// Why `run` would not start its admin API with these settings, whatever the databases are like. `certificate`: whether its
+/// certificate and key can be used, which the API itself tells.
+pub fn admin(config: &Config, certificate: Result<(), String>) -> Vec<Finding> {
+    let found = [("admin.listen", config.admin.refusal()), ("admin.certificate", certificate.err())];
+    let told = |(code, what): (&str, Option<String>)| {
+        what.map(|what| Finding::problem(code, what, "run refuses to start", ""))
+    };
+    found.into_iter().filter_map(told).collect()
+}
+
 fn collect(side: Side, found: sqlx::Result<Vec<Finding>>, findings: &mut Vec<Finding>) {
     match found {
         Ok(found) => findings.extend(found),

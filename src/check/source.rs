@@ -87,6 +87,20 @@ pub(super) async fn check(config: &Config, pool: &PgPool) -> sqlx::Result<Vec<Fi
     Ok(findings)
 }
 
+/// How to be rid of a partition that was seen empty. A transaction that was open then may still commit an event into it: detaching
+/// waits for that one, and only what is empty afterwards is dropped.
+fn dropping(outbox: &str, partition: &str, bound: &str, more: &str) -> String {
+    let message = literal(&format!(
+        "{partition} holds events that were committed meanwhile: attach it again, and they are relayed"
+    ));
+    let hint = literal(&format!("ALTER TABLE {outbox} ATTACH PARTITION {partition} {bound};"));
+    format!(
+        "ALTER TABLE {outbox} DETACH PARTITION {partition} CONCURRENTLY;    (each outside a transaction{more})\n\
+         DO $drop$ BEGIN LOCK TABLE {partition}; IF EXISTS (SELECT FROM {partition}) THEN RAISE EXCEPTION USING MESSAGE = {message}, \
+         HINT = {hint}; END IF; DROP TABLE {partition}; END $drop$;"
+    )
+}
+
 struct Check<'a> {
     config: &'a Config,
     names: Names,
@@ -273,7 +287,7 @@ impl Check<'_> {
         for row in rows? {
             tomorrow |= row.try_get::<bool, _>("takes_tomorrow")?;
             if row.try_get::<Option<bool>, _>("over")?.unwrap_or(false) {
-                over.push(row.try_get::<String, _>("name")?);
+                over.push((row.try_get::<String, _>("name")?, row.try_get::<String, _>("bound")?));
             }
         }
         if !tomorrow {
@@ -292,19 +306,17 @@ impl Check<'_> {
         }
         let mut empty = Vec::new();
         // Oldest first; the others another time.
-        for name in over.iter().take(100) {
+        for (name, bound) in over.iter().take(100) {
             let rows = self.rows(&format!("SELECT EXISTS (SELECT FROM {name}) AS holds")).await?;
             if rows.first().is_some_and(|row| row.try_get::<bool, _>("holds").unwrap_or(true)) {
                 continue;
             }
-            empty.push(name.as_str());
+            empty.push((name.as_str(), bound.as_str()));
         }
-        if let Some(first) = empty.first() {
+        if let Some((first, bound)) = empty.first() {
             let more = if empty.len() > 1 { format!(", and {} more", empty.len() - 1) } else { String::new() };
             findings.push(Finding {
-                remedy: format!(
-                    "ALTER TABLE {outbox} DETACH PARTITION {first} CONCURRENTLY; DROP TABLE {first};    (each outside a transaction{more})"
-                ),
+                remedy: dropping(outbox, first, bound, &more),
                 ..Finding::note(
                     "outbox.partition_empty",
                     format!("{first}{more}: retention has deleted all events of this time"),

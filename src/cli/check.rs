@@ -2,12 +2,15 @@
 
 use super::args::CheckArgs;
 use super::{Exit, output};
+use crate::admin::check_certificate;
 use crate::check;
 use crate::config::Config;
 
 /// Prints the findings, the worst first.
 pub(super) async fn command(args: &CheckArgs, config: Config) -> anyhow::Result<Exit> {
-    let findings = check::check(&config).await;
+    let mut findings = check::admin(&config, check_certificate(&config.admin));
+    findings.extend(check::check(&config).await);
+    findings.sort_by_key(|finding| finding.severity);
     if args.json {
         output::json(&serde_json::json!({ "items": findings }))?;
     } else {

@@ -246,9 +246,12 @@ struct Open {
     pause: Pause,
     until: Instant,
     probing: bool,
-    /// A batch has met it, so only a batch may close it: what hinders batches need not hinder a look.
+    /// A batch has met it, so a batch has to close it while any is tried: what hinders batches need not hinder a look.
     by_batch: bool,
 }
+
+/// After so long without a try, although one was allowed, there is nothing to be tried.
+const UNTRIED: Duration = Duration::from_secs(5);
 
 impl Open {
     fn new(why: String, by_batch: bool) -> Open {
@@ -320,10 +323,12 @@ impl Breaker {
         }
     }
 
-    /// A look was answered. Whether that closed the breaker, which it does unless a batch has met what opened it.
+    /// A look was answered. Whether that closed the breaker: not while batches try it and fail. What they failed at may be gone
+    /// since, though (an errand of its own, another process), and then nobody else would ever find out.
     pub fn seen(&self) -> bool {
         let mut guard = self.lock();
-        if guard.as_ref().is_none_or(|open| open.by_batch) {
+        let tried = |open: &Open| open.by_batch && (open.probing || open.until + UNTRIED > Instant::now());
+        if guard.as_ref().is_none_or(tried) {
             return false;
         }
         guard.take().is_some()
@@ -340,7 +345,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_look_opens_the_breaker_and_closes_only_what_no_batch_has_met() {
+    fn a_look_opens_the_breaker_and_closes_what_no_batch_meets() {
         let breaker = Breaker::default();
         assert!(!breaker.seen());
         assert!(breaker.missed("refused".into()) && !breaker.missed("refused".into()));
@@ -350,6 +355,11 @@ mod tests {
         breaker.missed("refused".into());
         assert_eq!(breaker.report().unwrap().0, "refused");
         assert!(!breaker.seen() && breaker.succeeded());
+        // A batch had met it, and there is none any more.
+        breaker.failed("not within 10 s".into());
+        let long_ago = Instant::now().checked_sub(UNTRIED);
+        breaker.lock().iter_mut().for_each(|open| open.until = long_ago.unwrap_or(open.until));
+        assert!(breaker.seen());
     }
 
     #[test]

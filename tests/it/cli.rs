@@ -8,6 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use outbox_relay::cli::Cli;
 
+use crate::support::certificates::Authority;
 use crate::support::stage::Stage;
 
 fn outbox_relay(folder: &tempfile::TempDir) -> Command {
@@ -115,4 +116,29 @@ async fn a_status_is_watched_until_told_to_end_and_has_no_colours_where_there_is
     }
     kill(Pid::from_raw(i32::try_from(watching.id()).unwrap()), Signal::SIGTERM).unwrap();
     assert_eq!(watching.wait().unwrap().code(), Some(0));
+}
+
+#[tokio::test]
+async fn check_tells_why_run_would_refuse_its_admin_settings() {
+    let stage = Stage::new().await;
+    let folder = tempfile::tempdir().unwrap();
+    let text = format!("[legacy]\nurl = \"{}\"\n[new]\nurl = \"{}\"\n", stage.pair.legacy.url, stage.pair.new.url);
+    std::fs::write(folder.path().join("outbox-relay.toml"), text).unwrap();
+    let authority = Authority::new();
+    authority.sign(&["localhost"]).write(folder.path(), "one");
+    authority.sign(&["localhost"]).write(folder.path(), "other");
+    let certificate = |key| [("OUTBOX_RELAY_ADMIN__TLS_CERT", "one.pem"), ("OUTBOX_RELAY_ADMIN__TLS_KEY", key)];
+    let check = |variables: &[(&str, &str)]| {
+        let output = outbox_relay(&folder).arg("check").envs(variables.iter().copied()).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    for (variables, code) in [
+        (&[("OUTBOX_RELAY_ADMIN__LISTEN", "0.0.0.0:8080")][..], "problem[admin.listen]"),
+        (&certificate("other.key"), "problem[admin.certificate]"),
+    ] {
+        let (exit, said) = check(variables);
+        assert!(exit == Some(1) && said.contains(code) && said.contains("1 problem, "), "{exit:?} {said}");
+    }
+    let (exit, said) = check(&certificate("one.key"));
+    assert_eq!((exit, said.as_str()), (Some(0), "No problems.\n"));
 }

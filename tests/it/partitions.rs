@@ -9,9 +9,9 @@ use outbox_relay::source::Names;
 
 use crate::readme::{blocks, page};
 use crate::retention::{age, retain};
-use crate::support::pair;
 use crate::support::past::Past;
 use crate::support::stage::Stage;
+use crate::support::{DEADLINE, eventually, pair};
 
 /// The outbox as docs/scaling.md has it, with yesterday, today and a week.
 async fn partitioned(change: impl FnOnce(&mut Config)) -> Stage {
@@ -32,6 +32,11 @@ fn around_midnight(events: u32, aggregates: u32) -> String {
                 ((now() AT TIME ZONE 'UTC')::date AT TIME ZONE 'UTC') + (CASE WHEN i % 2 = 0 THEN 1 ELSE -1 END) * interval '1 minute'
          FROM generate_series(1, {events}) i"
     )
+}
+
+/// A remedy's, one a line, each with what is said beside it.
+fn statements(remedy: &str) -> impl Iterator<Item = &str> {
+    remedy.lines().map(|line| line.split("    (").next().unwrap())
 }
 
 async fn codes(stage: &Stage) -> Vec<String> {
@@ -87,8 +92,7 @@ async fn a_partitioned_outbox_is_made_checked_and_relayed_across_midnight_and_it
     // Dropped by the remedy itself, while the relay runs and the application writes.
     let running = stage.start().await;
     legacy.run(&around_midnight(200, 7)).await;
-    let statements = empty.remedy.split_once("    (").unwrap().0;
-    for statement in statements.split("; ") {
+    for statement in statements(&empty.remedy) {
         legacy.run(statement).await;
     }
     legacy.run(&around_midnight(200, 7)).await;
@@ -107,6 +111,39 @@ async fn a_partitioned_outbox_is_made_checked_and_relayed_across_midnight_and_it
     let findings = check::check(&stage.config).await;
     let missing = findings.iter().find(|finding| finding.code == "outbox.partition_missing").expect("no tomorrow");
     legacy.run(&missing.remedy).await;
+    assert_eq!(codes(&stage).await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_day_that_gets_an_event_after_it_was_seen_empty_is_not_dropped() {
+    let stage = partitioned(|_| {}).await;
+    let legacy = &stage.pair.legacy;
+    let day =
+        "CREATE TABLE outbox_old PARTITION OF outbox FOR VALUES FROM ('2020-01-01 00:00Z') TO ('2020-01-02 00:00Z')";
+    legacy.run(day).await;
+    let findings = check::check(&stage.config).await;
+    let empty = findings.iter().find(|finding| finding.code == "outbox.partition_empty").expect("an empty day");
+    let event = "INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload, created_at)
+                 VALUES ('Thing', 'late', 'Happened', '{\"version\": 1}', '2020-01-01 12:00Z')";
+    // The writer was open when the check looked, and detaching waits for it.
+    let mut writer = legacy.pool.begin().await.unwrap();
+    sqlx::query(event).execute(&mut *writer).await.unwrap();
+    let mut steps = statements(&empty.remedy);
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'ALTER TABLE%DETACH%' AND wait_event_type = 'Lock' AND datname = current_database()";
+    tokio::join!(legacy.run(steps.next().unwrap()), async {
+        eventually(DEADLINE, "it waits", || async { legacy.value::<i64>(waits).await == 1 }).await;
+        writer.commit().await.unwrap();
+    });
+    let refused = sqlx::raw_sql(sqlx::AssertSqlSafe(steps.next().unwrap().to_owned())).execute(&legacy.pool).await;
+    let refused = refused.unwrap_err();
+    let said = refused.as_database_error().unwrap().downcast_ref::<sqlx::postgres::PgDatabaseError>();
+    assert!(said.message().contains("attach it again"), "{said:?}");
+    legacy.run(said.hint().unwrap()).await;
+    let running = stage.start().await;
+    stage.drained().await;
+    running.stop().await;
+    assert_eq!(stage.count("processed").await, 1);
+    stage.oracle_agrees().await;
     assert_eq!(codes(&stage).await, Vec::<String>::new());
 }
 
