@@ -239,7 +239,7 @@ async fn a_target_that_is_away_or_back_is_known_although_nothing_is_pending() {
     })
     .await;
     servers.new.restart().await.unwrap();
-    eventually(DEADLINE, "it is known to be back", || async { why().await.is_none() }).await;
+    eventually(2 * DEADLINE, "it is known to be back", || async { why().await.is_none() }).await;
     running.stop().await;
 }
 
