@@ -115,6 +115,55 @@ async fn a_partitioned_outbox_is_made_checked_and_relayed_across_midnight_and_it
 }
 
 #[tokio::test]
+async fn a_poison_event_is_held_skipped_past_and_replayed_across_days_while_many_write() {
+    let stage = partitioned(|config| config.relay.lanes = 4).await;
+    let legacy = &stage.pair.legacy;
+    let running = stage.start().await;
+    let poison = |id: i64| {
+        let payload = format!("{{\"id\": {id}, \"name\": \"x\", \"version\": \"x\"}}");
+        async move {
+            legacy
+                .value::<i64>(&format!(
+                    "INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload, created_at)
+             VALUES ('User', '{id}', 'UserUpdated', '{payload}', now() - interval '1 day') RETURNING id"
+                ))
+                .await
+        }
+    };
+    let (bad, worse) = (poison(1).await, poison(2).await);
+    let becomes = async |id: i64, status: &str| {
+        eventually(DEADLINE, status, || async { stage.status(id).await == status }).await;
+    };
+    becomes(bad, "failed").await;
+    becomes(worse, "failed").await;
+    let behind = [stage.user(1, "UserUpdated", "second", 2).await, stage.user(1, "UserUpdated", "third", 3).await];
+    for id in behind {
+        becomes(id, "held").await;
+    }
+    // Each with aggregates of its own, as who writes to the same one waits for the other.
+    let many = |writer: u32| around_midnight(100, 7).replace("(i % 7)::text", &format!("'{writer}-' || (i % 7)"));
+    let (one, two, three, four) = (many(1), many(2), many(3), many(4));
+    tokio::join!(legacy.run(&one), legacy.run(&two), legacy.run(&three), legacy.run(&four));
+    // Mended and replayed; the other one is given up.
+    legacy
+        .run(&format!(
+            "BEGIN; SELECT * FROM outbox_relay.lane FOR UPDATE;
+             INSERT INTO outbox_relay.put_back (lane, id) SELECT lane, {bad} FROM outbox_relay.lane;
+             UPDATE outbox SET status = 'pending', attempts = 0, payload = '{{\"id\": 1, \"name\": \"first\", \"version\": 1}}' WHERE id = {bad};
+             UPDATE outbox SET status = 'skipped' WHERE id = {worse}; COMMIT"
+        ))
+        .await;
+    for id in [bad, behind[0], behind[1]] {
+        becomes(id, "processed").await;
+    }
+    stage.drained().await;
+    running.stop().await;
+    assert_eq!(stage.pair.new.value::<String>("SELECT string_agg(name, ',') FROM users").await, "third");
+    assert_eq!((stage.count("processed").await, stage.count("skipped").await), (403, 1));
+    stage.oracle_agrees().await;
+}
+
+#[tokio::test]
 async fn a_day_that_gets_an_event_after_it_was_seen_empty_is_not_dropped() {
     let stage = partitioned(|_| {}).await;
     let legacy = &stage.pair.legacy;
