@@ -142,6 +142,17 @@ pub fn told(error: &sqlx::Error) -> String {
     }
 }
 
+/// The same for the log: its SQLSTATE, and what of its words cannot be a row's value.
+pub fn logged(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Database(_) => {
+            let said = said(error);
+            format!("{} ({})", crate::redact::without_values(&said.code, &said.message), said.code)
+        }
+        _ => told(error),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

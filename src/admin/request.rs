@@ -198,7 +198,7 @@ pub(super) struct RepairRows {
     pub(super) reason: Option<String>,
     /// Only rows of this entity.
     entity: Option<String>,
-    /// What this report found; without it, the last one that was finished.
+    /// What this report found; without it, of each entity the last full one that was finished.
     #[schema(minimum = 1)]
     report: Option<i64>,
     /// True, if not said: only tell what would be done.

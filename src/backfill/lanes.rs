@@ -170,7 +170,7 @@ pub(super) async fn copy_lane(
                     ChunkError::Contended(_) => contended += 1,
                     ChunkError::Deadline(_) => job.pace.too_much(),
                     ChunkError::Source(refused) | ChunkError::Target(refused) if !is_transient(refused) => {
-                        return Err(BackfillError::Refused(job.told(refused)));
+                        return Err(job.refused(refused));
                     }
                     _ => {}
                 }
@@ -194,9 +194,9 @@ fn count(job: &Job<'_>, left: &[crate::target::LeftRow], rows: u64) -> Result<()
         return Ok(());
     }
     let like = new.last().and_then(|row| row.message.as_deref()).unwrap_or_default();
-    Err(BackfillError::Refused(format!(
-        "entity {}: more than {most} rows were refused (backfill.max_refused), such as: {like}. Mend the mapping or the table, then: \
-         outbox-relay backfill",
-        job.entity.name
-    )))
+    let why = format!("entity {}: more than {most} rows were refused (backfill.max_refused)", job.entity.name);
+    Err(BackfillError::Rows {
+        message: format!("{why}, such as: {like}. Mend the mapping or the table, then: outbox-relay backfill"),
+        logged: why,
+    })
 }

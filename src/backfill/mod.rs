@@ -23,7 +23,7 @@ use self::gate::Gate;
 use self::pace::Pace;
 use crate::config::{Action, Config, Entity};
 use crate::connect::{self, ConnectError};
-use crate::disposition::{self, told};
+use crate::disposition::{self, logged, told};
 use crate::job::{Ending, Kind, Order, Who, Working};
 use crate::mapping::{self, MappingError};
 use crate::plan;
@@ -114,6 +114,18 @@ impl BackfillError {
         }
     }
 
+    /// As the log may have it: what a server quotes of a row is left out.
+    pub(crate) fn logged(&self) -> String {
+        match self {
+            BackfillError::Database { side, error } => format!("{side}: {}", logged(error)),
+            BackfillError::Mapping(error) => {
+                format!("mapping of {}: {} {}", error.entity, error.code, error.sqlstate.as_deref().unwrap_or_default())
+            },
+            BackfillError::Rows { logged, .. } => logged.clone(),
+            BackfillError::Connect(_) | BackfillError::Refused(_) => self.to_string(),
+        }
+    }
+
     fn ending(&self) -> Ending {
         let database = match self {
             BackfillError::Database { error, .. } | BackfillError::Connect(ConnectError::Away { error, .. }) => {
@@ -137,6 +149,14 @@ pub enum BackfillError {
     /// Refused, with what to do.
     #[error("{0}")]
     Refused(String),
+    /// Likewise, because of rows that may be quoted.
+    #[error("{message}")]
+    Rows {
+        /// What is to be done.
+        message: String,
+        /// The same without a row's values, for the log.
+        logged: String,
+    },
     /// A database said no.
     #[error("{side}: {}", told(error))]
     Database {
@@ -216,13 +236,12 @@ impl Counts {
 }
 
 impl Job<'_> {
-    fn told(&self, error: &sqlx::Error) -> String {
-        let said = disposition::said(error);
+    fn refused(&self, error: &sqlx::Error) -> BackfillError {
         let place = self.statement.file.as_deref().map(|file| format!(" ({file})")).unwrap_or_default();
-        format!(
-            "entity {}{place}: {} ({}): mend it, then: outbox-relay backfill",
-            self.entity.name, said.message, said.code
-        )
+        let of = |said: String| {
+            format!("entity {}{place}: {said}: mend it, then: outbox-relay backfill", self.entity.name)
+        };
+        BackfillError::Rows { message: of(told(error)), logged: of(logged(error)) }
     }
 
     fn gate(&self) -> Gate<'_> {

@@ -139,7 +139,7 @@ Examples:
   outbox-relay verify --sample 10000
   outbox-relay verify --history")]
     Verify(VerifyArgs),
-    /// Make right what the last report of `verify` found, from the legacy database
+    /// Make right what the last full report of `verify` found, from the legacy database
     #[command(after_long_help = "\
 Shows what would be done; with --apply it is done. Exits 0 if nothing is left to do, 1 if rows are or were left alone, or would be changed.
 
@@ -347,6 +347,11 @@ pub struct ApplyArgs {
 /// See [`Command::Repair`].
 #[derive(Debug, Clone, Default, Args)]
 pub struct RepairArgs {
+    /// Only this entity's rows
+    pub entity: Option<String>,
+    /// What this report found [default: of each entity the last full one that was finished]
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(i64).range(1..))]
+    pub report: Option<i64>,
     /// Whether to act.
     #[command(flatten)]
     pub how: ApplyArgs,

@@ -10,10 +10,15 @@ use crate::map;
 use crate::repair::{By, Repair, Repaired, Since, Task, Wanted, render};
 use crate::run::on_signals;
 use crate::source::RowKey;
+use crate::target::ReportId;
 
 /// `repair`
 pub(super) async fn repair(args: &RepairArgs, config: Config) -> anyhow::Result<Exit> {
-    run(&args.how, &config, Kind::Repair, &Task::Reported(None, None)).await
+    let entity = args.entity.as_deref().map(|name| map::entity(&config, name)).transpose()?;
+    if let Some(entity) = entity.filter(|entity| entity.legacy.is_none()) {
+        anyhow::bail!("entity {} does not say of which legacy rows it is made (legacy = {{ table = …, key = … }})", entity.name);
+    }
+    run(&args.how, &config, Kind::Repair, &Task::Reported(args.report.map(ReportId), entity)).await
 }
 
 /// `resync`
@@ -79,7 +84,7 @@ fn told(how: &ApplyArgs, repaired: &Repaired) -> anyhow::Result<Exit> {
     } else {
         output::print(render(repaired))?;
     }
-    let to_do = repaired.left > 0 || (!repaired.applied && repaired.changes_any());
+    let to_do = repaired.left > 0 || repaired.verify_again || (!repaired.applied && repaired.changes_any());
     Ok(if to_do { Exit::Found } else { Exit::Done })
 }
 

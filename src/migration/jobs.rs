@@ -63,7 +63,7 @@ pub enum Work {
 pub enum Rows {
     /// `repair`: those that a report found.
     Reported {
-        /// Which; none: the last one that was finished.
+        /// Which; none: of each entity the last full one that was finished.
         report: Option<ReportId>,
         /// Only this entity's rows.
         entity: Option<String>,
@@ -215,7 +215,7 @@ async fn run(mut config: Config, work: Work, who: Who, working: Working, _slot: 
             let stop = working.stop().clone();
             let options =
                 backfill::Options { entities: vec![entity], restart, who, job: Some(working), ..Default::default() };
-            Box::pin(backfill::run(&config, &options, &|_| {}, &stop)).await.err().map(|error| error.to_string())
+            Box::pin(backfill::run(&config, &options, &|_| {}, &stop)).await.err().map(|error| error.logged())
         }
         Work::Verify { .. } | Work::Rows { .. } => match connect::open(&config).await {
             Ok((source, target)) => Box::pin(compare(&config, (&source, &target), &work, &who, working)).await.err(),
@@ -242,10 +242,10 @@ async fn compare(
     let Work::Rows { rows, how: Apply { apply, expected } } = work else {
         let options = verification(config, work, who, Some(working));
         let done = verify::verify(config, source, target, &options, &stop, &|_, _, _| {}).await;
-        return done.map(drop).map_err(|error| error.to_string());
+        return done.map(drop).map_err(|error| error.logged());
     };
     let (task, by) = task(config, rows, who).map_err(|error| error.to_string())?;
     let (apply, expected) = (*apply, *expected);
     let repair = Repair { config, source, target, by: &by, apply, expected, stop: &stop, job: Some(working) };
-    repair.run(&task).await.map(drop).map_err(|error| error.to_string())
+    repair.run(&task).await.map(drop).map_err(|error| error.logged())
 }

@@ -20,7 +20,7 @@ use crate::redact::{HIDDEN, Sight};
 use crate::relay::Shared;
 use crate::repair::{Action, Repaired};
 use crate::source::Source;
-use crate::target::{Copied, History, Job, JobId, RepairedLast, RepairedRow, ReportId, Target, Verified};
+use crate::target::{Copied, History, Job, JobId, RepairedLast, RepairedRow, ReportId, Target, Verified, Which};
 use crate::verify::{Difference, EntityReport, Outcome, STOPPED, VerifyError, Waiting};
 
 /// Why something was not started or stopped.
@@ -94,8 +94,10 @@ pub struct EntityState {
     pub capture: Capture,
     /// Its first copy; none: not begun.
     pub copy: Option<Copy>,
-    /// What its last verification found, full or sample; none: not verified yet.
+    /// What the last verification of all its rows found; none: not verified yet.
     pub verified: Option<Verified>,
+    /// What a later sample of its rows found: of all others it says nothing. None: there was no sample since.
+    pub sampled: Option<Verified>,
     /// What was last repaired of it; none: nothing.
     pub repaired: Option<RepairedLast>,
 }
@@ -166,15 +168,19 @@ pub async fn state(shared: &Shared, sight: &Sight) -> sqlx::Result<Migration> {
     let target = &shared.target;
     let jobs = jobs_seen(target.open_jobs().await?, sight);
     let copies = target.copies().await?;
-    let verified = target.verified_last(&names, true).await?;
+    let verified = verified_seen(target.verified_last(&names, Which::Full).await?, &entities, sight);
+    let sampled = verified_seen(target.verified_last(&names, Which::Sample).await?, &entities, sight);
     let repaired = target.repaired_last(&names).await?;
     let mut states = Vec::with_capacity(having.len());
     for entity in having {
         let copied = copies.iter().find(|copy| copy.entity == entity.name).cloned();
+        let whole = verified.iter().find(|of| of.found.entity == entity.name);
+        let is_later = |sample: &Verified| whole.is_none_or(|whole| sample.report > whole.report);
         states.push(EntityState {
             capture: captured(&shared.config, entity, &shared.source).await,
             copy: copied.map(|copied| copy(copied, &jobs)),
-            verified: verified.iter().find(|of| of.found.entity == entity.name).cloned(),
+            sampled: sampled.iter().find(|of| of.found.entity == entity.name && is_later(of)).cloned(),
+            verified: whole.cloned(),
             repaired: repaired.iter().find(|of| of.entity == entity.name).cloned(),
             entity: entity.name.clone(),
             aggregate_type: entity.aggregate_type.clone(),
@@ -340,6 +346,10 @@ fn difference_seen(mut difference: Difference, entities: &[Entity], sight: &Sigh
         None => HIDDEN.to_owned(),
     });
     difference
+}
+
+fn verified_seen(found: Vec<Verified>, entities: &[Entity], sight: &Sight) -> Vec<Verified> {
+    found.into_iter().map(|of| Verified { found: entity_seen(of.found, entities, sight), ..of }).collect()
 }
 
 /// Why an entity could not be compared is told in a server's words, which may quote a row.

@@ -5,6 +5,7 @@ use maud::{Markup, html};
 
 use super::words::{ago, several, span, thousands};
 use crate::migration::{Copy, EntityState, Migration};
+use crate::target::Verified;
 use crate::verify::Outcome;
 
 /// How far an entity has come; the least advanced one is the migration's.
@@ -57,14 +58,31 @@ fn copied(copy: Option<&Copy>) -> String {
     format!("{}: {rows}{left}{eta}", copy.copied.state)
 }
 
+/// What a sample says is about its rows alone.
+fn sampled(sample: &Verified, now: DateTime<Utc>) -> Markup {
+    let rows: u64 = sample.mode.rsplit(' ').next().and_then(|rows| rows.parse().ok()).unwrap_or_default();
+    html! {
+        "a sample of " (several(rows, "row")) " "
+        @match sample.found.outcome {
+            Outcome::Equal => "was equal",
+            Outcome::Differs => { "had " (several(sample.found.differences(), "difference")) }
+            Outcome::CouldNot => "could not be compared",
+        }
+        ", " (ago(sample.finished_at, now))
+    }
+}
+
 fn verified(entity: &EntityState, now: DateTime<Utc>) -> Markup {
-    let Some(verified) = &entity.verified else { return html! { "never" } };
+    let Some(verified) = &entity.verified else { return html! { @if entity.sampled.is_some() { "never in full" } @else { "never" } } };
     let found = &verified.found;
-    let differences = found.missing_in_new + found.missing_in_legacy + found.differing;
     html! {
         @match found.outcome {
             Outcome::Equal => "equal",
-            Outcome::Differs => (several(differences, "difference")),
+            Outcome::Differs => {
+                @if !found.complete { "at least " }
+                (several(found.differences(), "difference"))
+                @if !found.complete { ", not read further" }
+            }
             Outcome::CouldNot => "could not be compared",
         }
         ", " (ago(verified.finished_at, now))
@@ -93,7 +111,10 @@ pub(super) fn panel(migration: Option<&Migration>, now: DateTime<Utc>) -> Markup
                                 th scope="row" class="text" { (entity.entity) }
                                 td { (entity.capture.state) }
                                 td { (copied(entity.copy.as_ref())) }
-                                td { (verified(entity, now)) }
+                                td { 
+                                    (verified(entity, now))
+                                    @if let Some(sample) = &entity.sampled { br; (sampled(sample, now)) }
+                                }
                             }
                         }
                     }
@@ -110,7 +131,7 @@ mod tests {
 
     use super::*;
     use crate::migration::Capture;
-    use crate::target::{Copied, Verified};
+    use crate::target::Copied;
 
     fn entity(copied: Option<bool>, outcome: Option<Outcome>) -> EntityState {
         let copy = copied.map(|ended| Copy {
@@ -149,6 +170,7 @@ mod tests {
             capture: Capture { state: "absent", message: None },
             copy,
             verified,
+            sampled: None,
             repaired: None,
         }
     }

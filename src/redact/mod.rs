@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 pub use self::path::Path;
-pub use self::said::loggable;
+pub use self::said::{loggable, without_values};
 
 /// What stands in the place of what is hidden.
 pub const HIDDEN: &str = "[redacted]";

@@ -40,7 +40,7 @@ const INTEGRITY: [&str; 8] = [
 
 /// The message with nothing in it that may be a row's value. What the server is not known to say by itself may quote anything
 /// (an exception that somebody raises; a server that speaks another language), and is hidden whole.
-pub(super) fn without_values(code: &str, message: &str) -> String {
+pub fn without_values(code: &str, message: &str) -> String {
     let begins_like = |known: &[&str]| known.iter().any(|known| message.starts_with(known));
     let is_sqlstate = code.len() == 5 && code.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_uppercase());
     match code.get(..2) {

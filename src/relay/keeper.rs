@@ -147,7 +147,7 @@ pub(super) async fn tell_copies(shared: Arc<Shared>, stop: CancellationToken) {
 async fn tell_compared(shared: &Shared) -> sqlx::Result<()> {
     let names: Vec<String> =
         shared.entities().iter().filter(|e| e.legacy.is_some()).map(|entity| entity.name.clone()).collect();
-    for last in shared.target.verified_last(&names, false).await? {
+    for last in shared.target.verified_last(&names, crate::target::Which::Full).await? {
         let found = &last.found;
         let kinds = [
             ("missing_in_new", found.missing_in_new),

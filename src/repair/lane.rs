@@ -8,11 +8,10 @@ use crate::config::Entity;
 use crate::event::{Event, Lane};
 use crate::failpoint::reach;
 use crate::mapping::Mapping;
-use crate::redact::HIDDEN;
 use crate::source::{RowKey, SourceLane};
 use crate::target::{Repair as Written, TargetLane};
 use crate::verify::report::what;
-use crate::verify::{Difference, Ground, Judgement, Kind, Look, Suspect, VerifyError, passing};
+use crate::verify::{Difference, Ground, Judgement, Kind, Look, Suspect, VerifyError, passing, shown_as};
 
 /// Rows at a time under a lock.
 const ROWS: usize = 100;
@@ -215,16 +214,7 @@ impl Repair<'_> {
                 Kind::MissingInLegacy => Action::Delete,
                 Kind::Refused => Action::Refused,
             };
-            let hidden = |of: &&mut crate::verify::ColumnDifference| {
-                entity
-                    .table
-                    .as_ref()
-                    .is_some_and(|t| self.config.redact.for_admins().hides(&t.schema, &t.table, &of.column))
-            };
-            let mut shown = difference.clone();
-            for of in shown.columns.iter_mut().filter(hidden) {
-                (of.legacy, of.new) = (Some(HIDDEN.to_owned()), Some(HIDDEN.to_owned()));
-            }
+            let shown = shown_as(self.config, entity, difference.clone());
             let (key, message) = (shown.key.clone(), Some(what(&shown)));
             repaired.add(Change { entity: entity.name.clone(), action, key, message });
         }

@@ -17,8 +17,8 @@ pub use self::wanted::{Since, Wanted};
 use crate::config::{Config, Entity};
 use crate::job::{self, Ending, Order, Via, Who, Working};
 use crate::source::{RowKey, Source};
-use crate::target::{Progress, ReportId, Target};
-use crate::verify::{Ground, Kind, Look, Rule, Suspect, VerifyError};
+use crate::target::{Progress, ReportId, Target, Which};
+use crate::verify::{Difference, Ground, Kind, Look, Rule, Suspect, VerifyError};
 
 /// Who wants it, and why.
 #[derive(Debug, Clone)]
@@ -77,6 +77,9 @@ pub struct Repaired {
     pub divergent_cleared: u64,
     /// Each row, the first of them.
     pub changes: Vec<Change>,
+    /// The verification that it stands on did not read everything: what is wrong beyond that is wrong still.
+    #[serde(default)]
+    pub verify_again: bool,
     /// What else is to be known.
     pub notes: Vec<String>,
 }
@@ -130,7 +133,7 @@ pub struct Repair<'a> {
 /// Which rows are to be made right.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Task<'a> {
-    /// Those that a report found: the last one that was finished, if none is named; of one entity, or of all.
+    /// Those that a report found: of each entity the last full one that was finished, if none is named; of one entity, or of all.
     Reported(Option<ReportId>, Option<&'a Entity>),
     /// These rows of an entity, whether or not they differ.
     Resync(&'a Entity, Wanted),
@@ -226,34 +229,66 @@ impl Repair<'_> {
 
     /// What a report found: these rows, as they are now.
     async fn reported(&self, report: Option<ReportId>, of: Option<&Entity>) -> Result<Repaired, VerifyError> {
-        let id = match report {
-            Some(id) => Some(id),
-            None => self.target.last_report().await.map_err(VerifyError::Target)?,
-        };
-        let id = id.ok_or_else(|| VerifyError::NoEntity("there is no report yet: outbox-relay verify".to_owned()))?;
-        if report.is_some() && self.target.report(id).await.map_err(VerifyError::Target)?.is_none() {
-            return Err(VerifyError::NoEntity(format!("there is no report {}: outbox-relay verify --history", id.0)));
-        }
-        let found = self.target.report_differences(id).await.map_err(VerifyError::Target)?;
-        let mut repaired = Repaired { applied: self.apply, ..Repaired::default() };
-        repaired.notes.push(format!("of report {}: {} differences", id.0, found.len()));
         let meant = |e: &&Entity| e.legacy.is_some() && of.is_none_or(|of| of.name == e.name);
-        for entity in self.config.entities.iter().filter(meant) {
-            let suspects: Vec<Suspect> = found
-                .iter()
-                .filter(|d| d.entity == entity.name)
-                .map(|d| Suspect {
-                    key: if d.kind == Kind::Refused {
-                        None
-                    } else {
-                        d.key.iter().cloned().collect::<Option<Vec<_>>>().map(RowKey)
-                    },
-                    from: d.legacy_key.clone(),
-                })
-                .collect();
-            self.rows(entity, suspects, &mut repaired).await?;
+        let entities: Vec<&Entity> = self.config.entities.iter().filter(meant).collect();
+        let reports = match report {
+            Some(id) => self.named_report(id, &entities).await?,
+            None => self.last_reports(&entities).await?,
+        };
+        let mut repaired = Repaired { applied: self.apply, ..Repaired::default() };
+        let (mut read, mut found) = (None, Vec::new());
+        for (entity, id, whole) in reports {
+            // Most of the time all are of one report.
+            if read != Some(id) {
+                found = self.target.report_differences(id).await.map_err(VerifyError::Target)?;
+                read = Some(id);
+            }
+            let of: Vec<&Difference> = found.iter().filter(|d| d.entity == entity.name).collect();
+            repaired.notes.push(format!("{}: of report {}: {} differences", entity.name, id.0, of.len()));
+            if !whole {
+                repaired.verify_again = true;
+                let note = "the verification was cut off: verify again afterwards";
+                repaired.notes.push(format!("{}: {note}", entity.name));
+            }
+            self.rows(entity, of.into_iter().map(suspect).collect(), &mut repaired).await?;
         }
         Ok(repaired)
+    }
+
+    /// Of each entity that a report is about, whether it read everything.
+    async fn named_report<'e>(
+        &self,
+        id: ReportId,
+        entities: &[&'e Entity],
+    ) -> Result<Vec<(&'e Entity, ReportId, bool)>, VerifyError> {
+        let kept = self.target.report(id).await.map_err(VerifyError::Target)?;
+        let none = || VerifyError::NoEntity(format!("there is no report {}: outbox-relay verify --history", id.0));
+        let kept = kept.ok_or_else(none)?;
+        let whole = |entity: &Entity| match &kept.report {
+            Some(report) => report.entities.iter().find(|of| of.entity == entity.name).map(|of| of.complete),
+            // It is under way, or was killed.
+            None => Some(false),
+        };
+        let known = entities.iter().filter_map(|entity| Some((*entity, id, whole(entity)?)));
+        Ok(known.collect())
+    }
+
+    /// Of each entity the last full report with an answer. A later sample, or a report of another entity, does not stand before it.
+    async fn last_reports<'e>(
+        &self,
+        entities: &[&'e Entity],
+    ) -> Result<Vec<(&'e Entity, ReportId, bool)>, VerifyError> {
+        let names: Vec<String> = entities.iter().map(|entity| entity.name.clone()).collect();
+        let last = self.target.verified_last(&names, Which::Answered).await.map_err(VerifyError::Target)?;
+        if last.is_empty() {
+            let none = "there is no report yet of a full verification: outbox-relay verify";
+            return Err(VerifyError::NoEntity(none.to_owned()));
+        }
+        let of = |entity: &&'e Entity| {
+            let last = last.iter().find(|of| of.found.entity == entity.name)?;
+            Some((*entity, ReportId(last.report), last.found.complete))
+        };
+        Ok(entities.iter().filter_map(of).collect())
     }
 
     /// The rows of an entity that are wanted, whether or not they differ.
@@ -364,6 +399,12 @@ impl Repair<'_> {
     }
 }
 
+/// Where to look for what a report found.
+fn suspect(difference: &Difference) -> Suspect {
+    let key = difference.key.iter().cloned().collect::<Option<Vec<_>>>().map(RowKey);
+    Suspect { key: key.filter(|_| difference.kind != Kind::Refused), from: difference.legacy_key.clone() }
+}
+
 /// The plan, or what was done, for a terminal.
 pub fn render(repaired: &Repaired) -> String {
     use std::fmt::Write as _;
@@ -399,7 +440,7 @@ pub fn render(repaired: &Repaired) -> String {
     if repaired.divergent_cleared > 0 {
         let _ = writeln!(out, "{} divergent events are settled.", repaired.divergent_cleared);
     }
-    if !repaired.applied {
+    if !repaired.applied && repaired.changes_any() {
         let _ = writeln!(out, "Nothing was changed. To do it: --apply --reason TEXT");
     }
     out

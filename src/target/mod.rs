@@ -26,7 +26,7 @@ pub use self::compare::{Found, Looked, Shipped};
 pub(crate) use self::job::Begun;
 pub use self::job::{Job, JobId, Progress};
 pub use self::repair::{Repair, RepairedLast, RepairedRow};
-pub use self::report::{History, KeptReport, ReportId, Verified};
+pub use self::report::{History, KeptReport, ReportId, Verified, Which};
 pub use self::statements::{EVENTS, Events, Prepared};
 use crate::event::{Aggregate, BatchKey, Event, EventId, Identity, Lane, Token};
 use crate::session::{self, Limits, Session};

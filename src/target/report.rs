@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use super::Target;
 use crate::session::Session;
 use crate::sql::query;
-use crate::verify::{Difference, EntityReport, Outcome, Report};
+use crate::verify::{Difference, EntityReport, Outcome, Report, STOPPED};
 
 /// Names a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +57,17 @@ pub struct Verified {
     pub finished_at: DateTime<Utc>,
     /// What was found.
     pub found: EntityReport,
+}
+
+/// Which verifications are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// Of all rows, also those that could not compare them.
+    Full,
+    /// Of all rows, and with an answer.
+    Answered,
+    /// Of some rows.
+    Sample,
 }
 
 fn decoded<T: DeserializeOwned>(text: &str) -> sqlx::Result<T> {
@@ -116,13 +127,6 @@ impl Target {
         let entities: Vec<&str> = report.entities.iter().map(|e| e.entity.as_str()).collect();
         let texts: Vec<String> = report.entities.iter().map(|e| serde_json::to_string(e).unwrap_or_default()).collect();
         self.ask(query(&sql, false).bind(id.0).bind(entities).bind(texts)).await.map(drop)
-    }
-
-    /// The last report that was finished.
-    pub async fn last_report(&self) -> sqlx::Result<Option<ReportId>> {
-        let sql = self.render(include_str!("../../sql/target/report_last.sql"));
-        let rows = self.ask(query(&sql, false).bind(self.source_id)).await?;
-        rows.first().map(|row| row.try_get("id").map(ReportId)).transpose()
     }
 
     /// All that a report found.
@@ -193,10 +197,11 @@ impl Target {
         rows.iter().map(found).collect()
     }
 
-    /// What the last verification of each of these entities found; samples count only `with_samples`.
-    pub async fn verified_last(&self, entities: &[String], with_samples: bool) -> sqlx::Result<Vec<Verified>> {
+    /// What the last verification of each of these entities found. One that was told to end before its end is none.
+    pub async fn verified_last(&self, entities: &[String], which: Which) -> sqlx::Result<Vec<Verified>> {
         let sql = self.render(include_str!("../../sql/target/verified_last.sql"));
-        let rows = self.ask(self.query(&sql).bind(entities).bind(with_samples)).await?;
+        let (samples, answered) = (which == Which::Sample, which == Which::Answered);
+        let rows = self.ask(self.query(&sql).bind(entities).bind(samples).bind(STOPPED).bind(answered)).await?;
         let verified = |row: &PgRow| {
             Ok(Verified {
                 report: row.try_get("report_id")?,

@@ -20,7 +20,7 @@ pub async fn run(shared: &Shared, stop: &CancellationToken) {
     while !stop.is_cancelled() {
         match once(shared, every, stop).await {
             Ok(()) | Err(VerifyError::Stopped) => {}
-            Err(error) => tracing::warn!("verification could not be done: {error}"),
+            Err(error) => tracing::warn!("verification could not be done: {}", error.logged()),
         }
         tokio::select! {
             () = tokio::time::sleep(look) => {}
@@ -48,7 +48,7 @@ async fn once(shared: &Shared, every: Duration, stop: &CancellationToken) -> Res
         ),
         Outcome::CouldNot if stop.is_cancelled() => {}
         Outcome::CouldNot => {
-            let why = report.entities.iter().filter_map(|e| e.message.clone()).collect::<Vec<_>>().join("; ");
+            let why = report.entities.iter().filter_map(|e| e.logged.clone()).collect::<Vec<_>>().join("; ");
             tracing::warn!(report = report.id, why, "verification could not compare everything");
         }
     }

@@ -25,7 +25,7 @@ use self::ranges::Step;
 pub(crate) use self::report::STOPPED;
 pub use self::report::{ColumnDifference, Difference, EntityReport, Kind, Outcome, Report, Waiting, render};
 use crate::config::{Config, Entity, OnFailure};
-use crate::disposition::told;
+use crate::disposition::{logged, told};
 use crate::event::Lane;
 use crate::job::{self, Ending, Order, Who, Working};
 use crate::lease::LeaseError;
@@ -98,6 +98,19 @@ pub enum VerifyError {
 }
 
 impl VerifyError {
+    /// As the log may have it: what a server quotes of a row is left out.
+    pub(crate) fn logged(&self) -> String {
+        match self {
+            VerifyError::Source(error) => format!("legacy: {}", logged(error)),
+            VerifyError::Target(error) => format!("new: {}", logged(error)),
+            VerifyError::Mapping(error) => {
+                format!("mapping of {}: {} {}", error.entity, error.code, error.sqlstate.as_deref().unwrap_or_default())
+            },
+            VerifyError::Unreadable(_) => "a row of the new table cannot be read".to_owned(),
+            other => other.to_string(),
+        }
+    }
+
     /// As its job ends.
     pub(crate) fn ending(&self) -> Ending {
         let database = match self {
@@ -163,7 +176,7 @@ fn ending(done: &Result<Report, VerifyError>) -> Ending {
         Ok(report) => {
             let differences: u64 = report.entities.iter().map(EntityReport::differences).sum();
             let result =
-                serde_json::json!({ "report": report.id, "outcome": report.outcome, "differences": differences });
+                serde_json::json!({ "report": report.id, "outcome": report.outcome, "differences": differences, "complete": report.is_complete() });
             if report.is_stopped() { Ending::Stopped(Some(result)) } else { Ending::Done(result) }
         }
         Err(VerifyError::Stopped) => Ending::Stopped(None),
@@ -223,7 +236,9 @@ async fn each(
             Err(error) => {
                 stopped = matches!(error, VerifyError::Stopped);
                 of.report.outcome = Outcome::CouldNot;
+                of.report.complete = false;
                 of.report.message = Some(if stopped { report::STOPPED.to_owned() } else { error.to_string() });
+                of.report.logged = Some(error.logged());
             }
         }
         let room = report::SHOWN.saturating_sub(report.differences.len());
@@ -433,7 +448,8 @@ impl Verification<'_> {
         let mut suspects = Vec::new();
         let (groups, identical) = walk.bucket_groups(&mut suspects).await?;
         self.look_again(look, std::mem::take(&mut suspects), identical).await?;
-        for group in groups {
+        let mut groups = groups.into_iter().peekable();
+        while let Some(group) = groups.next() {
             walk.bucket_keys(&group, identical, &mut suspects).await?;
             let homeless = self.look_again(look, std::mem::take(&mut suspects), identical).await?;
             if !homeless.is_empty() {
@@ -445,7 +461,7 @@ impl Verification<'_> {
                     .await?;
                 self.note(judgement).await?;
             }
-            if self.is_full() {
+            if groups.peek().is_some() && self.is_full() {
                 return Ok(());
             }
         }
@@ -470,21 +486,23 @@ impl Verification<'_> {
                     .to_owned(),
             );
         }
-        for some in suspects.chunks(GATHER) {
+        let mut chunks = suspects.chunks(GATHER).peekable();
+        while let Some(some) = chunks.next() {
             self.look_again(look, some.to_vec(), identical).await?;
-            if self.is_full() {
+            if chunks.peek().is_some() && self.is_full() {
                 break;
             }
         }
         Ok(())
     }
 
-    /// Whether so much differs that there is no use in reading on.
+    /// Whether so much differs that there is no use in reading on; then it is told that there is more.
     fn is_full(&mut self) -> bool {
         let full = self.report.differences() >= KEPT;
         if full {
+            self.report.complete = false;
             self.report.message = Some(format!(
-                "more than {KEPT} differences: not read further. Was the first copy made? (outbox-relay backfill)"
+                "{KEPT} differences or more: not read further. Was the first copy made? (outbox-relay backfill)"
             ));
         }
         full
@@ -559,7 +577,7 @@ impl Verification<'_> {
         let mut differences: Vec<Difference> = judgement
             .differences
             .into_iter()
-            .map(|d| self.shown_as(Difference { entity: name.clone(), ..d }))
+            .map(|d| shown_as(self.config, self.entity, Difference { entity: name.clone(), ..d }))
             .collect();
         differences.sort_by(|a, b| a.key.cmp(&b.key));
         differences.dedup_by(|a, b| a.key == b.key && a.kind == b.kind);
@@ -572,19 +590,20 @@ impl Verification<'_> {
         Ok(())
     }
 
-    /// Without the values that nobody is shown.
-    fn shown_as(&self, mut difference: Difference) -> Difference {
-        let sight = self.config.redact.for_admins();
-        if let Some(table) = &self.entity.table {
-            for of in difference.columns.iter_mut().filter(|of| sight.hides(&table.schema, &table.table, &of.column)) {
-                let hidden = |value: &Option<String>| value.as_ref().map(|_| HIDDEN.to_owned());
-                (of.legacy, of.new) = (hidden(&of.legacy), hidden(&of.new));
-            }
+}
+
+/// Without the values that nobody is shown.
+pub(crate) fn shown_as(config: &Config, entity: &Entity, mut difference: Difference) -> Difference {
+    let sight = config.redact.for_admins();
+    if let Some(table) = &entity.table {
+        for of in difference.columns.iter_mut().filter(|of| sight.hides(&table.schema, &table.table, &of.column)) {
+            let hidden = |value: &Option<String>| value.as_ref().map(|_| HIDDEN.to_owned());
+            (of.legacy, of.new) = (hidden(&of.legacy), hidden(&of.new));
         }
-        difference.message = difference.message.map(|message| {
-            let (code, text) = message.split_once(' ').unwrap_or(("", &message));
-            format!("{code} {}", sight.message(&self.entity.aggregate_type, code, text.to_owned()))
-        });
-        difference
     }
+    difference.message = difference.message.map(|message| {
+        let (code, text) = message.split_once(' ').unwrap_or(("", &message));
+        format!("{code} {}", sight.message(&entity.aggregate_type, code, text.to_owned()))
+    });
+    difference
 }

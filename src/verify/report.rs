@@ -113,6 +113,13 @@ pub struct EntityReport {
     pub outcome: Outcome,
     /// Why it could not be compared, or not wholly.
     pub message: Option<String>,
+    /// Whether all was read that was to be read. Else (it was told to end, it could not go on, or so much differed that reading on was
+    /// of no use) there may be more differences than are told.
+    #[serde(default = "yes")]
+    pub complete: bool,
+    /// The message without any value, for the log.
+    #[serde(skip)]
+    pub(crate) logged: Option<String>,
     /// Rows that the mapping yields, as far as they were read.
     pub legacy_rows: u64,
     /// Rows of the new table, likewise.
@@ -143,12 +150,19 @@ pub struct EntityReport {
     pub seconds: f64,
 }
 
+/// Of reports that do not say it.
+fn yes() -> bool {
+    true
+}
+
 impl EntityReport {
     pub(crate) fn new(entity: &str) -> EntityReport {
         EntityReport {
             entity: entity.to_owned(),
             outcome: Outcome::Equal,
             message: None,
+            complete: true,
+            logged: None,
             legacy_rows: 0,
             new_rows: 0,
             looked_again: 0,
@@ -210,6 +224,11 @@ impl Report {
     /// Whether it was told to end.
     pub(crate) fn is_stopped(&self) -> bool {
         self.entities.iter().any(|of| of.message.as_deref() == Some(STOPPED))
+    }
+
+    /// Whether all was read that was to be read.
+    pub fn is_complete(&self) -> bool {
+        self.entities.iter().all(|of| of.complete)
     }
 
     /// The worst of the entities' outcomes: what could not be compared counts most.
@@ -282,7 +301,8 @@ pub fn render(report: &Report) -> String {
     let _ = match report.outcome {
         Outcome::Equal => writeln!(out, "Equal."),
         Outcome::Differs => {
-            writeln!(out, "{total} differences. To mend them from the legacy database: outbox-relay repair")
+            let at_least = if report.is_complete() { "" } else { "At least " };
+            writeln!(out, "{at_least}{total} differences. To mend them from the legacy database: outbox-relay repair")
         }
         Outcome::CouldNot => writeln!(out, "Not everything could be compared."),
     };

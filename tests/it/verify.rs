@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use outbox_relay::config::{Action, Entity, Ignored, TableName, Tolerance};
 use outbox_relay::connect;
+use outbox_relay::target::ReportId;
 use outbox_relay::verify::{self, Kind, Options, Outcome, Report};
 use tokio_util::sync::CancellationToken;
 
@@ -87,8 +88,7 @@ async fn equal_tables_are_equal_and_every_kind_of_difference_is_found_at_every_e
     let reports = target.reports(None, 10).await.unwrap();
     let kept: Vec<_> = reports.iter().map(|r| (r.outcome.as_deref().unwrap(), r.differences)).collect();
     assert_eq!(kept, [("differs", Some(11)), ("equal", Some(0))]);
-    let id = target.last_report().await.unwrap().unwrap();
-    assert_eq!(target.report_differences(id).await.unwrap().len(), 11);
+    assert_eq!(target.report_differences(ReportId(report.id)).await.unwrap().len(), 11);
     // A sample as large as the tables finds what a full pass finds.
     let sampled = verify_with(&stage, Options { sample: Some(50_000), ..Options::default() }).await;
     assert_eq!(found(&sampled), expected.concat());
