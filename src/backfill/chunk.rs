@@ -55,6 +55,9 @@ pub(super) enum ChunkError {
     /// Only an operator can help.
     #[error("{0}")]
     Stopped(String),
+    /// Likewise, because of rows.
+    #[error("{0}")]
+    Refused(Box<super::BackfillError>),
 }
 
 impl From<LeaseError> for ChunkError {
@@ -213,7 +216,7 @@ async fn apply(
         match disposition::of(&error) {
             Disposition::Transient => return Err(ChunkError::Target(error)),
             Disposition::Contended if !isolate => return Err(ChunkError::Contended(error)),
-            Disposition::Operator => return Err(ChunkError::Stopped(job.told(&error))),
+            Disposition::Operator => return Err(ChunkError::Refused(Box::new(job.refused(&error)))),
             _ => {}
         }
         target.undo().await.map_err(ChunkError::Target)?;

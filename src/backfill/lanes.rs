@@ -164,6 +164,7 @@ pub(super) async fn copy_lane(
             }
             Ok(Chunk::Busy) => format!("lane {lane} is busy"),
             Ok(Chunk::Backlog) => format!("lane {lane} has a long backlog: the relay has to catch up first"),
+            Err(ChunkError::Refused(why)) => return Err(*why),
             Err(ChunkError::Stopped(why)) => return Err(BackfillError::Refused(why)),
             Err(error) => {
                 match &error {

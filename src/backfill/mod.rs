@@ -120,7 +120,7 @@ impl BackfillError {
             BackfillError::Database { side, error } => format!("{side}: {}", logged(error)),
             BackfillError::Mapping(error) => {
                 format!("mapping of {}: {} {}", error.entity, error.code, error.sqlstate.as_deref().unwrap_or_default())
-            },
+            }
             BackfillError::Rows { logged, .. } => logged.clone(),
             BackfillError::Connect(_) | BackfillError::Refused(_) => self.to_string(),
         }
@@ -238,9 +238,8 @@ impl Counts {
 impl Job<'_> {
     fn refused(&self, error: &sqlx::Error) -> BackfillError {
         let place = self.statement.file.as_deref().map(|file| format!(" ({file})")).unwrap_or_default();
-        let of = |said: String| {
-            format!("entity {}{place}: {said}: mend it, then: outbox-relay backfill", self.entity.name)
-        };
+        let of =
+            |said: String| format!("entity {}{place}: {said}: mend it, then: outbox-relay backfill", self.entity.name);
         BackfillError::Rows { message: of(told(error)), logged: of(logged(error)) }
     }
 

@@ -16,7 +16,10 @@ use crate::target::ReportId;
 pub(super) async fn repair(args: &RepairArgs, config: Config) -> anyhow::Result<Exit> {
     let entity = args.entity.as_deref().map(|name| map::entity(&config, name)).transpose()?;
     if let Some(entity) = entity.filter(|entity| entity.legacy.is_none()) {
-        anyhow::bail!("entity {} does not say of which legacy rows it is made (legacy = {{ table = …, key = … }})", entity.name);
+        anyhow::bail!(
+            "entity {} does not say of which legacy rows it is made (legacy = {{ table = …, key = … }})",
+            entity.name
+        );
     }
     run(&args.how, &config, Kind::Repair, &Task::Reported(args.report.map(ReportId), entity)).await
 }

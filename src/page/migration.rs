@@ -73,7 +73,9 @@ fn sampled(sample: &Verified, now: DateTime<Utc>) -> Markup {
 }
 
 fn verified(entity: &EntityState, now: DateTime<Utc>) -> Markup {
-    let Some(verified) = &entity.verified else { return html! { @if entity.sampled.is_some() { "never in full" } @else { "never" } } };
+    let Some(verified) = &entity.verified else {
+        return html! { @if entity.sampled.is_some() { "never in full" } @else { "never" } };
+    };
     let found = &verified.found;
     html! {
         @match found.outcome {
@@ -111,7 +113,7 @@ pub(super) fn panel(migration: Option<&Migration>, now: DateTime<Utc>) -> Markup
                                 th scope="row" class="text" { (entity.entity) }
                                 td { (entity.capture.state) }
                                 td { (copied(entity.copy.as_ref())) }
-                                td { 
+                                td {
                                     (verified(entity, now))
                                     @if let Some(sample) = &entity.sampled { br; (sampled(sample, now)) }
                                 }

@@ -105,7 +105,7 @@ impl VerifyError {
             VerifyError::Target(error) => format!("new: {}", logged(error)),
             VerifyError::Mapping(error) => {
                 format!("mapping of {}: {} {}", error.entity, error.code, error.sqlstate.as_deref().unwrap_or_default())
-            },
+            }
             VerifyError::Unreadable(_) => "a row of the new table cannot be read".to_owned(),
             other => other.to_string(),
         }
@@ -175,8 +175,7 @@ fn ending(done: &Result<Report, VerifyError>) -> Ending {
     match done {
         Ok(report) => {
             let differences: u64 = report.entities.iter().map(EntityReport::differences).sum();
-            let result =
-                serde_json::json!({ "report": report.id, "outcome": report.outcome, "differences": differences, "complete": report.is_complete() });
+            let result = serde_json::json!({ "report": report.id, "outcome": report.outcome, "differences": differences, "complete": report.is_complete() });
             if report.is_stopped() { Ending::Stopped(Some(result)) } else { Ending::Done(result) }
         }
         Err(VerifyError::Stopped) => Ending::Stopped(None),
@@ -589,7 +588,6 @@ impl Verification<'_> {
         self.shown.extend(differences.into_iter().take(room));
         Ok(())
     }
-
 }
 
 /// Without the values that nobody is shown.

@@ -4,14 +4,15 @@ use outbox_relay::connect;
 use outbox_relay::event::Lane;
 use outbox_relay::job::{Kind, Via};
 use outbox_relay::relay::batch::{self, Errand};
-use outbox_relay::repair::{By, Repair, Repaired, Since, Task, Wanted};
+use outbox_relay::repair::{By, Repair, Repaired, Since, Task, Wanted, render};
 use outbox_relay::source::RowKey;
-use outbox_relay::verify::{Outcome, VerifyError};
+use outbox_relay::verify::{self, Options, Outcome, VerifyError};
 use tokio_util::sync::CancellationToken;
 
+use crate::support::pair;
 use crate::support::past::Past;
-use crate::support::stage::Stage;
-use crate::verify::{Writers, inject, stage_of, verified};
+use crate::support::stage::{Stage, users};
+use crate::verify::{Writers, inject, stage_of, table, verified, verify_with};
 
 /// `None`: the last report.
 pub(crate) async fn repaired(stage: &Stage, wanted: Option<&Wanted>, apply: bool) -> Result<Repaired, VerifyError> {
@@ -127,4 +128,62 @@ async fn divergent_aggregates_are_made_right_and_are_divergent_no_more() {
     assert_eq!(divergent().await, 0);
     assert_eq!(verified(&stage).await.outcome, Outcome::Equal);
     let (_, _) = batch::run_once(&shared, Lane(0), Errand::default()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_later_sample_or_report_of_another_entity_hides_no_known_difference() {
+    let pair = pair().await;
+    for name in ["users", "others"] {
+        let rows = format!(
+            "CREATE TABLE {name} (id bigint PRIMARY KEY, name text NOT NULL, version int NOT NULL);
+             INSERT INTO {name} SELECT i, 'name ' || i, 1 FROM generate_series(1, 300) i"
+        );
+        pair.legacy.run(&rows).await;
+        if name == "others" {
+            pair.new.run(&rows).await;
+        }
+    }
+    let stage = Stage::on(pair, |config| {
+        config.entities[0] = users().made_of(table("users"), "id");
+        let mut others = users().made_of(table("others"), "id");
+        (others.name, others.aggregate_type, others.table) = ("others".into(), "Other".into(), Some(table("others")));
+        config.entities.push(others);
+    })
+    .await;
+    stage.pair.new.run("INSERT INTO users SELECT i, 'name ' || i, 1 FROM generate_series(1, 300) i").await;
+    stage.pair.new.run("UPDATE users SET name = 'wrong' WHERE id <= 55").await;
+    stage.pair.new.run("UPDATE others SET name = 'wrong' WHERE id <= 2").await;
+    let only = |name: &str, sample| Options { entities: vec![name.into()], sample, ..Options::default() };
+    assert_eq!(verify_with(&stage, only("users", None)).await.entities[0].differences(), 55);
+    assert_eq!(verify_with(&stage, only("others", None)).await.entities[0].differences(), 2);
+    verify_with(&stage, only("users", Some(1))).await;
+    // Nor does one that was told to end before its end.
+    let (source, target) = connect::open(&stage.config).await.unwrap();
+    let (stop, silent) = (CancellationToken::new(), |_: &str, _, _| {});
+    stop.cancel();
+    let ended = verify::verify(&stage.config, &source, &target, &Options::default(), &stop, &silent).await.unwrap();
+    assert!(!ended.is_complete(), "{ended:?}");
+    let done = repaired(&stage, None, true).await.unwrap();
+    assert_eq!((done.written, done.left, done.verify_again), (57, 0, false), "{done:?}");
+    assert!(done.notes.contains(&"users: of report 1: 55 differences".to_owned()), "{done:?}");
+    assert_eq!(verified(&stage).await.outcome, Outcome::Equal);
+    let again = repaired(&stage, None, false).await.unwrap();
+    assert!(!again.changes_any() && !render(&again).contains("Nothing was changed"), "{again:?}");
+}
+
+#[tokio::test]
+async fn a_repair_of_a_verification_that_was_cut_off_says_to_verify_again() {
+    let stage = stage_of(20).await;
+    stage.pair.new.run("DELETE FROM users WHERE id = 7").await;
+    assert!(verified(&stage).await.is_complete());
+    let (_, target) = connect::open(&stage.config).await.unwrap();
+    let job = target.jobs(None, 1).await.unwrap().remove(0);
+    let told: serde_json::Value = serde_json::from_str(job.result.unwrap().get()).unwrap();
+    assert_eq!(told["complete"], true);
+    assert!(!repaired(&stage, None, false).await.unwrap().verify_again);
+    // As where too much differs to read on.
+    stage.pair.new.run("UPDATE outbox_relay.verify_entity SET report = jsonb_set(report, '{complete}', 'false')").await;
+    let planned = repaired(&stage, None, false).await.unwrap();
+    assert!(planned.verify_again && planned.written == 1, "{planned:?}");
+    assert!(render(&planned).contains("users: the verification was cut off: verify again afterwards"));
 }
