@@ -102,7 +102,7 @@ async fn under_writers_and_kills_of_every_party_no_row_goes_back_comes_back_or_i
     let mut servers = own_servers().await;
     let stage = copying::stage(servers.pair().await, 6_000, |config| config.backfill.rows_per_second = 900).await;
     install(&stage).await;
-    let over = AtomicBool::new(false);
+    let (over, written) = (AtomicBool::new(false), AtomicBool::new(false));
     let url = stage.pair.legacy.url.clone();
     let span = 8_000;
     let writers = async {
@@ -111,7 +111,8 @@ async fn under_writers_and_kills_of_every_party_no_row_goes_back_comes_back_or_i
             write(&url, 1, 3, span, Dice(2), &over),
             // A few rows, hot.
             write(&url, 2, 3, 30, Dice(3), &over)
-        )
+        );
+        written.store(true, Ordering::SeqCst);
     };
     let parties = async {
         havoc(&stage, Dice(7), Instant::now() + Duration::from_secs(12)).await;
@@ -132,6 +133,8 @@ async fn under_writers_and_kills_of_every_party_no_row_goes_back_comes_back_or_i
         let (copied, ()) = tokio::join!(copy, kill);
         over.store(true, Ordering::SeqCst);
         drop(copied);
+        // What commits after the last look is nobody's fault.
+        eventually(DEADLINE, "the last writer has ended", || async { written.load(Ordering::SeqCst) }).await;
         if !relay.is_running() {
             relay = Child::start(&stage, None);
         }

@@ -130,7 +130,7 @@ async fn a_batch_touches_and_writes_little_however_much_is_pending_processed_or_
     for (name, database, text, pages, records, bytes) in [
         ("claim", legacy, "-- The oldest pending events", 3.0, 1.2, 70.0),
         ("look again", legacy, "-- Read after the claim", 1.5, 0.1, 10.0),
-        ("settle", legacy, "-- $1 ids. Only columns", 14.0, 3.5, 800.0),
+        ("settle", legacy, "-- $1 ids, $2 and $3 the times", 14.0, 3.5, 800.0),
         ("append", legacy, "-- $1 lane, $2 token", 0.1, 0.05, 20.0),
         ("apply", new, "WITH batch AS", 12.0, 4.5, 350.0),
         ("append there", new, "-- $1 source, $2 lane, $3 token", 0.2, 0.1, 80.0),
