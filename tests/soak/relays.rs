@@ -16,7 +16,7 @@ use crate::proxy::{Dropped, Proxy};
 use crate::tally::Tally;
 
 /// Who the admin API is talked to as.
-pub const TOKEN: &str = "soak";
+pub const TOKEN: &str = "soak-0123456789abcdef";
 /// The documentation says six seconds for what is in flight; the rest is this machine's.
 const SHUTDOWN: Duration = Duration::from_secs(25);
 
