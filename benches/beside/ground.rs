@@ -1,11 +1,13 @@
 //! Two throwaway servers that write as safely as Postgres ships, a pair of databases for each run, and what is written and
 //! checked there.
 
-use anyhow::{Context, Result, ensure};
-use outbox_relay::demo::server::{Options, Server};
+use anyhow::{Result, ensure};
+use outbox_relay::demo::server::Server;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use crate::meter::Cpu;
+use crate::shared::servers;
+pub(crate) use crate::shared::servers::{run, value};
 
 /// The two servers of a case.
 pub(crate) struct Ground {
@@ -63,24 +65,9 @@ const NEW_TABLES: &str = "
 impl Ground {
     /// `safely`: as Postgres ships.
     pub(crate) async fn new(settings: &[(&str, String)], safely: bool) -> Result<Ground> {
-        let safely = if safely { "on" } else { "off" };
-        let options = |name: &str| {
-            let mut options = Options::new(name)
-                .with("fsync", safely)
-                .with("synchronous_commit", safely)
-                .with("shared_buffers", "'1GB'")
-                .with("max_wal_size", "'16GB'")
-                .with("min_wal_size", "'2GB'")
-                .with("checkpoint_timeout", "'15min'")
-                // The second contender needs it, and the others get the same server.
-                .with("wal_level", "logical")
-                .with("logical_decoding_work_mem", "'256MB'");
-            options.password = false;
-            options.wal_segment_megabytes = 16;
-            settings.iter().fold(options, |options, (name, value)| options.with(name, value))
-        };
-        let (legacy, new) =
-            tokio::try_join!(Server::start(options("bench-legacy")), Server::start(options("bench-new")))?;
+        // The second contender needs it, and the others get the same server.
+        let logical = [("wal_level", "logical".to_owned()), ("logical_decoding_work_mem", "'256MB'".to_owned())];
+        let (legacy, new) = servers::start(&[&logical[..], settings].concat(), safely).await?;
         Ok(Ground { legacy, new, runs: std::cell::Cell::new(0) })
     }
 
@@ -102,19 +89,13 @@ impl Ground {
         (over(&pair.legacy, self.legacy.port(), legacy), over(&pair.new, self.new.port(), new))
     }
 
-    /// What a run leaves behind would be vacuumed during the next one.
     pub(crate) async fn drop(&self, pair: Pair) -> Result<()> {
-        for server in [&self.new, &self.legacy] {
-            run(&server.url("postgres"), &format!("DROP DATABASE {} WITH (FORCE)", pair.name)).await?;
-        }
-        Ok(())
+        servers::drop_database([&self.new, &self.legacy], &pair.name).await
     }
 
     /// Both servers, after what was just written has been written down.
     pub(crate) async fn settled(&self) -> Result<Cpu> {
-        for server in [&self.legacy, &self.new] {
-            run(&server.url("postgres"), "CHECKPOINT").await?;
-        }
+        servers::checkpoint([&self.legacy, &self.new]).await?;
         self.cpu()
     }
 
@@ -220,23 +201,4 @@ pub(crate) async fn in_order(pair: &Pair, expected: i64) -> Result<()> {
     .await?;
     ensure!(disordered == 0, "void: {disordered} events were applied out of order");
     Ok(())
-}
-
-/// Runs statements, several at once if need be.
-pub(crate) async fn run(url: &str, sql: &str) -> Result<()> {
-    let mut connection = PgConnection::connect(url).await?;
-    connection.execute(sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))).await.with_context(|| sql.to_owned())?;
-    Ok(connection.close().await?)
-}
-
-/// The one value of a query.
-pub(crate) async fn value<T>(url: &str, sql: &str) -> Result<T>
-where
-    T: Send + Unpin + for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
-{
-    let mut connection = PgConnection::connect(url).await?;
-    let found = sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(&mut connection).await;
-    let found = found.with_context(|| sql.to_owned())?;
-    connection.close().await?;
-    Ok(found)
 }

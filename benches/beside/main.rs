@@ -18,6 +18,8 @@ mod latency;
 mod meter;
 mod open;
 mod report;
+#[path = "../shared/mod.rs"]
+mod shared;
 mod wire;
 
 use anyhow::{Context, Result};

@@ -5,6 +5,8 @@ use std::fs;
 use anyhow::{Context, Result};
 use outbox_relay::demo::server::Server;
 
+pub(crate) use crate::shared::servers::peak_memory;
+
 /// Linux' unit of processor time in `/proc`, on every machine of these days.
 const TICKS_A_SECOND: f64 = 100.0;
 
@@ -48,13 +50,6 @@ fn tree(pid: u32) -> Result<f64> {
 /// A process alone, that lives.
 pub(crate) fn process(pid: u32) -> Result<f64> {
     Ok(own(&stat(pid)?, false))
-}
-
-/// The most memory that a process has had, in MB.
-pub(crate) fn peak_memory(pid: u32) -> Result<f64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
 }
 
 /// The fields behind the command's name, which may hold anything.

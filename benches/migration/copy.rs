@@ -9,7 +9,9 @@ use futures_util::StreamExt as _;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use crate::Scale;
-use crate::ground::{Ground, Pair, run, table, text, told};
+use crate::ground::{Ground, Pair};
+use crate::shared::figures::{spread, table};
+use crate::shared::servers::{run, value};
 
 /// Where memory is compared with that at full size.
 const SMALL: u32 = 100_000;
@@ -63,11 +65,11 @@ pub(crate) async fn measure(ground: &Ground, scale: Scale) -> Result<Table> {
     ground.drop(pair).await?;
     let at_small = format!("MB at {}", SMALL.min(scale.size));
     let mut table = table(["", "rows/s", "its rate to the copy by hand", "MB of memory at the peak", &at_small]);
-    table.add_row(["COPY by hand".to_owned(), told(&hand, 0), String::new(), String::new(), String::new()]);
+    table.add_row(["COPY by hand".to_owned(), spread(hand).told(0), String::new(), String::new(), String::new()]);
     table.add_row([
         "backfill, a relay running".to_owned(),
-        told(&ours, 0),
-        told(&ratios, 2),
+        spread(ours).told(0),
+        spread(ratios).told(2),
         format!("{peak:.0}"),
         format!("{small:.0}"),
     ]);
@@ -104,8 +106,8 @@ async fn same(pair: &Pair) -> Result<()> {
     let mapped = format!(
         "SELECT {row} FROM (SELECT {TRANSFORM} FROM (SELECT to_jsonb(u) AS payload FROM users u OFFSET 0) e) m"
     );
-    let expected = text(&pair.legacy, &mapped).await?;
-    let found = text(&pair.new, &format!("SELECT {row} FROM users")).await?;
+    let expected: Option<String> = value(&pair.legacy, &mapped).await?;
+    let found: Option<String> = value(&pair.new, &format!("SELECT {row} FROM users")).await?;
     ensure!(expected == found, "void: {expected:?} should have been copied, {found:?} is there");
     Ok(())
 }

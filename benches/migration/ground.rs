@@ -5,10 +5,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use outbox_relay::demo::server::{Options, Server};
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use outbox_relay::demo::server::Server;
 
 use crate::copy::TRANSFORM;
+use crate::shared::servers::{self, peak_memory, run};
 
 /// The servers.
 pub(crate) struct Ground {
@@ -34,21 +34,7 @@ pub(crate) struct Done {
 impl Ground {
     /// `safely`: as Postgres ships.
     pub(crate) async fn new(safely: bool) -> Result<Ground> {
-        let safely = if safely { "on" } else { "off" };
-        let options = |name: &str| {
-            let mut options = Options::new(name)
-                .with("fsync", safely)
-                .with("synchronous_commit", safely)
-                .with("shared_buffers", "'1GB'")
-                .with("max_wal_size", "'16GB'")
-                .with("min_wal_size", "'2GB'")
-                .with("checkpoint_timeout", "'15min'");
-            options.password = false;
-            options.wal_segment_megabytes = 16;
-            options
-        };
-        let (legacy, new) =
-            tokio::try_join!(Server::start(options("bench-legacy")), Server::start(options("bench-new")))?;
+        let (legacy, new) = servers::start(&[], safely).await?;
         Ok(Ground { legacy, new })
     }
 
@@ -72,20 +58,13 @@ impl Ground {
         Ok(pair)
     }
 
-    /// What is left of a pair would be vacuumed while the next one is measured.
     pub(crate) async fn drop(&self, pair: Pair) -> Result<()> {
-        for server in [&self.legacy, &self.new] {
-            run(&server.url("postgres"), &format!("DROP DATABASE {} WITH (FORCE)", pair.name)).await?;
-        }
-        Ok(())
+        servers::drop_database([&self.legacy, &self.new], &pair.name).await
     }
 
     /// What was just written is written down.
     pub(crate) async fn settled(&self) -> Result<()> {
-        for server in [&self.legacy, &self.new] {
-            run(&server.url("postgres"), "CHECKPOINT").await?;
-        }
-        Ok(())
+        servers::checkpoint([&self.legacy, &self.new]).await
     }
 }
 
@@ -123,7 +102,7 @@ pub(crate) async fn measured(mut command: Command) -> Result<Done> {
     let mut process = command.spawn()?;
     let mut peak_mb: f64 = 0.0;
     let status = loop {
-        peak_mb = peak_mb.max(memory(process.id()).unwrap_or(0.0));
+        peak_mb = peak_mb.max(peak_memory(process.id()).unwrap_or(0.0));
         match process.try_wait()? {
             Some(status) => break status,
             None => tokio::time::sleep(Duration::from_millis(10)).await,
@@ -131,44 +110,4 @@ pub(crate) async fn measured(mut command: Command) -> Result<Done> {
     };
     ensure!(status.success(), "it ended with {status}");
     Ok(Done { took: started.elapsed(), peak_mb })
-}
-
-/// The most memory that a process has had, in MB.
-fn memory(pid: u32) -> Option<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok()? / 1024.0)
-}
-
-/// Runs statements, several at once if need be.
-pub(crate) async fn run(url: &str, sql: &str) -> Result<()> {
-    let mut connection = PgConnection::connect(url).await?;
-    connection.execute(sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))).await.with_context(|| sql.to_owned())?;
-    Ok(connection.close().await?)
-}
-
-/// The one text of a query.
-pub(crate) async fn text(url: &str, sql: &str) -> Result<Option<String>> {
-    let mut connection = PgConnection::connect(url).await?;
-    let found = sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(&mut connection).await;
-    let found = found.with_context(|| sql.to_owned())?;
-    connection.close().await?;
-    Ok(found)
-}
-
-/// The middle one of some figures, with the lowest and the highest.
-pub(crate) fn told(figures: &[f64], digits: usize) -> String {
-    let mut sorted = figures.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let at = |at: usize| sorted.get(at).copied().unwrap_or(f64::NAN);
-    let (middle, low, high) = (at(sorted.len() / 2), at(0), at(sorted.len().saturating_sub(1)));
-    format!("{middle:.digits$} ({low:.digits$}–{high:.digits$})")
-}
-
-/// A table as `docs/performance.md` has them.
-pub(crate) fn table<const N: usize>(header: [&str; N]) -> comfy_table::Table {
-    let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::ASCII_MARKDOWN);
-    table.set_header(header);
-    table
 }

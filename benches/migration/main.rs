@@ -6,6 +6,8 @@
 
 mod copy;
 mod ground;
+#[path = "../shared/mod.rs"]
+mod shared;
 mod verify;
 
 use anyhow::Result;

@@ -12,7 +12,9 @@ use sqlx::{Connection, PgConnection};
 
 use crate::Scale;
 use crate::copy::{ENTITY, LEGACY, rows};
-use crate::ground::{Done, Ground, Pair, measured, run, table, told};
+use crate::ground::{Done, Ground, Pair, measured};
+use crate::shared::figures::{spread, table};
+use crate::shared::servers::run;
 
 const SAME: &str = "CREATE TABLE users (id bigint PRIMARY KEY, name text NOT NULL, email text NOT NULL, city text, version bigint NOT NULL)";
 const SAME_ENTITY: &str = "[[entity]]\naggregate_type = \"User\"\ntable = \"users\"\nkey = [\"id\"]\n\
@@ -54,18 +56,28 @@ pub(crate) async fn measure(ground: &Ground, scale: Scale) -> Result<Table> {
         }
     }
     if reladiff.is_some() {
-        table.add_row(["reladiff, 4 threads".to_owned(), told(&theirs, 0), String::new(), format!("{their_peak:.0}")]);
+        table.add_row([
+            "reladiff, 4 threads".to_owned(),
+            spread(theirs).told(0),
+            String::new(),
+            format!("{their_peak:.0}"),
+        ]);
     }
     table.add_row([
         "verify, columns of the same names".to_owned(),
-        told(&ours, 0),
-        told(&ratios, 2),
+        spread(ours).told(0),
+        spread(ratios).told(2),
         format!("{peak:.0}"),
     ]);
     let under_load = under_writes(&pair, scale).await?;
     ground.drop(pair).await?;
     let (mapped, peak) = mapped(ground, scale).await?;
-    table.add_row(["verify, through a mapping".to_owned(), told(&mapped, 0), String::new(), format!("{peak:.0}")]);
+    table.add_row([
+        "verify, through a mapping".to_owned(),
+        spread(mapped).told(0),
+        String::new(),
+        format!("{peak:.0}"),
+    ]);
     let [alone, beside, passes] = under_load;
     table.add_row([
         format!("four writers, a relay: {alone:.0} transactions/s alone, {beside:.0} while {passes:.0} passes ran"),

@@ -1,0 +1,4 @@
+//! What all benchmarks stand on.
+
+pub(crate) mod figures;
+pub(crate) mod servers;
