@@ -118,9 +118,7 @@ impl BackfillError {
     pub(crate) fn logged(&self) -> String {
         match self {
             BackfillError::Database { side, error } => format!("{side}: {}", logged(error)),
-            BackfillError::Mapping(error) => {
-                format!("mapping of {}: {} {}", error.entity, error.code, error.sqlstate.as_deref().unwrap_or_default())
-            }
+            BackfillError::Mapping(error) => error.logged(),
             BackfillError::Rows { logged, .. } => logged.clone(),
             BackfillError::Connect(_) | BackfillError::Refused(_) => self.to_string(),
         }

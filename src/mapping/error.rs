@@ -48,6 +48,11 @@ impl MappingError {
         }
     }
 
+    /// As the log may have it: what a server quotes of a row is left out.
+    pub(crate) fn logged(&self) -> String {
+        format!("mapping of {}: {} {}", self.entity, self.code, self.sqlstate.as_deref().unwrap_or_default())
+    }
+
     /// The server could not be asked.
     pub fn database(entity: &Entity, error: sqlx::Error) -> MappingError {
         let sqlstate = session::sqlstate(&error).map(|code| code.into_owned());

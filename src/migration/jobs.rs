@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::MigrationError;
+use super::{MigrationError, named};
 use crate::backfill;
 use crate::config::{Config, Entity};
 use crate::connect;
@@ -175,8 +175,7 @@ fn order(config: &Config, work: &Work, who: &Who) -> Result<(Order, &'static [Ki
 
 /// An entity that says of which legacy rows it is made.
 fn with_rows<'c>(config: &'c Config, name: &str) -> Result<&'c Entity, MigrationError> {
-    let entity = config.entities.iter().find(|entity| entity.name == name);
-    let entity = entity.ok_or_else(|| MigrationError::NoEntity(name.to_owned()))?;
+    let entity = named(&config.entities, name).ok_or_else(|| MigrationError::NoEntity(name.to_owned()))?;
     entity.legacy.as_ref().map(|_| entity).ok_or_else(|| MigrationError::NoLegacy(name.to_owned()))
 }
 

@@ -240,6 +240,10 @@ pub async fn report(
     let Some(kept) = target.report(id).await? else { return Ok(None) };
     let found = target.report_page(id, page.cursor, page.limit + 1).await?;
     let (found, next_cursor) = cut(found, page, |(n, _)| *n);
+    let seen = |(_, found): (i64, Difference)| {
+        let entity = named(entities, &found.entity);
+        found.shown_to(sight, entity)
+    };
     let (entities_found, waiting) = kept.report.map_or_else(Default::default, |of| (of.entities, of.waiting));
     Ok(Some(ReportPage {
         id: kept.id,
@@ -250,7 +254,7 @@ pub async fn report(
         outcome: kept.outcome,
         entities: entities_found.into_iter().map(|of| entity_seen(of, entities, sight)).collect(),
         waiting,
-        differences: found.into_iter().map(|(_, difference)| difference_seen(difference, entities, sight)).collect(),
+        differences: found.into_iter().map(seen).collect(),
         next_cursor,
     }))
 }
@@ -265,7 +269,7 @@ pub async fn repairs(
 ) -> sqlx::Result<(Vec<RepairedRow>, Option<String>)> {
     let mut found = target.repairs(page.cursor, page.limit + 1, entity).await?;
     for row in &mut found {
-        let table = entities.iter().find(|known| known.name == row.entity).and_then(|known| known.table.as_ref());
+        let table = named(entities, &row.entity).and_then(|known| known.table.as_ref());
         let seen = |text: Box<RawValue>| match table {
             Some(table) => raw(sight.row(&table.schema, &table.table, text.get()).into_owned()),
             // Of an entity that is gone nobody knows what is to be hidden.
@@ -328,24 +332,8 @@ fn cut<T>(mut found: Vec<T>, page: Page, id: impl Fn(&T) -> i64) -> (Vec<T>, Opt
     (found, next)
 }
 
-fn difference_seen(mut difference: Difference, entities: &[Entity], sight: &Sight) -> Difference {
-    let entity = entities.iter().find(|known| known.name == difference.entity);
-    let table = entity.and_then(|known| known.table.as_ref());
-    for of in &mut difference.columns {
-        // Of an entity that is gone nobody knows what is to be hidden.
-        if table.is_none_or(|table| sight.hides(&table.schema, &table.table, &of.column)) {
-            let hidden = |value: &Option<String>| value.as_ref().map(|_| HIDDEN.to_owned());
-            (of.legacy, of.new) = (hidden(&of.legacy), hidden(&of.new));
-        }
-    }
-    difference.message = difference.message.map(|message| match entity {
-        Some(entity) => {
-            let (code, text) = message.split_once(' ').unwrap_or(("", &message));
-            format!("{code} {}", sight.message(&entity.aggregate_type, code, text.to_owned()))
-        }
-        None => HIDDEN.to_owned(),
-    });
-    difference
+fn named<'e>(entities: &'e [Entity], name: &str) -> Option<&'e Entity> {
+    entities.iter().find(|entity| entity.name == name)
 }
 
 fn verified_seen(found: Vec<Verified>, entities: &[Entity], sight: &Sight) -> Vec<Verified> {
@@ -354,8 +342,7 @@ fn verified_seen(found: Vec<Verified>, entities: &[Entity], sight: &Sight) -> Ve
 
 /// Why an entity could not be compared is told in a server's words, which may quote a row.
 fn entity_seen(mut of: EntityReport, entities: &[Entity], sight: &Sight) -> EntityReport {
-    let entity = entities.iter().find(|entity| entity.name == of.entity);
-    let limited = entity.is_none_or(|entity| sight.is_limited(&entity.aggregate_type));
+    let limited = named(entities, &of.entity).is_none_or(|entity| sight.is_limited(&entity.aggregate_type));
     if limited && of.outcome == Outcome::CouldNot && of.message.as_deref() != Some(STOPPED) {
         of.message = of.message.map(|_| HIDDEN.to_owned());
     }

@@ -11,7 +11,7 @@ use crate::mapping::Mapping;
 use crate::source::{RowKey, SourceLane};
 use crate::target::{Repair as Written, TargetLane};
 use crate::verify::report::what;
-use crate::verify::{Difference, Ground, Judgement, Kind, Look, Suspect, VerifyError, passing, shown_as};
+use crate::verify::{Difference, Ground, Judgement, Kind, Look, Suspect, VerifyError, passing};
 
 /// Rows at a time under a lock.
 const ROWS: usize = 100;
@@ -208,13 +208,14 @@ impl Repair<'_> {
     }
 
     fn note(&self, entity: &Entity, judgement: &Judgement, repaired: &mut Repaired) {
+        let sight = self.config.redact.for_admins();
         for difference in &judgement.differences {
             let action = match difference.kind {
                 Kind::MissingInNew | Kind::Differs => Action::Write,
                 Kind::MissingInLegacy => Action::Delete,
                 Kind::Refused => Action::Refused,
             };
-            let shown = shown_as(self.config, entity, difference.clone());
+            let shown = difference.clone().shown_to(&sight, Some(entity));
             let (key, message) = (shown.key.clone(), Some(what(&shown)));
             repaired.add(Change { entity: entity.name.clone(), action, key, message });
         }

@@ -31,7 +31,6 @@ use crate::job::{self, Ending, Order, Who, Working};
 use crate::lease::LeaseError;
 use crate::mapping::MappingError;
 use crate::mapping::compare::{Comparison, Hash};
-use crate::redact::HIDDEN;
 use crate::source::{Legacy, RowKey, Source};
 use crate::target::{Progress as Told, ReportId, Target};
 
@@ -103,9 +102,7 @@ impl VerifyError {
         match self {
             VerifyError::Source(error) => format!("legacy: {}", logged(error)),
             VerifyError::Target(error) => format!("new: {}", logged(error)),
-            VerifyError::Mapping(error) => {
-                format!("mapping of {}: {} {}", error.entity, error.code, error.sqlstate.as_deref().unwrap_or_default())
-            }
+            VerifyError::Mapping(error) => error.logged(),
             VerifyError::Unreadable(_) => "a row of the new table cannot be read".to_owned(),
             other => other.to_string(),
         }
@@ -573,10 +570,11 @@ impl Verification<'_> {
         let room = report::SHOWN.saturating_sub(self.waiting.len());
         let waiting = judgement.waiting.into_iter().take(room);
         self.waiting.extend(waiting.map(|w| Waiting { entity: name.clone(), ..w }));
+        let sight = self.config.redact.for_admins();
         let mut differences: Vec<Difference> = judgement
             .differences
             .into_iter()
-            .map(|d| shown_as(self.config, self.entity, Difference { entity: name.clone(), ..d }))
+            .map(|d| Difference { entity: name.clone(), ..d }.shown_to(&sight, Some(self.entity)))
             .collect();
         differences.sort_by(|a, b| a.key.cmp(&b.key));
         differences.dedup_by(|a, b| a.key == b.key && a.kind == b.kind);
@@ -588,20 +586,4 @@ impl Verification<'_> {
         self.shown.extend(differences.into_iter().take(room));
         Ok(())
     }
-}
-
-/// Without the values that nobody is shown.
-pub(crate) fn shown_as(config: &Config, entity: &Entity, mut difference: Difference) -> Difference {
-    let sight = config.redact.for_admins();
-    if let Some(table) = &entity.table {
-        for of in difference.columns.iter_mut().filter(|of| sight.hides(&table.schema, &table.table, &of.column)) {
-            let hidden = |value: &Option<String>| value.as_ref().map(|_| HIDDEN.to_owned());
-            (of.legacy, of.new) = (hidden(&of.legacy), hidden(&of.new));
-        }
-    }
-    difference.message = difference.message.map(|message| {
-        let (code, text) = message.split_once(' ').unwrap_or(("", &message));
-        format!("{code} {}", sight.message(&entity.aggregate_type, code, text.to_owned()))
-    });
-    difference
 }

@@ -6,6 +6,8 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::config::Entity;
+use crate::redact::{HIDDEN, Sight};
 use crate::source::RowKey;
 
 /// What is different about a row.
@@ -74,6 +76,25 @@ impl Difference {
         aggregate_id: Option<String>,
     ) -> Difference {
         Difference { entity: String::new(), kind, key, legacy_key, aggregate_id, columns: Vec::new(), message: None }
+    }
+
+    /// As whoever may see so much is shown it. Of an entity that is gone nobody knows what is to be hidden: all is.
+    pub(crate) fn shown_to(mut self, sight: &Sight, entity: Option<&Entity>) -> Difference {
+        let table = entity.and_then(|entity| entity.table.as_ref());
+        for of in &mut self.columns {
+            if table.is_none_or(|table| sight.hides(&table.schema, &table.table, &of.column)) {
+                let hidden = |value: &Option<String>| value.as_ref().map(|_| HIDDEN.to_owned());
+                (of.legacy, of.new) = (hidden(&of.legacy), hidden(&of.new));
+            }
+        }
+        self.message = self.message.map(|message| match entity {
+            Some(entity) => {
+                let (code, text) = message.split_once(' ').unwrap_or(("", &message));
+                format!("{code} {}", sight.message(&entity.aggregate_type, code, text.to_owned()))
+            }
+            None => HIDDEN.to_owned(),
+        });
+        self
     }
 }
 
