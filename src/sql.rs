@@ -3,9 +3,15 @@
 //! A file names what the operator may have called otherwise in braces: `{outbox}`, `{status}`. [`render`] puts quoted
 //! identifiers and literals there; nothing else is ever pasted into a statement. Values are always parameters.
 
+use serde::de::DeserializeOwned;
 use sqlx::AssertSqlSafe;
 use sqlx::postgres::{PgArguments, PgRow, Postgres};
 use sqlx::query::{Query, QueryScalar};
+
+/// A text that is JSON, as what was kept in it.
+pub fn from_json<T: DeserializeOwned>(text: &str) -> sqlx::Result<T> {
+    serde_json::from_str(text).map_err(|error| sqlx::Error::Decode(Box::new(error)))
+}
 
 /// `"name"`, quoted so that any name works.
 pub fn ident(name: &str) -> String {

@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 fn sender(config: &Config) -> Sender {
     Sender {
         relay: format!("{} on {}", config.legacy.outbox, config.legacy.url.place()),
-        instance: crate::operator::history::instance_name(),
+        instance: crate::job::host(),
         page: config.admin.url.clone(),
     }
 }

@@ -154,17 +154,7 @@ mod tests {
     }
 
     fn with(change: impl FnOnce(&mut Backlog)) -> Facts {
-        let mut backlog = Backlog {
-            pending: 9,
-            retry: 0,
-            held: 0,
-            failed: 0,
-            stopped: 0,
-            oldest_pending_seconds: None,
-            by_aggregate_type: BTreeMap::new(),
-            as_of: Utc::now(),
-            unmapped: BTreeMap::new(),
-        };
+        let mut backlog = Backlog { pending: 9, ..Backlog::empty(Utc::now()) };
         change(&mut backlog);
         Facts { backlog: Some(Arc::new(backlog)), ..Facts::default() }
     }

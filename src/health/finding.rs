@@ -227,7 +227,6 @@ fn flowing(facts: &Facts) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     use chrono::{DateTime, TimeZone, Utc};
@@ -246,17 +245,7 @@ mod tests {
     }
 
     fn backlog() -> Backlog {
-        Backlog {
-            pending: 0,
-            retry: 0,
-            held: 0,
-            failed: 0,
-            stopped: 0,
-            oldest_pending_seconds: None,
-            by_aggregate_type: BTreeMap::new(),
-            as_of: time(30),
-            unmapped: BTreeMap::new(),
-        }
+        Backlog::empty(time(30))
     }
 
     fn with(change: impl FnOnce(&mut Backlog)) -> Facts {

@@ -53,6 +53,23 @@ pub struct Backlog {
     pub unmapped: BTreeMap<String, u64>,
 }
 
+impl Backlog {
+    /// Nothing waits.
+    pub fn empty(as_of: DateTime<Utc>) -> Backlog {
+        Backlog {
+            pending: 0,
+            retry: 0,
+            held: 0,
+            failed: 0,
+            stopped: 0,
+            oldest_pending_seconds: None,
+            by_aggregate_type: BTreeMap::new(),
+            as_of,
+            unmapped: BTreeMap::new(),
+        }
+    }
+}
+
 impl Operator {
     /// Counts. Reads all that is pending: see [`Sampler`].
     pub async fn count_backlog(&self) -> Result<Backlog> {
@@ -68,17 +85,7 @@ impl Operator {
         let sql = self.names().render(include_str!("../../sql/operator/backlog.sql"));
         let rows = query(&sql, false).fetch_all(session.connection()).await?;
         session.commit().await?;
-        let mut backlog = Backlog {
-            pending: 0,
-            retry: 0,
-            held: 0,
-            failed: 0,
-            stopped: 0,
-            oldest_pending_seconds: None,
-            by_aggregate_type: BTreeMap::new(),
-            as_of: rows.first().map_or_else(|| Ok(Utc::now()), |row| row.try_get("as_of"))?,
-            unmapped: BTreeMap::new(),
-        };
+        let mut backlog = Backlog::empty(rows.first().map_or_else(|| Ok(Utc::now()), |row| row.try_get("as_of"))?);
         for row in &rows {
             let Some(kind) = row.try_get::<Option<String>, _>("aggregate_type")? else { continue };
             let word: String = row.try_get("status")?;

@@ -59,15 +59,9 @@ struct Inner {
     minutes: Mutex<BTreeMap<Key, Minute>>,
 }
 
-/// This process, for people: host and number.
-pub(crate) fn instance_name() -> String {
-    let host = nix::unistd::gethostname().map(|host| host.to_string_lossy().into_owned()).unwrap_or_default();
-    format!("{host}:{}", std::process::id())
-}
-
 impl Default for History {
     fn default() -> History {
-        History(Arc::new(Inner { instance: Uuid::new_v4(), name: instance_name(), minutes: Mutex::default() }))
+        History(Arc::new(Inner { instance: Uuid::new_v4(), name: crate::job::host(), minutes: Mutex::default() }))
     }
 }
 
@@ -306,17 +300,7 @@ mod tests {
     }
 
     fn backlog(pending: u64) -> Backlog {
-        Backlog {
-            pending,
-            retry: 0,
-            held: 0,
-            failed: 0,
-            stopped: 0,
-            oldest_pending_seconds: None,
-            by_aggregate_type: BTreeMap::new(),
-            as_of: at(0),
-            unmapped: BTreeMap::new(),
-        }
+        Backlog { pending, ..Backlog::empty(at(0)) }
     }
 
     #[test]

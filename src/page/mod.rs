@@ -230,14 +230,15 @@ fn refused(visitor: &Visitor, error: &OperatorError) -> Response {
 mod tests {
     use super::*;
 
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let pairs =
+            pairs.iter().map(|(name, value)| (header::HeaderName::from_static(name), HeaderValue::from_static(value)));
+        pairs.collect()
+    }
+
     #[test]
     fn only_this_pages_own_forms_count() {
-        let of = |pairs: &[(&'static str, &'static str)]| {
-            let pairs = pairs
-                .iter()
-                .map(|(name, value)| (header::HeaderName::from_static(name), HeaderValue::from_static(value)));
-            is_own_form(&pairs.collect())
-        };
+        let of = |pairs: &[(&'static str, &'static str)]| is_own_form(&headers(pairs));
         assert!(of(&[("sec-fetch-site", "same-origin")]));
         assert!(of(&[("host", "relay:8080"), ("origin", "http://relay:8080")]));
         assert!(of(&[("host", "relay"), ("origin", "https://RELAY")]));
@@ -260,12 +261,7 @@ mod tests {
 
     #[test]
     fn a_program_says_nothing_and_a_browser_tells_of_whom_it_acts_for() {
-        let of = |pairs: &[(&'static str, &'static str)]| {
-            let pairs = pairs
-                .iter()
-                .map(|(name, value)| (header::HeaderName::from_static(name), HeaderValue::from_static(value)));
-            came_from(&pairs.collect())
-        };
+        let of = |pairs: &[(&'static str, &'static str)]| came_from(&headers(pairs));
         assert_eq!(of(&[("host", "relay")]), CameFrom::Unsaid);
         assert_eq!(of(&[("sec-fetch-site", "none")]), CameFrom::Unsaid);
         assert_eq!(of(&[("host", "relay"), ("origin", "null")]), CameFrom::Elsewhere);

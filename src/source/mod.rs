@@ -247,8 +247,7 @@ pub struct Remaining {
 
 fn json_list(row: &PgRow, column: &str) -> sqlx::Result<Vec<String>> {
     let text: Option<String> = row.try_get(column)?;
-    let Some(text) = text else { return Ok(Vec::new()) };
-    serde_json::from_str(&text).map_err(|error| sqlx::Error::Decode(Box::new(error)))
+    text.map_or_else(|| Ok(Vec::new()), |text| crate::sql::from_json(&text))
 }
 
 fn aggregate(row: &PgRow) -> sqlx::Result<Aggregate> {

@@ -18,7 +18,7 @@ use crate::config::TableName;
 use crate::event::{EventId, Lane};
 use crate::session::Session;
 use crate::source::RowKey;
-use crate::sql::{ident, literal, query};
+use crate::sql::{from_json, ident, literal, query};
 
 /// A range of keys, handed out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,22 +129,18 @@ fn to_text(key: &RowKey) -> String {
     serde_json::Value::from(key.0.clone()).to_string()
 }
 
-fn from_text(text: &str) -> sqlx::Result<RowKey> {
-    serde_json::from_str(text).map_err(|error| sqlx::Error::Decode(Box::new(error)))
-}
-
 fn page(row: &PgRow) -> sqlx::Result<Page> {
     let after: Option<String> = row.try_get("after")?;
     Ok(Page {
         page: row.try_get("page")?,
-        after: after.as_deref().map(from_text).transpose()?,
-        until: from_text(&row.try_get::<String, _>("until")?)?,
+        after: after.as_deref().map(from_json).transpose()?,
+        until: from_json(&row.try_get::<String, _>("until")?)?,
     })
 }
 
 fn left_row(row: &PgRow) -> sqlx::Result<LeftRow> {
     Ok(LeftRow {
-        key: from_text(&row.try_get::<String, _>("key")?)?,
+        key: from_json(&row.try_get::<String, _>("key")?)?,
         lane: row.try_get("lane")?,
         reason: match row.try_get::<&str, _>("reason")? {
             "pending" => Reason::Pending,
@@ -220,7 +216,7 @@ impl Target {
             target: self.clone(),
             entity: entity.to_owned(),
             pages: row.try_get("pages")?,
-            after: after.as_deref().map(from_text).transpose()?,
+            after: after.as_deref().map(from_json).transpose()?,
             exhausted: row.try_get("exhausted")?,
             session,
         })

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use super::Target;
 use crate::job::{Ending, Order};
-use crate::session::Session;
+use crate::sql::from_json;
 
 /// Names a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,10 +80,6 @@ impl Job {
     }
 }
 
-fn raw(text: String) -> sqlx::Result<Box<RawValue>> {
-    RawValue::from_string(text).map_err(|error| sqlx::Error::Decode(Box::new(error)))
-}
-
 fn job(row: &PgRow) -> sqlx::Result<Job> {
     let progress: Option<String> = row.try_get("progress")?;
     Ok(Job {
@@ -91,7 +87,7 @@ fn job(row: &PgRow) -> sqlx::Result<Job> {
         kind: row.try_get("kind")?,
         entities: row.try_get("entities")?,
         state: row.try_get("state")?,
-        request: raw(row.try_get("request")?)?,
+        request: from_json(row.try_get("request")?)?,
         actor: row.try_get("actor")?,
         reason: row.try_get("reason")?,
         via: row.try_get("via")?,
@@ -104,7 +100,7 @@ fn job(row: &PgRow) -> sqlx::Result<Job> {
         progress: progress.and_then(|text| serde_json::from_str(&text).ok()),
         code: row.try_get("code")?,
         message: row.try_get("message")?,
-        result: row.try_get::<Option<String>, _>("result")?.map(raw).transpose()?,
+        result: row.try_get::<Option<&str>, _>("result")?.map(from_json).transpose()?,
     })
 }
 
@@ -119,9 +115,7 @@ pub(crate) enum Begun {
 impl Target {
     /// Begins a job. `unless`: not if one of these kinds is under way for one of its entities.
     pub(crate) async fn begin_job(&self, order: &Order, unless: &[&str]) -> sqlx::Result<Begun> {
-        // One process asks at a time.
-        let lock = self.render("SELECT FROM {relay}.source WHERE source_id = {source} FOR NO KEY UPDATE");
-        let (mut session, _) = Session::begin(&self.pool, &format!("{} {lock};", self.limits.sql())).await?;
+        let mut session = self.alone().await?;
         if !unless.is_empty() {
             let sql = self.render(include_str!("../../sql/target/job_same.sql"));
             let same = self.query_scalar(&sql).bind(unless).bind(&order.entities);

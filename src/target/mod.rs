@@ -162,6 +162,13 @@ impl Target {
         rows.iter().map(|row| Ok((row.try_get("lane")?, BatchKey::of_row(row)?))).collect()
     }
 
+    /// A transaction in which no other process of this source is at the same: for what only one of them is to begin.
+    async fn alone(&self) -> sqlx::Result<Session> {
+        let lock = self.render("SELECT FROM {relay}.source WHERE source_id = {source} FOR NO KEY UPDATE");
+        let (session, _) = Session::begin(&self.pool, &format!("{} {lock};", self.limits.sql())).await?;
+        Ok(session)
+    }
+
     /// Whether a new connection can be had; see [`crate::connect::reach`].
     pub async fn reach(&self) -> sqlx::Result<()> {
         crate::connect::reach(&self.pool).await

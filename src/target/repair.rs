@@ -12,7 +12,7 @@ use crate::config::Entity;
 use crate::mapping::{self, Mapping, MappingError};
 use crate::session::Session;
 use crate::source::RowKey;
-use crate::sql::query;
+use crate::sql::{from_json, query};
 
 /// One row that was changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,11 +136,9 @@ impl Target {
     ) -> sqlx::Result<Vec<RepairedRow>> {
         let sql = self.render(include_str!("../../sql/target/repairs.sql"));
         let asked = self.query(&sql).bind(below.unwrap_or(i64::MAX)).bind(i64::from(at_most)).bind(entity);
-        let decode = |error: serde_json::Error| sqlx::Error::Decode(Box::new(error));
         let row = |row: &PgRow| {
             let text = |column: &str| -> sqlx::Result<Option<Box<RawValue>>> {
-                let text: Option<String> = row.try_get(column)?;
-                text.map(RawValue::from_string).transpose().map_err(decode)
+                row.try_get::<Option<&str>, _>(column)?.map(from_json).transpose()
             };
             Ok(RepairedRow {
                 id: row.try_get("id")?,
@@ -149,7 +147,7 @@ impl Target {
                 reason: row.try_get("reason")?,
                 command: row.try_get("command")?,
                 entity: row.try_get("entity")?,
-                key: serde_json::from_str(row.try_get("key")?).map_err(decode)?,
+                key: from_json(row.try_get("key")?)?,
                 action: row.try_get("action")?,
                 before: text("before")?,
                 after: text("after")?,

@@ -4,14 +4,12 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use utoipa::ToSchema;
 
 use super::Target;
-use crate::session::Session;
-use crate::sql::query;
+use crate::sql::{from_json, query};
 use crate::verify::{Difference, EntityReport, Outcome, Report, STOPPED};
 
 /// Names a report.
@@ -70,10 +68,6 @@ pub enum Which {
     Sample,
 }
 
-fn decoded<T: DeserializeOwned>(text: &str) -> sqlx::Result<T> {
-    serde_json::from_str(text).map_err(|error| sqlx::Error::Decode(Box::new(error)))
-}
-
 impl Target {
     /// Begins a report.
     pub async fn begin_report(&self, by: &str, mode: &str) -> sqlx::Result<(ReportId, DateTime<Utc>)> {
@@ -85,9 +79,7 @@ impl Target {
 
     /// Begins the report that goes on by itself, if it is due and nobody else has.
     pub async fn begin_due_report(&self, every: Duration) -> sqlx::Result<Option<(ReportId, DateTime<Utc>)>> {
-        // One process asks at a time.
-        let lock = self.render("SELECT FROM {relay}.source WHERE source_id = {source} FOR NO KEY UPDATE");
-        let (mut session, _) = Session::begin(&self.pool, &format!("{} {lock};", self.limits.sql())).await?;
+        let mut session = self.alone().await?;
         let sql = self.render(include_str!("../../sql/target/report_due.sql"));
         let due =
             query(&sql, false).bind(self.source_id).bind(every.as_secs_f64()).fetch_one(session.connection()).await?;
@@ -131,17 +123,14 @@ impl Target {
 
     /// All that a report found.
     pub async fn report_differences(&self, id: ReportId) -> sqlx::Result<Vec<Difference>> {
-        const PAGE: i64 = 5000;
-        let sql = self.render(include_str!("../../sql/target/report_found.sql"));
-        let (mut found, mut after) = (Vec::new(), 0i64);
+        const PAGE: u32 = 5000;
+        let (mut found, mut after) = (Vec::new(), None);
         loop {
-            let rows = self.ask(query(&sql, false).bind(id.0).bind(after).bind(PAGE)).await?;
-            for row in &rows {
-                after = row.try_get("n")?;
-                let text: String = row.try_get("difference")?;
-                found.push(serde_json::from_str(&text).map_err(|error| sqlx::Error::Decode(Box::new(error)))?);
-            }
-            if (rows.len() as i64) < PAGE {
+            let page = self.report_page(id, after, PAGE).await?;
+            after = page.last().map(|(n, _)| *n);
+            let ended = page.len() < PAGE as usize;
+            found.extend(page.into_iter().map(|(_, difference)| difference));
+            if ended {
                 return Ok(found);
             }
         }
@@ -179,7 +168,7 @@ impl Target {
             by: row.try_get("by")?,
             mode: row.try_get("mode")?,
             outcome: row.try_get("outcome")?,
-            report: report.as_deref().map(decoded).transpose()?,
+            report: report.as_deref().map(from_json).transpose()?,
         }))
     }
 
@@ -193,7 +182,7 @@ impl Target {
         let sql = self.render(include_str!("../../sql/target/report_found.sql"));
         let after = after.unwrap_or(i64::MIN);
         let rows = self.ask(query(&sql, false).bind(id.0).bind(after).bind(i64::from(at_most))).await?;
-        let found = |row: &PgRow| Ok((row.try_get("n")?, decoded(row.try_get("difference")?)?));
+        let found = |row: &PgRow| Ok((row.try_get("n")?, from_json(row.try_get("difference")?)?));
         rows.iter().map(found).collect()
     }
 
@@ -207,7 +196,7 @@ impl Target {
                 report: row.try_get("report_id")?,
                 mode: row.try_get("mode")?,
                 finished_at: row.try_get("finished_at")?,
-                found: decoded(row.try_get("report")?)?,
+                found: from_json(row.try_get("report")?)?,
             })
         };
         rows.iter().map(verified).collect()

@@ -29,6 +29,10 @@ async fn worker(shared: &Shared) -> Outcome {
     batch::run_once(shared, Lane(0), errand).await.expect("a try").0
 }
 
+/// What a copy of them makes, but for one row that looks different.
+const COPIED_BUT_ONE: &str =
+    "INSERT INTO users SELECT i, 'n' || i, CASE i WHEN 1 THEN 0 ELSE 1 END FROM generate_series(-5, 6) i";
+
 /// Twice changed, in two events: whoever writes the second state before the first event has let the row go back.
 const CHANGED_TWICE: &str = "UPDATE users SET version = 2, name = 'two' WHERE id = 1; UPDATE users SET version = 3, name = 'three' WHERE id = 1";
 
@@ -113,11 +117,7 @@ async fn no_event_is_applied_between_the_two_halves_of_a_verifications_look() {
     let stage = one_lane(12).await;
     let shared = stage.shared().await;
     // A row that looks different, so that it is looked at again.
-    stage
-        .pair
-        .new
-        .run("INSERT INTO users SELECT i, 'n' || i, CASE i WHEN 1 THEN 0 ELSE 1 END FROM generate_series(-5, 6) i")
-        .await;
+    stage.pair.new.run(COPIED_BUT_ONE).await;
     let mut verifier = Copier::that("verifies", &stage, Some("look_read=stop"));
     verifier.stands_still().await;
     stage.pair.legacy.run("UPDATE users SET version = 2, name = 'two' WHERE id = 1").await;
@@ -135,11 +135,7 @@ async fn a_repair_writes_the_row_that_it_judged_whatever_comes_meanwhile() {
     }
     let stage = one_lane(12).await;
     let shared = stage.shared().await;
-    stage
-        .pair
-        .new
-        .run("INSERT INTO users SELECT i, 'n' || i, CASE i WHEN 1 THEN 0 ELSE 1 END FROM generate_series(-5, 6) i")
-        .await;
+    stage.pair.new.run(COPIED_BUT_ONE).await;
     for (point, written) in [("look_read=stop", 0), ("repair_judged=stop", 1)] {
         let mut repair = Copier::that("repairs", &stage, Some(point));
         repair.stands_still().await;
