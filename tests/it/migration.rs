@@ -98,6 +98,40 @@ async fn values_in_reports_and_repairs_are_for_those_who_may_see_them() {
 }
 
 #[tokio::test]
+async fn what_a_server_quotes_of_a_row_when_work_fails_is_for_those_who_may_see_values() {
+    let stage = copying::stage(pair().await, 20, |config| {
+        // It is no number: `invalid input syntax for type integer: "n1"`.
+        config.entities[0].legacy.as_mut().unwrap().aggregate_id = "(name::int)::text".into();
+    })
+    .await;
+    let api = api(&stage).await;
+    let (admin, board) = (api.client.with(Some("all-of-it")), api.client.with(Some("only-look")));
+    let quotes = |text: &str| text.contains("\\\"n");
+    for (path, body) in [
+        ("/v1/verify", json!({"entities": ["users"]})),
+        ("/v1/backfill/users/start", json!({"reason": "a test"})),
+        ("/v1/resync", json!({"entity": "users", "keys": [["1"]], "dry_run": false, "reason": "a test"})),
+    ] {
+        let started = admin.post(path, body).await.ok();
+        let job = format!("/v1/jobs/{}", started["job"]["id"]);
+        eventually(DEADLINE, "it has ended", || async { !admin.get(&job).await.ok()["ended_at"].is_null() }).await;
+        let (seen, hidden) = (admin.get(&job).await, board.get(&job).await);
+        assert!(!quotes(&hidden.text), "{path}: {}", hidden.text);
+        // A verification keeps it with its report.
+        assert_eq!(quotes(&seen.text), path != "/v1/verify", "{path}: {}", seen.text);
+    }
+    let reports = board.get("/v1/verify/reports").await.ok();
+    let report = format!("/v1/verify/reports/{}", reports["items"][0]["id"]);
+    assert!(quotes(&admin.get(&report).await.text), "or this shows nothing");
+    for path in [report.as_str(), "/v1/migration", "/v1/jobs", "/v1/audit"] {
+        let hidden = board.get(path).await;
+        hidden.ok();
+        assert!(!quotes(&hidden.text), "{path}: {}", hidden.text);
+    }
+    api.stop().await;
+}
+
+#[tokio::test]
 async fn work_whose_process_is_gone_is_lost_and_not_running() {
     let stage = copying::stage(pair().await, 20, |_| {}).await;
     let (_, target) = connect::open(&stage.config).await.unwrap();
