@@ -16,6 +16,10 @@ use crate::support::stage::Stage;
 /// Processes start, count their backlog every five seconds and look every two.
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// Known to every process at its next look.
+const DIVERGENT: &str = "INSERT INTO outbox_relay.divergent (lane, token, id, event_id, aggregate_type, aggregate_id) \
+                         VALUES (0, 1, 1, gen_random_uuid(), 'User', '1')";
+
 /// A webhook that answers these first, and then takes everything.
 struct Hook {
     url: String,
@@ -25,6 +29,11 @@ struct Hook {
 
 impl Hook {
     async fn open(refuse: &[StatusCode]) -> Hook {
+        Hook::slow(refuse, Duration::ZERO).await
+    }
+
+    /// Answers after so long.
+    async fn slow(refuse: &[StatusCode], after: Duration) -> Hook {
         let (taken, refused) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(refuse.to_vec())));
         let (keep, answers) = (taken.clone(), refused.clone());
         let handler = move |body: axum::Json<Value>| {
@@ -32,7 +41,10 @@ impl Hook {
             if answer.is_none() {
                 keep.lock().unwrap().push(body.0);
             }
-            async move { answer.unwrap_or(StatusCode::OK) }
+            async move {
+                tokio::time::sleep(after).await;
+                answer.unwrap_or(StatusCode::OK)
+            }
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/services/s3cret", listener.local_addr().unwrap());
@@ -94,6 +106,24 @@ async fn of_two_processes_one_tells_of_a_failure_and_after_a_restart_that_it_is_
         text.contains("1 event has failed and waits for you.") && text.ends_with("\nhttps://relay.example.org"),
         "{text}"
     );
+}
+
+#[tokio::test]
+async fn while_one_process_sends_a_message_no_other_sends_it_too() {
+    let stage = Stage::new().await;
+    // Both look every two seconds: the other one does while the first waits for the answer.
+    let hook = Hook::slow(&[], Duration::from_millis(2500)).await;
+    let variables = [("OUTBOX_RELAY_ALERTS__WEBHOOK", hook.url.as_str()), ("OUTBOX_RELAY_ALERTS__AFTER", "0s")];
+    let relays = [(); 2].map(|()| Relay::start_with(&stage, &[], &variables));
+    for relay in &relays {
+        eventually(PATIENCE, "it runs", || async { relay.log().contains("the relay runs") }).await;
+    }
+    stage.pair.legacy.run(DIVERGENT).await;
+    let told = "SELECT count(*) FROM outbox_relay.alert WHERE what = 'divergent' AND firing";
+    eventually(PATIENCE, "it is told", || async { stage.pair.legacy.value::<i64>(told).await == 1 }).await;
+    drop(relays);
+    let of_it: Vec<_> = hook.taken().into_iter().filter(|(what, _)| what == "divergent").collect();
+    assert_eq!(of_it, pairs(&[("divergent", "firing")]));
 }
 
 #[tokio::test]
