@@ -172,6 +172,16 @@ async fn a_later_sample_or_report_of_another_entity_hides_no_known_difference() 
 }
 
 #[tokio::test]
+async fn a_verification_that_finds_too_much_says_that_it_did_not_read_on() {
+    let stage = stage_of(25_000).await;
+    stage.pair.new.run("TRUNCATE users").await;
+    let report = verified(&stage).await;
+    assert!(!report.is_complete(), "{report:?}");
+    assert_eq!(report.entities[0].differences(), 10_000);
+    assert!(repaired(&stage, None, false).await.unwrap().verify_again);
+}
+
+#[tokio::test]
 async fn a_repair_of_a_verification_that_was_cut_off_says_to_verify_again() {
     let stage = stage_of(20).await;
     stage.pair.new.run("DELETE FROM users WHERE id = 7").await;
