@@ -4,6 +4,8 @@ use std::fmt;
 
 use sqlx::postgres::PgDatabaseError;
 
+use crate::source::KeyTrouble;
+
 /// What an error means for the events that met it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Disposition {
@@ -44,6 +46,7 @@ pub fn of(error: &sqlx::Error) -> Disposition {
         sqlx::Error::Database(database) => of_sqlstate(database.code().as_deref().unwrap_or_default()),
         // A value that cannot be sent as a parameter, or an answer that cannot be read: this event's, or ours.
         sqlx::Error::Encode(_) | sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. } => Disposition::Event,
+        _ if KeyTrouble::of(error).is_some() => Disposition::Operator,
         _ => Disposition::Transient,
     }
 }
@@ -129,6 +132,9 @@ pub fn told(error: &sqlx::Error) -> String {
     if let Some(refusal) = crate::tls::refusal(error) {
         return refusal.to_string();
     }
+    if let Some(trouble) = KeyTrouble::of(error) {
+        return trouble.to_string();
+    }
     match error {
         sqlx::Error::Database(_) => {
             let said = said(error);
@@ -149,7 +155,7 @@ pub fn logged(error: &sqlx::Error) -> String {
             let said = said(error);
             format!("{} ({})", crate::redact::without_values(&said.code, &said.message), said.code)
         }
-        _ => told(error),
+        _ => KeyTrouble::of(error).map_or_else(|| told(error), KeyTrouble::logged),
     }
 }
 

@@ -430,6 +430,7 @@ async fn job<'a>(
     stop: &'a CancellationToken,
 ) -> Result<Job<'a>, BackfillError> {
     let described = source.legacy(entity).await.map_err(legacy)?;
+    let described = described.map(|legacy| legacy.shown_to(config.redact.for_admins()));
     let (Some(rows), Some(described)) = (&entity.legacy, described) else {
         return Err(BackfillError::Refused(format!("entity {} has no legacy rows", entity.name)));
     };

@@ -14,7 +14,7 @@ use crate::disposition::told;
 use crate::init::{self, Plan, Side, Step};
 use crate::job::Who;
 use crate::session::{Limits, ask};
-use crate::source::{Names, Source};
+use crate::source::{KeyTrouble, Names, Source};
 use crate::sql::{ident, literal, query, render};
 
 /// Whether an entity's changes are captured.
@@ -225,11 +225,10 @@ impl<'a> Capture<'a> {
         }
         // The expression and the key must be right before a trigger says so to the application.
         source.legacy(self.entity).await.map(drop).map_err(|error| {
-            CaptureError::Refused(format!(
-                "entity {}: its legacy rows cannot be read: {}",
-                self.entity.name,
-                told(&error)
-            ))
+            CaptureError::Refused(match KeyTrouble::of(&error) {
+                Some(trouble) => trouble.to_string(),
+                None => format!("entity {}: its legacy rows cannot be read: {}", self.entity.name, told(&error)),
+            })
         })
     }
 }

@@ -15,10 +15,10 @@ pub(super) async fn check(config: &Config, pool: &PgPool) -> sqlx::Result<Vec<Fi
     let source = Source::new(pool.clone(), names, LIMITS.deadline, false, None, false);
     let mut findings = Vec::new();
     for entity in &config.entities {
-        match source.legacy(entity).await {
+        match source.described(entity).await {
             Ok(None) => {}
             Ok(Some(legacy)) => {
-                findings.extend(key(entity, pool).await?);
+                findings.extend(key(config, entity, &legacy, &source).await?);
                 findings.extend(event_types(entity));
                 findings.extend(disagreeing(config, entity, &legacy, &source).await?);
             }
@@ -57,34 +57,27 @@ fn unreadable(entity: &Entity, error: &sqlx::Error) -> sqlx::Result<Finding> {
 }
 
 /// A page goes on after the last key: two rows with one key, or a key that is NULL, would be passed over.
-async fn key(entity: &Entity, pool: &PgPool) -> sqlx::Result<Vec<Finding>> {
-    let Some(rows) = &entity.legacy else { return Ok(Vec::new()) };
-    let RowsFrom::Table(table) = &rows.from else { return Ok(Vec::new()) };
-    let mut session = reading(pool).await?;
-    let sql = include_str!("../../sql/legacy/key.sql");
-    let ask = query(sql, false).bind(&table.schema).bind(&table.table).bind(&rows.key);
-    let row = ask.fetch_one(session.connection()).await?;
-    session.rollback().await;
-    let key: Vec<String> = rows.key.iter().map(|column| ident(column)).collect();
-    let table = format!("{}.{}", ident(&table.schema), ident(&table.table));
+async fn key(config: &Config, entity: &Entity, legacy: &Legacy, source: &Source) -> sqlx::Result<Vec<Finding>> {
+    let legacy = legacy.clone().shown_to(config.redact.for_admins());
+    let mut found = source.key_troubles(entity, &legacy).await?;
     let mut findings = Vec::new();
-    if !row.try_get::<bool, _>("is_unique")? {
-        findings.push(Finding::problem(
-            "legacy.key",
-            format!("entity {}: no unique index on {table} covers the key {}", entity.name, rows.key.join(", ")),
-            "a row whose key another one has may be passed over; and each page would sort the whole table",
-            format!("CREATE UNIQUE INDEX CONCURRENTLY ON {table} ({});", key.join(", ")),
-        ));
+    match source.repeated_key(entity, &legacy).await {
+        Ok(repeated) => found.extend(repeated),
+        Err(error) if is_late(&error) => findings.push(Finding::note(
+            "legacy.key_unread",
+            format!("entity {}: whether two of its rows have the same key was not found out in {:?}", entity.name, LIMITS.deadline),
+            "backfill and verify end when they meet such rows",
+        )),
+        Err(error) => return Err(error),
     }
-    if let Some(nullable) = row.try_get::<Option<String>, _>("nullable")? {
-        findings.push(Finding::problem(
-            "legacy.key",
-            format!("entity {}: {nullable} of the key may be NULL in {table}", entity.name),
-            "a row whose key is NULL is passed over",
-            format!("ALTER TABLE {table} ALTER COLUMN {} SET NOT NULL;    (or name another key)", ident(&nullable)),
-        ));
-    }
+    findings.extend(found.iter().map(|trouble| {
+        Finding::problem(trouble.code(), trouble.what(), trouble.consequence(), trouble.remedy())
+    }));
     Ok(findings)
+}
+
+fn is_late(error: &sqlx::Error) -> bool {
+    is_statement_timeout(error) || matches!(error, sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::TimedOut)
 }
 
 /// What capture writes must be taken by the entity.

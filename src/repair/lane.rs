@@ -27,7 +27,7 @@ impl Repair<'_> {
         if suspects.is_empty() {
             return Ok(());
         }
-        let ground = Ground::of(self.source, self.target, entity).await?;
+        let ground = Ground::of(self.config, self.source, self.target, entity).await?;
         let mapping = self.target.mapping(entity).await.map_err(|error| VerifyError::Mapping(Box::new(error)))?;
         let pass = passing(&self.config.entities);
         let look = self.look(entity, &ground, &pass, &ground.comparison.columns);

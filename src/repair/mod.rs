@@ -296,7 +296,7 @@ impl Repair<'_> {
         let mut repaired = Repaired { applied: self.apply, ..Repaired::default() };
         match wanted {
             Wanted::Keys(keys) => {
-                let ground = Ground::of(self.source, self.target, entity).await?;
+                let ground = Ground::of(self.config, self.source, self.target, entity).await?;
                 let through = self.hands_keys_through(entity, &ground).await?;
                 let of = |key: &RowKey| Suspect { key: through.then(|| key.clone()), from: Some(key.clone()) };
                 self.rows(entity, keys.iter().map(of).collect(), &mut repaired).await?;
@@ -377,7 +377,7 @@ impl Repair<'_> {
 
     /// The rows of these aggregates. False: those that have no legacy row any more are not known.
     async fn aggregates(&self, entity: &Entity, ids: &[String], repaired: &mut Repaired) -> Result<bool, VerifyError> {
-        let ground = Ground::of(self.source, self.target, entity).await?;
+        let ground = Ground::of(self.config, self.source, self.target, entity).await?;
         let by_key = self.source.is_its_key(&ground.legacy, ids).await.map_err(VerifyError::Source)?
             && self.hands_keys_through(entity, &ground).await?;
         let suspects = if by_key {

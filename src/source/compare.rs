@@ -126,7 +126,7 @@ impl Source {
             query = query.bind(keys.iter().filter_map(|key| key.0.get(n).map(String::as_str)).collect::<Vec<_>>());
         }
         let rows = ask(&self.pool, self.limits, &Self::read_only(legacy), query).await?;
-        rows.iter().map(|row| Ok(LegacyRow { at: key_at(row)?, payload: row.try_get("payload")? })).collect()
+        legacy.rows_of(&rows)
     }
 
     /// Whose these keys are, where no row has them: `None` if the aggregate's expression needs more than the key.

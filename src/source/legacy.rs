@@ -4,12 +4,16 @@
 //! all the time; rows are read whole, as JSON, in the transaction that holds the lane, so they are as of after everything that
 //! was applied. What a row looks like does not depend on settings of the role. Text is ordered as its column's collation says.
 
+mod key;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use futures_util::TryStreamExt as _;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
+use self::key::Telling;
+pub use self::key::{KeyTrouble, Why};
 use super::{Source, SourceLane};
 use crate::config::{Entity, LegacyRows, RowsFrom};
 use crate::event::{Aggregate, Event, EventId, Lane};
@@ -94,6 +98,7 @@ pub struct Legacy {
     pub(super) key: Vec<String>,
     pub(super) names: Vec<(&'static str, String)>,
     pub(super) settings: String,
+    telling: Telling,
 }
 
 /// What is put into the files of `sql/legacy` before the types are known.
@@ -115,6 +120,8 @@ fn names(entity: &Entity, rows: &LegacyRows) -> Vec<(&'static str, String)> {
         ("key_texts", each(&|n, _| format!("k.relay_k{n}::text")).join(", ")),
         ("key_types", each(&|n, _| format!("pg_typeof(k.relay_k{n})::text")).join(", ")),
         ("row_texts", each(&|_, c| format!("relay_row.{c}::text")).join(", ")),
+        ("key_nulls", each(&|_, c| format!("relay_row.{c} IS NULL")).join(", ")),
+        ("key_is_null", each(&|_, c| format!("relay_row.{c} IS NULL")).join(" OR ")),
     ]
 }
 
@@ -139,8 +146,17 @@ impl LegacyRows {
 }
 
 impl Source {
-    /// Looks at an entity's rows; `None`: it has no `legacy`. An error is the server's: the table, a column, a right that is missing.
+    /// Looks at an entity's rows, and refuses a key that does not tell them apart ([`KeyTrouble`]); `None`: it has no `legacy`.
     pub async fn legacy(&self, entity: &Entity) -> sqlx::Result<Option<Legacy>> {
+        let Some(legacy) = self.described(entity).await? else { return Ok(None) };
+        match self.key_troubles(entity, &legacy).await?.into_iter().next() {
+            Some(trouble) => Err(trouble.into()),
+            None => Ok(Some(legacy)),
+        }
+    }
+
+    /// The same whatever the key is like. An error is the server's: the table, a column, a right that is missing.
+    pub async fn described(&self, entity: &Entity) -> sqlx::Result<Option<Legacy>> {
         let Some(rows) = &entity.legacy else { return Ok(None) };
         let mut names = names(entity, rows);
         names.push(("lane_of_key", self.names.render("{lane_of_key}")));
@@ -166,7 +182,14 @@ impl Source {
         let given_columns = rows.key.iter().zip(&key_types).enumerate();
         let given_columns = given_columns.map(|(n, (c, t))| format!("{}::{t} AS {}", given(n + 1), ident(c)));
         names.push(("given_columns", given_columns.collect::<Vec<_>>().join(", ")));
-        names.push(("keys_given", format!("ROWS FROM ({}) AS relay_key ({})", arrays.join(", "), columns.join(", "))));
+        names.push((
+            "keys_given",
+            format!(
+                "ROWS FROM ({}) WITH ORDINALITY AS relay_key ({}, relay_asked)",
+                arrays.join(", "),
+                columns.join(", ")
+            ),
+        ));
         let is_given = rows.key.iter().zip(&key_types).enumerate();
         let is_given = is_given.map(|(n, (c, t))| format!("relay_row.{} = {}::{t}", ident(c), given(n + 1)));
         names.push(("key_is_given", is_given.collect::<Vec<_>>().join(" AND ")));
@@ -181,6 +204,7 @@ impl Source {
             key_types,
             names,
             settings,
+            telling: Telling::of(entity, rows),
         }))
     }
 
@@ -232,8 +256,14 @@ impl Source {
             let (mut page, mut newest) = (PageKeys::default(), Lane(0));
             let mut rows = keys.fetch(session.connection());
             while let Some(row) = rows.try_next().await? {
-                newest = row.try_get::<Option<Lane>, _>("lane")?.unwrap_or(Lane(0));
-                page.lanes.entry(newest).or_default().push(RowKey(row.try_get("key")?));
+                let lane = row.try_get::<Option<Lane>, _>("lane")?.unwrap_or(Lane(0));
+                let key = RowKey(row.try_get("key")?);
+                // In order, so one that comes again comes at once; but for rows whose aggregates are in two lanes.
+                if page.lanes.get(&newest).and_then(|keys| keys.last()) == Some(&key) {
+                    return Err(legacy.telling.twice(&key).into());
+                }
+                newest = lane;
+                page.lanes.entry(newest).or_default().push(key);
                 page.rows += 1;
             }
             drop(rows);
@@ -261,7 +291,7 @@ impl SourceLane {
             query = query.bind(keys.iter().filter_map(|key| key.0.get(n).map(String::as_str)).collect::<Vec<_>>());
         }
         let rows = query.fetch_all(self.session.connection()).await?;
-        rows.iter().map(|row| Ok(LegacyRow { at: key_at(row)?, payload: row.try_get("payload")? })).collect()
+        legacy.rows_of(&rows)
     }
 
     /// Which of these aggregates have events that are not applied yet. To be asked after the rows were read: what was committed in
@@ -347,6 +377,8 @@ impl Legacy {
         let ranged = |file| self.render_range(file, true, true);
         all.extend([("keys", keys), ("disagreeing", disagreeing)]);
         all.extend([
+            ("key_null", render(include_str!("../../sql/legacy/key_null.sql"), &self.names)),
+            ("key_repeated", render(include_str!("../../sql/legacy/key_repeated.sql"), &self.names)),
             ("bound", ranged(include_str!("../../sql/legacy/bound.sql"))),
             ("compared", self.compared(true, true, None)),
             ("compared_plain", self.compared(true, true, Some("1 AS one".to_owned()))),

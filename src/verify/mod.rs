@@ -303,9 +303,15 @@ pub(crate) struct Ground {
 
 impl Ground {
     /// Reads both sides' types.
-    pub(crate) async fn of(source: &Source, target: &Target, entity: &Entity) -> Result<Ground, VerifyError> {
+    pub(crate) async fn of(
+        config: &Config,
+        source: &Source,
+        target: &Target,
+        entity: &Entity,
+    ) -> Result<Ground, VerifyError> {
         let none = || VerifyError::NoEntity(format!("entity {} has no table or no legacy rows", entity.name));
         let legacy = source.legacy(entity).await.map_err(VerifyError::Source)?.ok_or_else(none)?;
+        let legacy = legacy.shown_to(config.redact.for_admins());
         let ignored: Vec<String> = entity.verify.ignore.iter().map(|i| i.column.clone()).collect();
         let comparison = target.comparison(entity, &ignored).await;
         let comparison = comparison.map_err(|error| VerifyError::Mapping(Box::new(error)))?.ok_or_else(none)?;
@@ -330,7 +336,7 @@ struct Verification<'a> {
 impl Verification<'_> {
     async fn run(&mut self, progress: &Progress<'_>) -> Result<(), VerifyError> {
         self.refuse_shared_tables()?;
-        let Ground { legacy, mut comparison } = Ground::of(self.source, self.target, self.entity).await?;
+        let Ground { legacy, mut comparison } = Ground::of(self.config, self.source, self.target, self.entity).await?;
         for ignored in &self.entity.verify.ignore {
             self.report.ignored.push(format!("{} ({})", ignored.column, ignored.reason));
         }

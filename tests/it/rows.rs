@@ -3,15 +3,22 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use outbox_relay::backfill;
 use outbox_relay::check;
 use outbox_relay::config::{Capture, Entity, LegacyRows, RowsFrom, TableName};
 use outbox_relay::event::Lane;
 use outbox_relay::lease;
+use outbox_relay::redact::Rules;
+use outbox_relay::repair::Wanted;
 use outbox_relay::source::{Legacy, Names, RowKey, Source};
+use outbox_relay::verify::{self, Outcome};
 use sqlx::{AssertSqlSafe, Executor};
+use tokio_util::sync::CancellationToken;
 
+use crate::repair::repaired;
 use crate::support::pair;
 use crate::support::stage::{Stage, file, users};
+use crate::verify::verify_with;
 
 fn table(name: &str) -> TableName {
     TableName { schema: "public".into(), table: name.into() }
@@ -229,6 +236,76 @@ async fn an_entity_may_be_made_of_a_join_and_every_statement_is_understood() {
     }
 }
 
+/// A join whose key is not unique, and one whose key is NULL where there is nothing to join.
+const TWICE: &str = "SELECT u.id, u.name, n AS version FROM users u, generate_series(1, 2) n WHERE n = 1 OR u.id = 7";
+const NAMELESS: &str = "SELECT o.id, u.name, 1 AS version FROM users u LEFT JOIN users o ON o.id = u.id AND o.id <> 7";
+
+/// What a copy, a verification, a sample and a repair say of rows that this query yields, and what the reports and jobs keep of it.
+async fn refused(query: &str, aggregate_id: &str, hidden: bool) -> (Vec<String>, String, i64) {
+    let stage = Stage::on(pair().await, |config| {
+        config.entities[0] =
+            made_of(rows(RowsFrom::Query(file("legacy/users.sql", query)), &["id"], aggregate_id));
+        if hidden {
+            let rules = Rules { paths: vec!["User: $.id".parse().unwrap()], ..Rules::clone(&config.redact) };
+            config.redact = rules.into();
+        }
+    })
+    .await;
+    stage.pair.legacy.run("CREATE TABLE users (id int PRIMARY KEY, name text NOT NULL)").await;
+    stage.pair.legacy.run("INSERT INTO users SELECT i, 'n' || i FROM generate_series(1, 20) i").await;
+    // Its rows stand there already, so that nothing but the key is wrong.
+    stage.pair.new.run("INSERT INTO users SELECT i, 'n' || i, 1 FROM generate_series(1, 20) i").await;
+    let stop = CancellationToken::new();
+    let copied = backfill::run(&stage.config, &backfill::Options::default(), &|_| {}, &stop).await;
+    let mut said = vec![copied.unwrap_err().to_string()];
+    for sample in [None, Some(100)] {
+        let options = verify::Options { sample, ..verify::Options::default() };
+        let report = verify_with(&stage, options).await;
+        assert_eq!(report.outcome, Outcome::CouldNot, "{report:?}");
+        said.extend(report.entities[0].message.clone());
+    }
+    let keys = Wanted::Keys(vec![RowKey(vec!["7".to_owned()])]);
+    said.push(repaired(&stage, Some(&keys), true).await.unwrap_err().to_string());
+    let kept = "SELECT concat((SELECT string_agg(report::text, '') FROM outbox_relay.verify_entity), \
+                (SELECT string_agg(message, '') FROM outbox_relay.job))";
+    let kept = stage.pair.new.value(kept).await;
+    (said, kept, stage.pair.new.value("SELECT count(*) FROM users WHERE version <> 1").await)
+}
+
+#[tokio::test]
+async fn a_query_whose_key_does_not_tell_its_rows_apart_is_neither_copied_nor_verified_nor_repaired() {
+    let (said, _, written) = refused(TWICE, "id::text", false).await;
+    let expected = "two rows of legacy/users.sql have the same key, id = 7 (legacy.key_repeated)";
+    assert!(said.len() == 4 && said.iter().all(|said| said.contains(expected)), "{said:#?}");
+    assert_eq!(written, 0);
+    let (said, kept, _) = refused(TWICE, "id::text", true).await;
+    let expected = "have the same key, id = [redacted] (legacy.key_repeated)";
+    assert!(said.iter().all(|said| said.contains(expected)) && !kept.contains("id = 7"), "{said:#?} {kept}");
+    let (said, _, _) = refused(NAMELESS, "'a'", false).await;
+    let expected = "id of the key is NULL in a row of legacy/users.sql (legacy.key_null)";
+    assert!(said.iter().all(|said| said.contains(expected)), "{said:#?}");
+}
+
+#[tokio::test]
+async fn a_table_whose_key_is_not_its_own_is_neither_copied_nor_verified() {
+    let stage = Stage::on(pair().await, |config| {
+        config.entities[0] = made_of(rows(RowsFrom::Table(table("users")), &["code"], "id::text"));
+    })
+    .await;
+    stage.pair.legacy.run("CREATE TABLE users (id int PRIMARY KEY, code text)").await;
+    for (index, expected) in [
+        ("SELECT 1", "no unique index on public.users covers the key code (legacy.key)"),
+        ("CREATE UNIQUE INDEX ON users (code)", "code of the key may be NULL in public.users (legacy.key)"),
+    ] {
+        stage.pair.legacy.run(index).await;
+        let (options, stop) = (backfill::Options::default(), CancellationToken::new());
+        let said = backfill::run(&stage.config, &options, &|_| {}, &stop).await.unwrap_err().to_string();
+        assert!(said.contains(expected), "{said}");
+        let report = verify_with(&stage, verify::Options::default()).await;
+        assert!(report.entities[0].message.as_ref().is_some_and(|said| said.contains(expected)), "{report:?}");
+    }
+}
+
 #[tokio::test]
 async fn what_is_wrong_with_an_entitys_rows_is_found_by_check() {
     let mut stage = Stage::on(pair().await, |_| {}).await;
@@ -248,6 +325,9 @@ async fn what_is_wrong_with_an_entitys_rows_is_found_by_check() {
         (rows(RowsFrom::Table(table("users")), &["code"], "id::text"), &["legacy.key", "legacy.key"]),
         (rows(RowsFrom::Table(table("users")), &["name"], "id::text"), &["legacy.key"]),
         (rows(RowsFrom::Query(file("q.sql", "SELECT 1; SELECT 2")), &["id"], "id::text"), &["legacy.rows"]),
+        (rows(RowsFrom::Query(file("q.sql", "TABLE users")), &["id"], "id::text"), &[]),
+        (rows(RowsFrom::Query(file("q.sql", TWICE)), &["id"], "id::text"), &["legacy.key_repeated"]),
+        (rows(RowsFrom::Query(file("q.sql", NAMELESS)), &["id"], "'a'"), &["legacy.key_null"]),
     ] {
         stage.config.entities[0].legacy = Some(rows.clone());
         assert_eq!(codes(&stage).await, expected, "{rows:?}");
