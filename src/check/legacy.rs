@@ -65,19 +65,25 @@ async fn key(config: &Config, entity: &Entity, legacy: &Legacy, source: &Source)
         Ok(repeated) => found.extend(repeated),
         Err(error) if is_late(&error) => findings.push(Finding::note(
             "legacy.key_unread",
-            format!("entity {}: whether two of its rows have the same key was not found out in {:?}", entity.name, LIMITS.deadline),
+            format!(
+                "entity {}: whether two of its rows have the same key was not found out in {:?}",
+                entity.name, LIMITS.deadline
+            ),
             "backfill and verify end when they meet such rows",
         )),
         Err(error) => return Err(error),
     }
-    findings.extend(found.iter().map(|trouble| {
-        Finding::problem(trouble.code(), trouble.what(), trouble.consequence(), trouble.remedy())
-    }));
+    findings.extend(
+        found
+            .iter()
+            .map(|trouble| Finding::problem(trouble.code(), trouble.what(), trouble.consequence(), trouble.remedy())),
+    );
     Ok(findings)
 }
 
 fn is_late(error: &sqlx::Error) -> bool {
-    is_statement_timeout(error) || matches!(error, sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::TimedOut)
+    is_statement_timeout(error)
+        || matches!(error, sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::TimedOut)
 }
 
 /// What capture writes must be taken by the entity.

@@ -243,8 +243,7 @@ const NAMELESS: &str = "SELECT o.id, u.name, 1 AS version FROM users u LEFT JOIN
 /// What a copy, a verification, a sample and a repair say of rows that this query yields, and what the reports and jobs keep of it.
 async fn refused(query: &str, aggregate_id: &str, hidden: bool) -> (Vec<String>, String, i64) {
     let stage = Stage::on(pair().await, |config| {
-        config.entities[0] =
-            made_of(rows(RowsFrom::Query(file("legacy/users.sql", query)), &["id"], aggregate_id));
+        config.entities[0] = made_of(rows(RowsFrom::Query(file("legacy/users.sql", query)), &["id"], aggregate_id));
         if hidden {
             let rules = Rules { paths: vec!["User: $.id".parse().unwrap()], ..Rules::clone(&config.redact) };
             config.redact = rules.into();

@@ -99,11 +99,16 @@ impl KeyTrouble {
                 format!("ALTER TABLE {table} ALTER COLUMN {} SET NOT NULL;    (or name another key)", ident(column))
             }
             Why::IsNull(column) => {
-                format!("let the query leave such rows out: WHERE {} IS NOT NULL    (or name another key)", ident(column))
+                format!(
+                    "let the query leave such rows out: WHERE {} IS NOT NULL    (or name another key)",
+                    ident(column)
+                )
             }
-            Why::Twice(_) => "name all columns that tell the query's rows apart: legacy = { …, key = [\"…\", \"…\"] }, or let \
+            Why::Twice(_) => {
+                "name all columns that tell the query's rows apart: legacy = { …, key = [\"…\", \"…\"] }, or let \
                               the query yield one row for each key"
-                .to_owned(),
+                    .to_owned()
+            }
         }
     }
 
@@ -148,9 +153,7 @@ pub(super) struct Telling {
 impl Telling {
     pub(super) fn of(entity: &Entity, rows: &LegacyRows) -> Telling {
         let (shown, table) = match &rows.from {
-            RowsFrom::Table(table) => {
-                (table.to_string(), format!("{}.{}", ident(&table.schema), ident(&table.table)))
-            }
+            RowsFrom::Table(table) => (table.to_string(), format!("{}.{}", ident(&table.schema), ident(&table.table))),
             RowsFrom::Query(file) => (file.path.display().to_string(), String::new()),
         };
         let (name, aggregate_type) = (entity.name.clone(), entity.aggregate_type.clone());
