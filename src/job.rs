@@ -5,6 +5,7 @@
 //! minute is `lost`; anybody may ask for its end, and it ends where it can go on from. Does not keep two apart that write the
 //! same rows: the lanes' locks do.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::target::{Begun, JobId, Progress, Target};
+use crate::target::{Begun, Job, JobId, Progress, Target};
 
 /// What kind of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +82,54 @@ pub struct Order {
     pub request: Value,
     /// Who asked.
     pub who: Who,
+}
+
+impl Order {
+    /// Whether a job does what is ordered: the same, of the same entities, whoever asked for it, why and however fast.
+    pub fn is_done_by(&self, job: &Job) -> bool {
+        let Ok(request) = serde_json::from_str(job.request.get()) else { return false };
+        let sorted = |entities: &[String]| entities.iter().cloned().collect::<BTreeSet<_>>();
+        job.kind == self.kind.as_str()
+            && sorted(&job.entities) == sorted(&self.entities)
+            && essence(request) == essence(self.request.clone())
+    }
+}
+
+/// A request without what makes no other work of it; of which entities it is, the job says.
+fn essence(mut request: Value) -> Value {
+    if let Some(words) = request.as_object_mut() {
+        words.retain(|word, said| {
+            !matches!(word.as_str(), "entity" | "entities" | "rate" | "rows_per_second") && !said.is_null()
+        });
+    }
+    request
+}
+
+/// Work that is under way, and beside which an order is not begun.
+#[derive(Debug, Clone)]
+pub struct Taken {
+    /// The job.
+    pub job: Job,
+    /// Whether it does what was ordered.
+    pub is_same: bool,
+}
+
+impl Taken {
+    /// What stands in the way of an order, if one of these kinds is under way for one of its entities.
+    pub async fn look(target: &Target, order: &Order, unless: &[Kind]) -> sqlx::Result<Option<Taken>> {
+        Ok(Taken::of(target.jobs_beside(order, &words(unless)).await?, order))
+    }
+
+    /// Of these, the one that does what was ordered, unless it was asked to end; else the first.
+    pub(crate) fn of(jobs: Vec<Job>, order: &Order) -> Option<Taken> {
+        let same = jobs.iter().position(|job| !job.stop_asked && order.is_done_by(job));
+        let job = jobs.into_iter().nth(same.unwrap_or(0))?;
+        Some(Taken { job, is_same: same.is_some() })
+    }
+}
+
+fn words(kinds: &[Kind]) -> Vec<&'static str> {
+    kinds.iter().map(|kind| kind.as_str()).collect()
 }
 
 /// How it ended.
@@ -155,21 +204,22 @@ impl Working {
     /// Begins it. It is told to end with `stop`, or by whoever asks for it on the target.
     pub async fn begin(target: &Target, order: &Order, stop: &CancellationToken) -> sqlx::Result<Working> {
         match target.begin_job(order, &[]).await? {
-            Begun::New(id) | Begun::Already(id) => Ok(Working::of(target, id, stop)),
+            Begun::New(id) => Ok(Working::of(target, id, stop)),
+            // Nothing was asked for that it must not be begun beside.
+            Begun::Beside(taken) => Ok(Working::of(target, JobId(taken.job.id), stop)),
         }
     }
 
-    /// Begins it unless one of these kinds is under way for one of its entities: then that one's number.
+    /// Begins it unless one of these kinds is under way for one of its entities.
     pub async fn begin_unless(
         target: &Target,
         order: &Order,
         unless: &[Kind],
         stop: &CancellationToken,
-    ) -> sqlx::Result<Result<Working, JobId>> {
-        let unless: Vec<&str> = unless.iter().map(|kind| kind.as_str()).collect();
-        Ok(match target.begin_job(order, &unless).await? {
+    ) -> sqlx::Result<Result<Working, Box<Taken>>> {
+        Ok(match target.begin_job(order, &words(unless)).await? {
             Begun::New(id) => Ok(Working::of(target, id, stop)),
-            Begun::Already(id) => Err(id),
+            Begun::Beside(taken) => Err(taken),
         })
     }
 
@@ -223,4 +273,75 @@ impl Working {
 pub fn host() -> String {
     let host = nix::unistd::gethostname().map(|host| host.to_string_lossy().into_owned()).unwrap_or_default();
     format!("{host}:{}", std::process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn order(kind: Kind, entities: &[&str], request: Value) -> Order {
+        Order { kind, entities: entities.iter().map(|&name| name.to_owned()).collect(), request, who: Who::default() }
+    }
+
+    fn job(id: i64, of: &Order, stop_asked: bool) -> Job {
+        let request = serde_json::value::to_raw_value(&of.request).unwrap();
+        Job {
+            id,
+            kind: of.kind.as_str().to_owned(),
+            entities: of.entities.clone(),
+            state: "running".to_owned(),
+            request,
+            actor: "ada".to_owned(),
+            reason: "another".to_owned(),
+            via: "api".to_owned(),
+            host: String::new(),
+            began_at: chrono::DateTime::UNIX_EPOCH,
+            beat_at: chrono::DateTime::UNIX_EPOCH,
+            ended_at: None,
+            stop_asked,
+            progress: None,
+            code: None,
+            message: None,
+            result: None,
+        }
+    }
+
+    #[test]
+    fn a_job_does_what_is_ordered_if_it_is_the_same_work_of_the_same_entities_however_fast() {
+        let copy = |request| order(Kind::Backfill, &["users"], request);
+        let whole = copy(json!({ "entities": ["users"], "restart": false, "rows_per_second": null }));
+        let verify = |entities: &[&str], sample: Option<u32>| {
+            order(Kind::Verify, entities, json!({ "entities": entities, "sample": sample, "rate": 5 }))
+        };
+        for (asked, done, same) in [
+            (&whole, &whole, true),
+            // A command's has other words for the same.
+            (&whole, &copy(json!({ "entities": [], "restart": false })), true),
+            (&whole, &copy(json!({ "restart": false, "rows_per_second": 9 })), true),
+            (&whole, &copy(json!({ "restart": true })), false),
+            (&whole, &order(Kind::Backfill, &["users", "orders"], json!({ "restart": false })), false),
+            (&whole, &order(Kind::Resync, &["users"], whole.request.clone()), false),
+            (&verify(&["a", "b"], None), &verify(&["b", "a"], None), true),
+            (&verify(&["a"], Some(5)), &verify(&["a"], Some(6)), false),
+            (&verify(&["a"], None), &verify(&["a"], Some(6)), false),
+        ] {
+            assert_eq!(asked.is_done_by(&job(1, done, false)), same, "{asked:?} {done:?}");
+        }
+    }
+
+    #[test]
+    fn the_one_that_does_the_same_is_told_before_any_other_but_not_once_it_is_to_end() {
+        let asked = order(Kind::Verify, &["users"], json!({ "sample": null }));
+        let another = order(Kind::Verify, &["users"], json!({ "sample": 5 }));
+        for (jobs, expected) in [
+            (vec![], None),
+            (vec![job(1, &another, false), job(2, &asked, false)], Some((2, true))),
+            (vec![job(1, &another, false), job(2, &asked, true)], Some((1, false))),
+            (vec![job(2, &asked, true)], Some((2, false))),
+        ] {
+            assert_eq!(Taken::of(jobs, &asked).map(|taken| (taken.job.id, taken.is_same)), expected);
+        }
+    }
 }

@@ -57,7 +57,7 @@ pub(super) struct Jobs {
 /// What came of starting or stopping work.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Asked {
-    /// False: it was so already; of starting: somebody does the same already, and this is their job.
+    /// False: it was so already; of starting: somebody does the same already (however fast, and whyever), and this is their job.
     changed: bool,
     /// The job.
     job: Job,
@@ -190,8 +190,9 @@ pub(super) async fn job(State(state): Shared, Extension(who): Who, id: Id) -> An
 
 /// Copies an entity, or goes on with it, in this process; lifts a pause of it.
 ///
-/// 200 if it ended within some seconds, else 202: how it goes on is told by `GET /v1/jobs/{id}`. If somebody copies it already, their
-/// job is the answer.
+/// 200 if it ended within some seconds, else 202: how it goes on is told by `GET /v1/jobs/{id}`. If somebody does the same already, their
+/// job is the answer, and a pause of it is lifted; if somebody copies it otherwise (another `restart`, other entities besides), it is 409
+/// with the code `other_work`, and nothing was changed.
 #[utoipa::path(
     post,
     path = "/v1/backfill/{entity}/start",
@@ -255,7 +256,8 @@ async fn rest(state: &Inner, who: &Caller, entity: Id, body: &Because, rest: boo
 /// Compares both databases through the mapping, in this process.
 ///
 /// 200 if it ended within some seconds, else 202: how it goes on is told by `GET /v1/jobs/{id}`. It changes nothing, so a reason is not
-/// needed.
+/// needed. If somebody does the same already, their job is the answer; another verification of one of these entities is 409 with the
+/// code `other_work`.
 #[utoipa::path(
     post,
     path = "/v1/verify",
@@ -273,7 +275,9 @@ pub(super) async fn start_verify(
 
 /// Makes right what a verification found, from the legacy database; as a dry run, unless told otherwise: `"dry_run": false`.
 ///
-/// 200 if it ended within some seconds, else 202: how it goes on is told by `GET /v1/jobs/{id}`.
+/// 200 if it ended within some seconds, else 202: how it goes on is told by `GET /v1/jobs/{id}`. If somebody does the same
+/// already, their job is the answer; while other rows of one of these entities are repaired or resynced, it is 409 with the code
+/// `other_work`.
 #[utoipa::path(
     post,
     path = "/v1/repair",
@@ -291,7 +295,9 @@ pub(super) async fn repair(
 
 /// Writes rows of the new database anew from the legacy one; as a dry run, unless told otherwise: `"dry_run": false`.
 ///
-/// 200 if it ended within some seconds, else 202: how it goes on is told by `GET /v1/jobs/{id}`.
+/// 200 if it ended within some seconds, else 202: how it goes on is told by `GET /v1/jobs/{id}`. If somebody does the same
+/// already, their job is the answer; while other rows of one of these entities are repaired or resynced, it is 409 with the code
+/// `other_work`.
 #[utoipa::path(
     post,
     path = "/v1/resync",

@@ -189,6 +189,7 @@ impl From<MigrationError> for Problem {
             MigrationError::Keys { .. } => Problem::unprocessable("resync.keys", detail),
             MigrationError::NoReport(_) | MigrationError::NoJob(_) => Problem::nothing(detail),
             MigrationError::NotBegun(_) => Problem::new(StatusCode::CONFLICT, "not_begun", detail),
+            MigrationError::OtherWork(_) => Problem::new(StatusCode::CONFLICT, "other_work", detail),
             MigrationError::TooMany(_) => Problem::new(StatusCode::CONFLICT, "too_many_jobs", detail),
             MigrationError::Source(inner)
             | MigrationError::Backfill(BackfillError::Database { side: "legacy", error: inner }) => {

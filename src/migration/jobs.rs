@@ -14,9 +14,9 @@ use super::{MigrationError, named};
 use crate::backfill;
 use crate::config::{Config, Entity};
 use crate::connect;
-use crate::job::{Ending, Kind, Order, Who, Working};
+use crate::job::{Ending, Kind, Order, Taken, Who, Working};
 use crate::relay::Shared;
-use crate::repair::{self, By, Repair, Task, Wanted};
+use crate::repair::{self, Apply, By, Repair, Task, Wanted};
 use crate::source::Source;
 use crate::target::{JobId, ReportId, Target};
 use crate::verify;
@@ -77,19 +77,10 @@ pub enum Rows {
     },
 }
 
-/// Whether to act, and on how many rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Apply {
-    /// Else it is only told what would be done.
-    pub apply: bool,
-    /// Act only if so many rows would be changed.
-    pub expected: Option<u64>,
-}
-
 /// What came of starting it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Started {
-    /// The job; somebody else's, if it was under way.
+    /// The job; somebody else's, if the same was under way.
     pub job: JobId,
     /// Whether it was begun now.
     pub began: bool,
@@ -115,7 +106,8 @@ impl Jobs {
         self.tasks.wait().await;
     }
 
-    /// Begins it, unless somebody does the same already, and waits for its end a moment.
+    /// Begins it, unless somebody does the same already, and waits for its end a moment. Another work that is under way for the same
+    /// entities, and beside which it must not be begun, refuses it; and then nothing was changed.
     pub async fn start(&self, shared: &Shared, work: Work, who: Who) -> Result<Started, MigrationError> {
         let mut config = shared.config.clone();
         // As they are now, not as they were at the start.
@@ -126,23 +118,42 @@ impl Jobs {
         {
             return Err(MigrationError::NoReport(id.0));
         }
-        let slot = self.slots.clone().try_acquire_owned().map_err(|_| MigrationError::TooMany(AT_ONCE))?;
-        if let Work::Backfill { entity, .. } = &work {
-            // Whoever starts it wants it to run.
-            backfill::pause(&shared.source, &shared.target, std::slice::from_ref(entity), false, &who).await?;
+        let found = Taken::look(&shared.target, &order, unless).await.map_err(MigrationError::Target)?;
+        if let Some(taken) = found {
+            let job = same(taken)?;
+            wake(shared, &work, &who).await?;
+            return Ok(Started { job, began: false });
         }
+        let slot = self.slots.clone().try_acquire_owned().map_err(|_| MigrationError::TooMany(AT_ONCE))?;
         let begun = Working::begin_unless(&shared.target, &order, unless, &self.stop).await;
         let working = match begun.map_err(MigrationError::Target)? {
             Ok(working) => working,
-            Err(job) => return Ok(Started { job, began: false }),
+            // It was begun between the two looks.
+            Err(taken) => return Ok(Started { job: same(*taken)?, began: false }),
         };
         let job = working.id;
+        if let Err(error) = working.during(wake(shared, &work, &who)).await {
+            working.end(&Ending::failed(None, error.to_string())).await;
+            return Err(error);
+        }
         tracing::info!(job = job.0, kind = order.kind.as_str(), actor = %who.actor, "work begins");
         let done = self.tasks.spawn(run(config, work, who, working, slot));
         // It goes on when nobody waits any more. A panic of it has been told by its hook.
         let _ = tokio::time::timeout(WAIT, done).await;
         Ok(Started { job, began: true })
     }
+}
+
+/// The job of somebody who does the same already.
+fn same(taken: Taken) -> Result<JobId, MigrationError> {
+    if taken.is_same { Ok(JobId(taken.job.id)) } else { Err(MigrationError::OtherWork(Box::new(taken.job))) }
+}
+
+/// Whoever starts a copy wants it to run.
+async fn wake(shared: &Shared, work: &Work, who: &Who) -> Result<(), MigrationError> {
+    let Work::Backfill { entity, .. } = work else { return Ok(()) };
+    backfill::pause(&shared.source, &shared.target, std::slice::from_ref(entity), false, who).await?;
+    Ok(())
 }
 
 /// The job that it is, and what must not be under way beside it.
@@ -168,7 +179,7 @@ fn order(config: &Config, work: &Work, who: &Who) -> Result<(Order, &'static [Ki
                 }
             }
             let unless: &[Kind] = if how.apply { &[Kind::Repair, Kind::Resync] } else { &[] };
-            (repair::order(config, &task, &by, how.apply), unless)
+            (repair::order(config, &task, &by, *how), unless)
         }
     })
 }

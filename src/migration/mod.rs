@@ -11,7 +11,8 @@ use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 use utoipa::ToSchema;
 
-pub use self::jobs::{Apply, Jobs, Rows, Started, Work};
+pub use self::jobs::{Jobs, Rows, Started, Work};
+pub use crate::repair::Apply;
 use crate::backfill::{self, BackfillError};
 use crate::capture;
 use crate::config::{Config, Entity, RowsFrom};
@@ -49,6 +50,9 @@ pub enum MigrationError {
         /// How many.
         parts: usize,
     },
+    /// Other work is under way for the same entities.
+    #[error("{}", other_work(.0))]
+    OtherWork(Box<Job>),
     /// This process does enough already.
     #[error("{0} pieces of work are under way in this process: wait for one, or ask another instance")]
     TooMany(usize),
@@ -64,6 +68,16 @@ pub enum MigrationError {
     /// The new database was away, or said no.
     #[error("the new database: {}", crate::disposition::told(.0))]
     Target(#[source] sqlx::Error),
+}
+
+fn other_work(job: &Job) -> String {
+    let Job { id, kind, actor, .. } = job;
+    let entities = job.entities.join(", ");
+    let is = format!("job {id} is under way, {kind} of {entities} for {actor}");
+    if job.stop_asked {
+        return format!("{is}, and was asked to end: ask again when it has, which GET /v1/jobs/{id} tells");
+    }
+    format!("{is}, and not what is asked for: wait until it has ended, or end it: POST /v1/jobs/{id}/stop")
 }
 
 /// All of it, now.

@@ -161,7 +161,9 @@ impl Task<'_> {
                 json!({ "report": report.map(|id| id.0), "entity": entity.map(|entity| &entity.name) })
             }
             Task::Resync(entity, Wanted::Keys(keys)) => {
-                json!({ "entity": entity.name, "keys": keys.iter().take(100).map(|key| &key.0).collect::<Vec<_>>(), "rows": keys.len() })
+                // Not all of them are kept: which they were, the digest tells.
+                let first: Vec<_> = keys.iter().take(100).map(|key| &key.0).collect();
+                json!({ "entity": entity.name, "keys": first, "rows": keys.len(), "keys_sha256": digest(keys) })
             }
             Task::Resync(entity, Wanted::Since(Since { since, until })) => {
                 json!({ "entity": entity.name, "since": since, "until": until })
@@ -171,10 +173,27 @@ impl Task<'_> {
     }
 }
 
+/// Of all keys, in their order.
+fn digest(keys: &[RowKey]) -> String {
+    let text = json!(keys.iter().map(|key| &key.0).collect::<Vec<_>>()).to_string();
+    let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Whether to act, and on how many rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Apply {
+    /// Else it is only told what would be done.
+    pub apply: bool,
+    /// Act only if so many rows would be changed.
+    pub expected: Option<u64>,
+}
+
 /// The job that a repair is.
-pub fn order(config: &Config, task: &Task<'_>, by: &By, apply: bool) -> Order {
+pub fn order(config: &Config, task: &Task<'_>, by: &By, how: Apply) -> Order {
     let mut request = task.words();
-    request["dry_run"] = json!(!apply);
+    request["dry_run"] = json!(!how.apply);
+    request["expected"] = json!(how.expected);
     let who = Who { actor: by.actor.clone(), reason: by.reason.clone(), via: by.via };
     Order { kind: by.command, entities: task.entities(config), request, who }
 }
@@ -182,7 +201,7 @@ pub fn order(config: &Config, task: &Task<'_>, by: &By, apply: bool) -> Order {
 impl Repair<'_> {
     /// Does it, or tells what would be done.
     pub async fn run(&self, task: &Task<'_>) -> Result<Repaired, VerifyError> {
-        let order = order(self.config, task, self.by, self.apply);
+        let order = order(self.config, task, self.by, Apply { apply: self.apply, expected: self.expected });
         let job = match &self.job {
             Some(job) => job.clone(),
             None => Working::begin(self.target, &order, self.stop).await.map_err(VerifyError::Target)?,

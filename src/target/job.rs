@@ -8,7 +8,7 @@ use sqlx::postgres::PgRow;
 use utoipa::ToSchema;
 
 use super::Target;
-use crate::job::{Ending, Order};
+use crate::job::{Ending, Order, Taken};
 use crate::sql::from_json;
 
 /// Names a job.
@@ -108,8 +108,8 @@ fn job(row: &PgRow) -> sqlx::Result<Job> {
 pub(crate) enum Begun {
     /// It has begun.
     New(JobId),
-    /// Somebody does it already.
-    Already(JobId),
+    /// Somebody is at work beside which it is not begun.
+    Beside(Box<Taken>),
 }
 
 impl Target {
@@ -117,11 +117,11 @@ impl Target {
     pub(crate) async fn begin_job(&self, order: &Order, unless: &[&str]) -> sqlx::Result<Begun> {
         let mut session = self.alone().await?;
         if !unless.is_empty() {
-            let sql = self.render(include_str!("../../sql/target/job_same.sql"));
-            let same = self.query_scalar(&sql).bind(unless).bind(&order.entities);
-            if let Some(id) = same.fetch_optional(session.connection()).await? {
+            let sql = self.render(include_str!("../../sql/target/job_beside.sql"));
+            let beside = self.query(&sql).bind(unless).bind(&order.entities).fetch_all(session.connection()).await?;
+            if let Some(taken) = Taken::of(beside.iter().map(job).collect::<sqlx::Result<_>>()?, order) {
                 session.rollback().await;
-                return Ok(Begun::Already(JobId(id)));
+                return Ok(Begun::Beside(Box::new(taken)));
             }
         }
         let sql = self.render(include_str!("../../sql/target/job_begin.sql"));
@@ -137,6 +137,12 @@ impl Target {
         let id = begin.fetch_one(session.connection()).await?;
         session.commit().await?;
         Ok(Begun::New(JobId(id)))
+    }
+
+    /// Jobs of these kinds that are under way for one of the order's entities, the first that began first.
+    pub(crate) async fn jobs_beside(&self, order: &Order, kinds: &[&str]) -> sqlx::Result<Vec<Job>> {
+        let sql = self.render(include_str!("../../sql/target/job_beside.sql"));
+        self.ask(self.query(&sql).bind(kinds).bind(&order.entities)).await?.iter().map(job).collect()
     }
 
     /// Says that the job is under way; whether somebody asked for its end.

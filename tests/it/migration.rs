@@ -6,7 +6,7 @@ use outbox_relay::{connect, verify};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{Api, tokens};
+use crate::admin::{Api, Client, tokens};
 use crate::repair::repaired;
 use crate::support::copying::{self, agree, copy, install};
 use crate::support::stage::Stage;
@@ -153,7 +153,8 @@ async fn work_whose_process_is_gone_is_lost_and_not_running() {
     assert_eq!(state().await, ("running".to_owned(), "running".to_owned()));
     // Somebody else has it: told so, and not begun twice.
     let again = Working::begin_unless(&target, &order, &[Kind::Backfill], &stop).await.unwrap();
-    assert_eq!(again.unwrap_err(), working.id);
+    let taken = again.unwrap_err();
+    assert_eq!((taken.job.id, taken.is_same), (working.id.0, true));
     stage.pair.new.run("UPDATE outbox_relay.job SET beat_at = now() - interval '1 minute'").await;
     assert_eq!(state().await, ("lost".to_owned(), "interrupted".to_owned()));
     assert!(Working::begin_unless(&target, &order, &[Kind::Backfill], &stop).await.unwrap().is_ok());
@@ -188,6 +189,14 @@ async fn job_is(api: &Api, id: &Value, state: &str) -> Value {
     admin.get(&path).await.ok()
 }
 
+/// Waits until a copy that was started has got as far as to be noted.
+async fn begun(client: &Client) {
+    eventually(DEADLINE, "the copy has begun", || async {
+        client.get("/v1/backfill").await.ok()["items"].as_array().is_some_and(|items| !items.is_empty())
+    })
+    .await;
+}
+
 async fn actions(stage: &Stage) -> String {
     let sql = "SELECT coalesce(string_agg(concat_ws(' ', action, actor, reason, changed), ', ' ORDER BY id), '') FROM outbox_relay.audit";
     stage.pair.legacy.value(sql).await
@@ -203,6 +212,7 @@ async fn a_copy_is_started_once_rests_goes_on_is_stopped_and_goes_on_where_it_wa
     let started = admin.post("/v1/backfill/users/start", slowly.clone()).await;
     assert_eq!(started.status, 202, "{started:?}");
     let id = started.json()["job"]["id"].clone();
+    begun(&admin).await;
     // Another instance, or the same: nobody begins it twice.
     for client in [&other.client, &api.client] {
         let again = client.with(Some("all-of-it")).post("/v1/backfill/users/start", slowly.clone()).await;
@@ -250,6 +260,59 @@ async fn a_copy_is_started_once_rests_goes_on_is_stopped_and_goes_on_where_it_wa
     assert_eq!(rows, 3_000, "{said}");
     api.stop().await;
     other.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_asks_for_other_work_than_what_is_under_way_is_refused_and_changes_nothing() {
+    let databases = pair().await;
+    // Whoever reads a legacy row waits while something stands in `slow`: so what is begun does not end.
+    databases
+        .legacy
+        .run(
+            "CREATE TABLE slow (); CREATE FUNCTION public.slowly(id bigint) RETURNS text LANGUAGE plpgsql AS $$
+             BEGIN WHILE EXISTS (SELECT FROM public.slow) LOOP PERFORM pg_sleep(0.05); END LOOP; RETURN id::text; END $$",
+        )
+        .await;
+    let stage = copying::stage(databases, 3_000, |config| {
+        config.relay.deadline = DEADLINE * 10;
+        config.entities[0].legacy.as_mut().unwrap().aggregate_id = "public.slowly(id)".into();
+    })
+    .await;
+    let api = api(&stage).await;
+    let admin = api.client.with(Some("all-of-it"));
+    let start = |restart: bool, rate: u32| json!({"reason": "x", "restart": restart, "rows_per_second": rate});
+    let copying = admin.post("/v1/backfill/users/start", start(false, 100)).await.json()["job"]["id"].clone();
+    begun(&admin).await;
+    admin.post("/v1/backfill/users/pause", json!({"reason": "x"})).await.ok();
+    stage.pair.legacy.run("INSERT INTO slow DEFAULT VALUES").await;
+    let resync = |last: u32, dry_run: bool| {
+        let keys: Vec<[String; 1]> = (1..=100).chain([last]).map(|key| [key.to_string()]).collect();
+        json!({"entity": "users", "keys": keys, "dry_run": dry_run, "reason": "x"})
+    };
+    let (one, ..) = tokio::join!(
+        admin.post("/v1/resync", resync(101, false)),
+        admin.post("/v1/resync", resync(1, true)),
+        admin.post("/v1/resync", resync(2, true)),
+    );
+    let resyncing = one.json()["job"]["id"].clone();
+    assert_eq!(admin.post("/v1/verify", json!({})).await.problem(409), "too_many_jobs");
+    let again = admin.post("/v1/resync", resync(101, false)).await;
+    assert_eq!((again.status, &again.json()["changed"], &again.json()["job"]["id"]), (202, &json!(false), &resyncing));
+    // The last key is another one, of those that are not kept with the job.
+    let other = admin.post("/v1/resync", resync(102, false)).await;
+    assert_eq!(other.problem(409), "other_work");
+    assert!(other.text.contains(&format!("POST /v1/jobs/{resyncing}/stop")), "{}", other.text);
+    let other = admin.post("/v1/backfill/users/start", start(true, 100)).await;
+    assert_eq!(other.problem(409), "other_work");
+    assert!(other.text.contains(&format!("job {copying} is under way, backfill of users for ops")), "{}", other.text);
+    let copy = || async { users(&admin.get("/v1/migration").await.ok())["copy"]["state"].clone() };
+    assert_eq!(copy().await, "paused", "it rests on");
+    // The same, if faster: this lifts the pause, though no more can be begun.
+    let same = admin.post("/v1/backfill/users/start", start(false, 200)).await;
+    assert_eq!((same.status, &same.json()["job"]["id"]), (202, &copying));
+    assert_eq!(copy().await, "running");
+    stage.pair.legacy.run("DELETE FROM slow").await;
+    api.stop().await;
 }
 
 #[tokio::test]
