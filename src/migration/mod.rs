@@ -12,13 +12,13 @@ use serde_json::value::{RawValue, to_raw_value};
 use utoipa::ToSchema;
 
 pub use self::jobs::{Jobs, Rows, Started, Work};
-pub use crate::repair::Apply;
 use crate::backfill::{self, BackfillError};
 use crate::capture;
 use crate::config::{Config, Entity, RowsFrom};
 use crate::job::Who;
 use crate::redact::{HIDDEN, Sight};
 use crate::relay::Shared;
+pub use crate::repair::Apply;
 use crate::repair::{Action, Repaired};
 use crate::source::Source;
 use crate::target::{Copied, History, Job, JobId, RepairedLast, RepairedRow, ReportId, Target, Verified, Which};
