@@ -137,6 +137,15 @@ fn words(kinds: &[Kind]) -> Vec<&'static str> {
 pub enum Ending {
     /// It did all that it could.
     Done(Value),
+    /// It came to its end, and something is left for an operator to do.
+    Left {
+        /// What, for programs.
+        code: &'static str,
+        /// For people; nothing of a row is quoted.
+        message: String,
+        /// What came of it.
+        result: Value,
+    },
     /// It was told to end.
     Stopped(Option<Value>),
     /// It could not go on.
@@ -158,23 +167,30 @@ impl Ending {
     /// As it is kept.
     pub(crate) fn state(&self) -> &'static str {
         match self {
-            Ending::Done(_) => "done",
+            Ending::Done(_) | Ending::Left { .. } => "done",
             Ending::Stopped(_) => "stopped",
             Ending::Failed { .. } => "failed",
         }
     }
 
     pub(crate) fn code(&self) -> Option<&str> {
-        if let Ending::Failed { code, .. } = self { Some(code) } else { None }
+        match self {
+            Ending::Failed { code, .. } => Some(code),
+            Ending::Left { code, .. } => Some(code),
+            Ending::Done(_) | Ending::Stopped(_) => None,
+        }
     }
 
     pub(crate) fn message(&self) -> Option<&str> {
-        if let Ending::Failed { message, .. } = self { Some(message) } else { None }
+        match self {
+            Ending::Failed { message, .. } | Ending::Left { message, .. } => Some(message),
+            Ending::Done(_) | Ending::Stopped(_) => None,
+        }
     }
 
     pub(crate) fn result(&self) -> Option<&Value> {
         match self {
-            Ending::Done(result) => Some(result),
+            Ending::Done(result) | Ending::Left { result, .. } => Some(result),
             Ending::Stopped(result) => result.as_ref(),
             Ending::Failed { .. } => None,
         }
@@ -241,7 +257,8 @@ impl Working {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Does the work, and says meanwhile that it is under way.
+    /// Does the work, and says meanwhile that it is under way. All that a job waits for is done in here, connecting too: else a slow
+    /// server looks like a process that is gone.
     pub async fn during<T>(&self, work: impl Future<Output = T>) -> T {
         let beat = async {
             loop {

@@ -98,6 +98,11 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// Told to end before anything was copied.
+    fn stopped() -> Summary {
+        Summary { copies: Vec::new(), interrupted: true }
+    }
+
     /// Whether all rows were copied.
     pub fn is_whole(&self) -> bool {
         !self.interrupted && self.copies.iter().all(|copy| copy.left() == 0)
@@ -271,18 +276,8 @@ pub async fn run(
     tell: &(dyn Fn(Told) + Sync),
     stop: &CancellationToken,
 ) -> Result<Summary, BackfillError> {
-    let opened = async {
-        let mut opened = config.clone();
-        opened.relay.workers = config.relay.workers.max(config.backfill.workers);
-        let (source, target) = connect::open(&opened).await?;
-        let entities = in_order(config, options, &source, &target).await?;
-        let before = rows_copied(&target, &entities).await.map_err(tables_of_this_version)?;
-        let subject = serde_json::json!({ "entities": names(&entities), "restart": options.restart });
-        let noted = source.audit(&options.who, "backfill", &subject).await.map_err(legacy)?;
-        Ok::<_, BackfillError>((source, target, entities, before, noted))
-    };
-    let (source, target, entities, before, noted) = match opened.await {
-        Ok(opened) => opened,
+    let entities = match wanted(config, &options.entities) {
+        Ok(entities) => entities,
         Err(error) => {
             if let Some(job) = &options.job {
                 job.end(&error.ending()).await;
@@ -290,16 +285,19 @@ pub async fn run(
             return Err(error);
         }
     };
-    let job = match &options.job {
-        Some(job) => job.clone(),
+    let (job, opened) = match &options.job {
+        Some(job) => (job.clone(), None),
+        // A command's job begins where its target answers.
         None => {
+            let Some(opened) = stop.run_until_cancelled(open(config)).await else { return Ok(Summary::stopped()) };
+            let opened = opened?;
             let order = Order {
                 kind: Kind::Backfill,
                 entities: names(&entities),
                 request: serde_json::json!({ "entities": options.entities, "restart": options.restart }),
                 who: options.who.clone(),
             };
-            Working::begin(&target, &order, stop).await.map_err(tables_of_this_version)?
+            (Working::begin(&opened.1, &order, stop).await.map_err(tables_of_this_version)?, Some(opened))
         }
     };
     let tell = |told: Told| {
@@ -309,15 +307,56 @@ pub async fn run(
         }
         tell(told);
     };
-    let done = job.during(Box::pin(each(config, options, (&source, &target, &entities), &tell, job.stop()))).await;
-    let ending = match &done {
-        Ok(summary) => {
-            let result = serde_json::json!({ "copies": summary.copies });
-            if summary.interrupted { Ending::Stopped(Some(result)) } else { Ending::Done(result) }
-        }
-        Err(error) => error.ending(),
+    let done = job.during(Box::pin(audited(config, options, (entities, opened), &tell, job.stop()))).await;
+    job.end(&ending(&done)).await;
+    done
+}
+
+fn ending(done: &Result<Summary, BackfillError>) -> Ending {
+    let summary = match done {
+        Ok(summary) => summary,
+        Err(error) => return error.ending(),
     };
-    job.end(&ending).await;
+    let result = serde_json::json!({ "copies": summary.copies });
+    if summary.interrupted {
+        return Ending::Stopped(Some(result));
+    }
+    let left: Vec<String> = summary.copies.iter().filter_map(Copied::what_is_left).collect();
+    if left.is_empty() {
+        Ending::Done(result)
+    } else {
+        Ending::Left { code: "rows_left", message: left.join(". "), result }
+    }
+}
+
+async fn open(config: &Config) -> Result<(Source, Target), ConnectError> {
+    let mut opened = config.clone();
+    opened.relay.workers = config.relay.workers.max(config.backfill.workers);
+    connect::open(&opened).await
+}
+
+/// Connects, unless that was done, and copies; it stands in the audit. What it may wait for, it does only until `stop`.
+async fn audited(
+    config: &Config,
+    options: &Options,
+    (entities, opened): (Vec<&Entity>, Option<(Source, Target)>),
+    tell: &(dyn Fn(Told) + Sync),
+    stop: &CancellationToken,
+) -> Result<Summary, BackfillError> {
+    let prepare = async {
+        let (source, target) = match opened {
+            Some(opened) => opened,
+            None => open(config).await?,
+        };
+        let entities = in_order(config, entities, &source, &target).await?;
+        let before = rows_copied(&target, &entities).await.map_err(tables_of_this_version)?;
+        Ok::<_, BackfillError>((source, target, entities, before))
+    };
+    let Some(prepared) = stop.run_until_cancelled(prepare).await else { return Ok(Summary::stopped()) };
+    let (source, target, entities, before) = prepared?;
+    let subject = serde_json::json!({ "entities": names(&entities), "restart": options.restart });
+    let noted = source.audit(&options.who, "backfill", &subject).await.map_err(legacy)?;
+    let done = each(config, options, (&source, &target, &entities), tell, stop).await;
     if let Ok(after) = rows_copied(&target, &entities).await {
         let changed = if options.restart { after } else { after.saturating_sub(before) };
         source.audit_changed(noted, changed, changed).await;
@@ -360,7 +399,18 @@ async fn each(
             target.note_sequences(&entity.name, &sequences).await.map_err(new)?;
         }
         let copies = target.copies().await.map_err(new)?;
-        if let Some(copied) = copies.into_iter().find(|copy| copy.entity == entity.name) {
+        if let Some(mut copied) = copies.into_iter().find(|copy| copy.entity == entity.name) {
+            // This one's own work, which is over, counts as somebody's.
+            if copied.state == "running" {
+                copied.state = if !finished {
+                    "interrupted"
+                } else if copied.left() > 0 {
+                    "left"
+                } else {
+                    "done"
+                }
+                .to_owned();
+            }
             if finished {
                 tell(Told::Ended { copied: copied.clone(), sequences });
             }
@@ -388,24 +438,21 @@ pub async fn pause(
     Ok(changed)
 }
 
-/// The entities to be copied, parents first.
-async fn in_order<'a>(
-    config: &'a Config,
-    options: &Options,
-    source: &Source,
-    target: &Target,
-) -> Result<Vec<&'a Entity>, BackfillError> {
+/// The entities to be copied.
+fn wanted<'a>(config: &'a Config, names: &[String]) -> Result<Vec<&'a Entity>, BackfillError> {
     let mut wanted: Vec<&Entity> = Vec::new();
-    for name in &options.entities {
+    for name in names {
         let entity = crate::map::entity(config, name).map_err(|error| BackfillError::Refused(error.to_string()))?;
         if entity.legacy.is_none() {
             return Err(BackfillError::Refused(format!(
                 "entity {name} does not say of which legacy rows it is made: legacy = {{ table = \"public.{name}\", key = [\"id\"] }}"
             )));
         }
-        wanted.push(entity);
+        if wanted.iter().all(|known| known.name != entity.name) {
+            wanted.push(entity);
+        }
     }
-    if options.entities.is_empty() {
+    if names.is_empty() {
         wanted = config.entities.iter().filter(|entity| entity.legacy.is_some()).collect();
     }
     if wanted.is_empty() {
@@ -414,10 +461,19 @@ async fn in_order<'a>(
                 .to_owned(),
         ));
     }
+    Ok(wanted)
+}
+
+/// Parents first.
+async fn in_order<'a>(
+    config: &Config,
+    mut wanted: Vec<&'a Entity>,
+    source: &Source,
+    target: &Target,
+) -> Result<Vec<&'a Entity>, BackfillError> {
     let plan = plan::plan(config, &source.pool, &target.pool).await.map_err(new)?;
     let order: Vec<&String> = plan.order.iter().flat_map(|step| &step.entities).collect();
     wanted.sort_by_key(|entity| order.iter().position(|name| **name == entity.name).unwrap_or(usize::MAX));
-    wanted.dedup_by_key(|entity| &entity.name);
     Ok(wanted)
 }
 

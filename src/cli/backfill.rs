@@ -41,8 +41,8 @@ pub(super) async fn command(args: &BackfillArgs, mut config: Config) -> anyhow::
     if summary.is_whole() {
         return Ok(Exit::Done);
     }
-    for copy in summary.copies.iter().filter(|copy| copy.left() > 0) {
-        say(&what_is_left(copy));
+    for left in summary.copies.iter().filter_map(Copied::what_is_left) {
+        say(&left);
     }
     if let Some(copy) = summary.copies.iter().find(|copy| copy.refused > 0) {
         let (_, target) = connect::open(&config).await?;
@@ -81,20 +81,6 @@ fn line(copy: &Copied) -> String {
     let of = copy.estimate.map(|rows| format!(" of about {}", HumanCount(rows.unsigned_abs()))).unwrap_or_default();
     let left = if copy.left() > 0 { format!("; {} left out", copy.left()) } else { String::new() };
     format!("{}: {}, {} rows{of}{left}", copy.entity, copy.state, HumanCount(copy.rows.unsigned_abs()))
-}
-
-fn what_is_left(copy: &Copied) -> String {
-    let mut why = Vec::new();
-    if copy.refused > 0 {
-        why.push(format!("{} were refused: mend them or the mapping", copy.refused));
-    }
-    if copy.pending > 0 {
-        why.push(format!("{} come with events that are pending: let the relay run", copy.pending));
-    }
-    if copy.waiting > 0 {
-        why.push(format!("{} are behind events that failed or wait: outbox-relay failures", copy.waiting));
-    }
-    format!("{}: rows were left out: {}. Then: outbox-relay backfill {}", copy.entity, why.join("; "), copy.entity)
 }
 
 /// On stderr; one that is closed leaves nobody to tell.

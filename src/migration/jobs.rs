@@ -227,13 +227,22 @@ async fn run(mut config: Config, work: Work, who: Who, working: Working, _slot: 
                 backfill::Options { entities: vec![entity], restart, who, job: Some(working), ..Default::default() };
             Box::pin(backfill::run(&config, &options, &|_| {}, &stop)).await.err().map(|error| error.logged())
         }
-        Work::Verify { .. } | Work::Rows { .. } => match connect::open(&config).await {
-            Ok((source, target)) => Box::pin(compare(&config, (&source, &target), &work, &who, working)).await.err(),
-            Err(error) => {
-                working.end(&Ending::failed(None, error.to_string())).await;
-                Some(error.to_string())
+        Work::Verify { .. } | Work::Rows { .. } => {
+            let opening = working.stop().run_until_cancelled(connect::open(&config));
+            match working.during(opening).await {
+                Some(Ok((source, target))) => {
+                    Box::pin(compare(&config, (&source, &target), &work, &who, working)).await.err()
+                }
+                Some(Err(error)) => {
+                    working.end(&Ending::failed(None, error.to_string())).await;
+                    Some(error.to_string())
+                }
+                None => {
+                    working.end(&Ending::Stopped(None)).await;
+                    None
+                }
             }
-        },
+        }
     };
     match failed {
         Some(why) => tracing::warn!(job, why, "work that was begun over the API failed"),

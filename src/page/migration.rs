@@ -13,6 +13,7 @@ use crate::verify::Outcome;
 enum Phase {
     Nothing,
     Copying,
+    Left,
     Copied,
     Differing,
     Following,
@@ -22,6 +23,7 @@ fn phase(entity: &EntityState) -> Phase {
     match (&entity.copy, &entity.verified) {
         (_, Some(verified)) if verified.found.outcome == Outcome::Equal => Phase::Following,
         (_, Some(verified)) if verified.found.outcome == Outcome::Differs => Phase::Differing,
+        (Some(copy), _) if copy.copied.ended_at.is_some() && copy.copied.left() > 0 => Phase::Left,
         (Some(copy), _) if copy.copied.ended_at.is_some() => Phase::Copied,
         (Some(_), _) => Phase::Copying,
         (None, _) => Phase::Nothing,
@@ -41,6 +43,7 @@ fn sentence(entities: &[EntityState]) -> Option<String> {
     Some(match least {
         Phase::Nothing => format!("{which} {has} no first copy yet: only what events bring is in the new database."),
         Phase::Copying => format!("{which} {is} being copied."),
+        Phase::Left => format!("{which} {is} copied but for rows that were left out: outbox-relay backfill says why."),
         Phase::Copied => format!("{which} {is} copied and {has} not been verified yet."),
         Phase::Differing => format!("{which} differed from the legacy one when last verified."),
         Phase::Following => format!("{which} {is} copied, followed by events, and {has} been found equal."),
@@ -184,11 +187,17 @@ mod tests {
         let copied = || entity(Some(true), None);
         let differs = || entity(Some(true), Some(Outcome::Differs));
         let equal = || entity(Some(true), Some(Outcome::Equal));
+        let left = || {
+            let mut left = copied();
+            left.copy.as_mut().unwrap().copied.refused = 2;
+            left
+        };
         for (entities, expected) in [
             (vec![], None),
             (vec![nothing()], Some("The table has no first copy yet")),
             (vec![copying()], Some("The table is being copied.")),
             (vec![copied(), copying()], Some("1 of 2 tables is being copied.")),
+            (vec![copied(), left()], Some("1 of 2 tables is copied but for rows that were left out")),
             (vec![copied(), copied()], Some("All 2 tables are copied and have not been verified yet.")),
             (vec![equal(), differs()], Some("1 of 2 tables differed")),
             (vec![equal()], Some("The table is copied, followed by events, and has been found equal.")),

@@ -107,6 +107,23 @@ impl Copied {
         self.refused + self.pending + self.waiting
     }
 
+    /// How many, why, and what to do about them, for people; nothing of a row is quoted. `None`: none were.
+    pub fn what_is_left(&self) -> Option<String> {
+        let Copied { entity, refused, pending, waiting, .. } = self;
+        let mut why = Vec::new();
+        if *refused > 0 {
+            why.push(format!("{refused} were refused: mend them or the mapping"));
+        }
+        if *pending > 0 {
+            why.push(format!("{pending} come with events that are pending: let the relay run"));
+        }
+        if *waiting > 0 {
+            why.push(format!("{waiting} are behind events that failed or wait: outbox-relay failures"));
+        }
+        let why = why.join("; ");
+        (self.left() > 0).then(|| format!("{entity}: rows were left out: {why}. Then: outbox-relay backfill {entity}"))
+    }
+
     /// Whether it rests because an operator said so.
     pub fn is_paused(&self) -> bool {
         self.state == "paused"

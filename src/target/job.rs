@@ -63,7 +63,7 @@ pub struct Job {
     pub stop_asked: bool,
     /// How far it has come.
     pub progress: Option<Progress>,
-    /// Why it failed: SQLSTATE, or a code.
+    /// Why it failed: SQLSTATE, or a code. Of a copy that is done: `rows_left`, if rows were left out.
     pub code: Option<String>,
     /// Likewise, for people.
     pub message: Option<String>,

@@ -1,17 +1,36 @@
 //! The migration as operators see and steer it, over HTTP: whoever does the work, and whichever instance is asked.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use outbox_relay::job::{Kind, Order, Who, Working};
+use outbox_relay::metrics::Metrics;
+use outbox_relay::relay::Shared;
 use outbox_relay::target::JobId;
 use outbox_relay::{connect, verify};
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Api, Client, tokens};
 use crate::repair::repaired;
 use crate::support::copying::{self, agree, copy, install};
 use crate::support::stage::Stage;
-use crate::support::{DEADLINE, eventually, pair};
+use crate::support::{self, DEADLINE, eventually, pair};
 use crate::verify::verified;
+
+/// A server that takes connections, and never says a word.
+async fn mute() -> (u16, tokio::task::JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let accepting = tokio::spawn(async move {
+        let mut taken = Vec::new();
+        while let Ok((client, _)) = listener.accept().await {
+            taken.push(client);
+        }
+    });
+    (port, accepting)
+}
 
 async fn api(stage: &Stage) -> Api {
     Api::start(&stage.config, tokens(), Some(stage.shared().await)).await
@@ -158,6 +177,64 @@ async fn work_whose_process_is_gone_is_lost_and_not_running() {
     stage.pair.new.run("UPDATE outbox_relay.job SET beat_at = now() - interval '1 minute'").await;
     assert_eq!(state().await, ("lost".to_owned(), "interrupted".to_owned()));
     assert!(Working::begin_unless(&target, &order, &[Kind::Backfill], &stop).await.unwrap().is_ok());
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn work_that_waits_for_a_server_to_answer_is_under_way_and_ends_when_told_to() {
+    let stage = copying::stage(pair().await, 20, |_| {}).await;
+    let (source, target) = connect::open(&stage.config).await.unwrap();
+    let (port, accepting) = mute().await;
+    // What is begun connects anew.
+    let silent = support::stage::config(&format!("postgres://relay@127.0.0.1:{port}/legacy"), &stage.pair.new.url);
+    let mut config = stage.config.clone();
+    config.legacy.url = silent.legacy.url;
+    let shared = Shared::new(config, source, target.clone(), Metrics::default()).await.unwrap();
+    let api = Api::start(&stage.config, tokens(), Some(Arc::new(shared))).await;
+    let admin = api.client.with(Some("all-of-it"));
+    let states = || async {
+        let jobs = target.jobs(None, 10).await.unwrap();
+        jobs.into_iter().map(|job| (job.kind, job.state)).collect::<BTreeMap<_, _>>()
+    };
+    let all = |state: &str| BTreeMap::from(["backfill", "verify"].map(|kind| (kind.to_owned(), state.to_owned())));
+    let watching = async {
+        eventually(DEADLINE, "both have begun", || async { states().await == all("running") }).await;
+        stage.pair.new.run("UPDATE outbox_relay.job SET beat_at = now() - interval '1 minute'").await;
+        eventually(DEADLINE, "both say that they are there", || async { states().await == all("running") }).await;
+        for job in target.open_jobs().await.unwrap() {
+            assert!(target.stop_job(JobId(job.id)).await.unwrap());
+        }
+        eventually(DEADLINE, "both have ended", || async { states().await == all("stopped") }).await;
+    };
+    tokio::join!(
+        admin.post("/v1/backfill/users/start", json!({"reason": "x"})),
+        admin.post("/v1/verify", json!({})),
+        watching
+    );
+    api.stop().await;
+    accepting.abort();
+}
+
+#[tokio::test]
+async fn a_copy_that_leaves_rows_out_says_so_to_everybody() {
+    let stage = copying::stage(pair().await, 20, |_| {}).await;
+    stage.pair.new.run("ALTER TABLE users ADD CHECK (name NOT IN ('n7', 'n8'))").await;
+    let api = api(&stage).await;
+    let started = api.client.with(Some("all-of-it")).post("/v1/backfill/users/start", json!({"reason": "x"})).await;
+    let id = started.json()["job"]["id"].clone();
+    job_is(&api, &id, "done").await;
+    let board = api.client.with(Some("only-look"));
+    let job = board.get(&format!("/v1/jobs/{id}")).await.ok();
+    let said = "users: rows were left out: 2 were refused: mend them or the mapping. Then: outbox-relay backfill users";
+    assert_eq!((&job["code"], &job["message"]), (&json!("rows_left"), &json!(said)));
+    let copy = &job["result"]["copies"][0];
+    assert_eq!((&copy["rows"], &copy["refused"], &copy["state"]), (&json!(18), &json!(2), &json!("left")), "{job}");
+    let page = board.get("/").await;
+    assert!(page.text.contains("The table is copied but for rows that were left out"), "{}", page.text);
+    stage.pair.new.run("ALTER TABLE users DROP CONSTRAINT users_name_check").await;
+    let again = api.client.with(Some("all-of-it")).post("/v1/backfill/users/start", json!({"reason": "x"})).await;
+    let done = job_is(&api, &again.json()["job"]["id"], "done").await;
+    assert_eq!((&done["code"], &done["message"]), (&Value::Null, &Value::Null));
     api.stop().await;
 }
 
