@@ -11,6 +11,7 @@ use crate::repair::{By, Repair, Repaired, Since, Task, Wanted, render};
 use crate::run::on_signals;
 use crate::source::RowKey;
 use crate::target::ReportId;
+use crate::verify::VerifyError;
 
 /// `repair`
 pub(super) async fn repair(args: &RepairArgs, config: Config) -> anyhow::Result<Exit> {
@@ -68,7 +69,8 @@ async fn run(how: &ApplyArgs, config: &Config, command: Kind, task: &Task<'_>) -
         stop: &stop,
         job: None,
     };
-    let planned = repair(false).run(task).await?;
+    let refused = |error: VerifyError| anyhow::anyhow!("{}", error.shown_to(&config.redact.for_admins()));
+    let planned = repair(false).run(task).await.map_err(refused)?;
     if !how.apply || (!planned.changes_any() && !task.settles()) {
         return told(how, &planned);
     }
@@ -78,7 +80,7 @@ async fn run(how: &ApplyArgs, config: &Config, command: Kind, task: &Task<'_>) -
     if planned.changes_any() {
         confirm(&format!("Write {} rows and delete {}?", planned.written, planned.deleted), how.yes)?;
     }
-    told(how, &repair(true).run(task).await?)
+    told(how, &repair(true).run(task).await.map_err(refused)?)
 }
 
 fn told(how: &ApplyArgs, repaired: &Repaired) -> anyhow::Result<Exit> {

@@ -342,14 +342,17 @@ impl Comparison {
         )
     }
 
-    /// Deletes the rows of the table that have these keys; each as it was. Parameters as [`Comparison::found`].
+    /// Deletes the rows of the table that have these keys; each as it was. Parameters as [`Comparison::found`], and after them the
+    /// versions that may be deleted, an array, or NULL: whoever waits for another's change of the row looks again.
     pub fn delete(&self) -> String {
         format!(
-            "DELETE FROM {} AS t USING {} WHERE {} RETURNING {} AS row_key, pg_catalog.to_jsonb(t)::pg_catalog.text AS before",
+            "DELETE FROM {} AS t USING {} WHERE {} AND (${versions}::text[] IS NULL OR t.xmin::pg_catalog.text = ANY (${versions})) \
+             RETURNING {} AS row_key, pg_catalog.to_jsonb(t)::pg_catalog.text AS before",
             self.table,
             self.given(),
             self.is_given(),
             self.key(|c| format!("t.{}", ident(&c.name))),
+            versions = self.entity.key.len() + 1,
         )
     }
 

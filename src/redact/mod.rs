@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 pub use self::path::Path;
 pub use self::said::{loggable, without_values};
+use crate::config::TableName;
 
 /// What stands in the place of what is hidden.
 pub const HIDDEN: &str = "[redacted]";
@@ -84,9 +85,9 @@ impl Sight {
         !self.values || self.rules.of(aggregate_type).next().is_some()
     }
 
-    /// Whether anything is hidden of some type's payloads.
+    /// Whether anything at all is hidden: of some type's payloads, or of some table's rows.
     pub fn is_limited_anywhere(&self) -> bool {
-        !self.values || !self.rules.paths.is_empty()
+        !self.values || !self.rules.paths.is_empty() || !self.rules.columns.is_empty()
     }
 
     /// A payload: JSON text in, JSON text out. What is no JSON is hidden where anything is to be.
@@ -126,6 +127,14 @@ impl Sight {
         let columns: Vec<Path> =
             self.columns_of(schema, table).map(|column| Path::member(column.column.as_deref())).collect();
         json::cut(text, &columns.iter().collect::<Vec<_>>())
+    }
+
+    /// What a server says of a row of a table, made of such a payload: it may quote either.
+    pub fn message_of_row(&self, aggregate_type: &str, table: &TableName, code: &str, message: String) -> String {
+        if self.columns_of(&table.schema, &table.table).next().is_some() {
+            return said::without_values(code, &message);
+        }
+        self.message(aggregate_type, code, message)
     }
 
     /// Whether a column's values may not be shown.

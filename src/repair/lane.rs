@@ -5,11 +5,13 @@ use std::time::Instant;
 
 use super::{Action, Change, Repair, Repaired};
 use crate::config::Entity;
+use crate::disposition::{self, Disposition, said};
 use crate::event::{Event, Lane};
 use crate::failpoint::reach;
+use crate::mapping::compare::Comparison;
 use crate::mapping::Mapping;
 use crate::source::{RowKey, SourceLane};
-use crate::target::{Repair as Written, TargetLane};
+use crate::target::{Prepared, Repair as Written, TargetLane};
 use crate::verify::report::what;
 use crate::verify::{Difference, Ground, Judgement, Kind, Look, Suspect, VerifyError, passing};
 
@@ -84,28 +86,46 @@ impl Repair<'_> {
                 }
                 continue;
             };
-            let keys: Vec<RowKey> = judgement
-                .differences
-                .iter()
-                .filter_map(|d| d.key.iter().cloned().collect::<Option<Vec<_>>>())
-                .map(RowKey)
-                .collect();
-            if self.apply && !keys.is_empty() {
-                // Any lane's transaction will do: no event of theirs is open, and none can be told.
-                let Some((source, mut target)) = look.take(Lane(0)).await? else {
-                    return Err(VerifyError::Busy(Lane(0)));
-                };
-                let before = target.delete_rows(look.comparison, &keys).await.map_err(VerifyError::Target)?;
-                let kept = before.iter().map(|(key, before)| Written::deleted(&entity.name, key, before));
-                target
-                    .keep_repairs(&self.by.actor, &self.by.reason, self.by.command.as_str(), kept.collect())
-                    .await
-                    .map_err(VerifyError::Target)?;
-                target.commit().await.map_err(VerifyError::Target)?;
-                source.release_lease().await;
+            let mut judgement = judgement;
+            if self.apply && !judgement.differences.is_empty() {
+                self.delete_fenced(entity, look, &mut judgement).await?;
             }
             self.note(entity, &judgement, repaired);
         }
+        Ok(())
+    }
+
+    /// No lane keeps these rows apart from their events, for nobody can tell their aggregate: each is deleted only if it still is the
+    /// row that was judged, and nothing that an event has brought since. The transaction is one of lane 0 for want of another.
+    async fn delete_fenced(
+        &self,
+        entity: &Entity,
+        look: &Look<'_>,
+        judgement: &mut Judgement,
+    ) -> Result<(), VerifyError> {
+        let key = |d: &Difference| d.key.iter().cloned().collect::<Option<Vec<String>>>().map(RowKey);
+        let keys: Vec<RowKey> = judgement.differences.iter().filter_map(key).collect();
+        reach("repair_fenced");
+        let Some((source, mut target)) = look.take(Lane(0)).await? else {
+            return Err(VerifyError::Busy(Lane(0)));
+        };
+        let delete = Act::Delete(look.comparison, Some(&judgement.versions));
+        let (before, refused) = in_parts(&mut target, &delete, keys).await?;
+        let kept = before.iter().map(|(key, before)| Written::deleted(&entity.name, key, before));
+        let kept = kept.map(|row| self.shown(entity, row)).collect();
+        let by = (&self.by.actor, &self.by.reason, self.by.command.as_str());
+        target.keep_repairs(by.0, by.1, by.2, kept).await.map_err(VerifyError::Target)?;
+        target.commit().await.map_err(VerifyError::Target)?;
+        source.release_lease().await;
+        let refused: HashMap<RowKey, String> = refused.into_iter().collect();
+        judgement.differences.retain_mut(|d| match key(d) {
+            Some(key) if before.contains_key(&key) => true,
+            Some(key) => refused.get(&key).is_some_and(|said| {
+                (d.kind, d.message) = (Kind::Refused, Some(said.clone()));
+                true
+            }),
+            None => false,
+        });
         Ok(())
     }
 
@@ -153,13 +173,19 @@ impl Repair<'_> {
         let here: Vec<Suspect> = suspects.iter().filter(|s| !again.contains(s)).cloned().collect();
         let judgement = look.judged(&here, &seen);
         let right = (here.len() - judgement.unequal.len().min(here.len())) as u64;
+        let mut judgement = judgement;
         if self.apply && !judgement.differences.is_empty() {
             reach("repair_judged");
-            self.change(entity, look, mapping, &judgement.differences, seen.rows, target).await?;
+            let refused = self.change(entity, look, mapping, &judgement.differences, seen.rows, target).await?;
+            for (at, said) in refused {
+                let of = &mut judgement.differences[at];
+                (of.kind, of.message) = (Kind::Refused, Some(said));
+            }
         }
         Ok((judgement, again, right))
     }
 
+    /// Gives back which of the differences stay as they are, because the new table refuses what would mend them, and its words.
     async fn change(
         &self,
         entity: &Entity,
@@ -168,34 +194,38 @@ impl Repair<'_> {
         differences: &[Difference],
         mut rows: HashMap<RowKey, Event>,
         target: &mut TargetLane,
-    ) -> Result<(), VerifyError> {
+    ) -> Result<Vec<(usize, String)>, VerifyError> {
         let whole_key = |d: &Difference| d.key.iter().cloned().collect::<Option<Vec<String>>>().map(RowKey);
-        let of =
-            |kinds: &[Kind]| -> Vec<&Difference> { differences.iter().filter(|d| kinds.contains(&d.kind)).collect() };
-        let (to_write, to_delete) = (of(&[Kind::MissingInNew, Kind::Differs]), of(&[Kind::MissingInLegacy]));
-        let mut kept: Vec<Written> = Vec::new();
-        let gone: Vec<RowKey> = to_delete.iter().filter_map(|d| whole_key(d)).collect();
-        if !gone.is_empty() {
-            let before = target.delete_rows(look.comparison, &gone).await.map_err(VerifyError::Target)?;
-            kept.extend(before.iter().map(|(key, before)| Written::deleted(&entity.name, key, before)));
-        }
-        let froms: HashSet<RowKey> = to_write.iter().filter_map(|d| d.legacy_key.clone()).collect();
-        if let (false, Some(upsert)) = (froms.is_empty(), &mapping.upsert) {
-            let keys: Vec<RowKey> = to_write.iter().filter_map(|d| whole_key(d)).collect();
+        let (mut kept, mut refused): (Vec<Written>, Vec<(usize, String)>) = (Vec::new(), Vec::new());
+        let of = |kind| differences.iter().enumerate().filter(move |(_, d)| d.kind == kind);
+        let gone: HashMap<RowKey, usize> =
+            of(Kind::MissingInLegacy).filter_map(|(at, d)| Some((whole_key(d)?, at))).collect();
+        let (deleted, left) = in_parts(target, &Act::Delete(look.comparison, None), gone.keys().cloned().collect()).await?;
+        kept.extend(deleted.iter().map(|(key, before)| Written::deleted(&entity.name, key, before)));
+        refused.extend(left.into_iter().filter_map(|(key, said)| Some((*gone.get(&key)?, said))));
+        let to_write: Vec<(usize, &Difference)> = of(Kind::MissingInNew).chain(of(Kind::Differs)).collect();
+        if let (false, Some(upsert)) = (to_write.is_empty(), &mapping.upsert) {
+            let keys: Vec<RowKey> = to_write.iter().filter_map(|(_, d)| whole_key(d)).collect();
             let before = target.whole(look.comparison, &keys).await.map_err(VerifyError::Target)?;
             // The rows that were judged, not what they are by now: since the look an event may have come that brings that.
-            let events: Vec<Event> = froms.iter().filter_map(|from| rows.remove(from)).collect();
-            target.run(upsert, &events.iter().collect()).await.map_err(VerifyError::Target)?;
-            target.check_constraints().await.map_err(VerifyError::Target)?;
+            let froms: HashSet<RowKey> = to_write.iter().filter_map(|(_, d)| d.legacy_key.clone()).collect();
+            rows.retain(|from, _| froms.contains(from));
+            let yielding = rows.keys().cloned().collect();
+            let (_, left) = in_parts(target, &Act::Write(upsert, &rows), yielding).await?;
+            let left: HashMap<RowKey, String> = left.into_iter().collect();
+            // All that the row would yield stays as it is.
+            let stays = |d: &Difference| d.legacy_key.as_ref().and_then(|from| left.get(from));
+            refused.extend(to_write.iter().filter_map(|(at, d)| Some((*at, stays(d)?.clone()))));
+            let written: Vec<RowKey> =
+                to_write.iter().filter(|(_, d)| stays(d).is_none()).filter_map(|(_, d)| whole_key(d)).collect();
             let after: HashMap<RowKey, String> =
-                target.whole(look.comparison, &keys).await.map_err(VerifyError::Target)?;
-            kept.extend(keys.iter().map(|key| Written::written(&entity.name, key, before.get(key), after.get(key))));
+                target.whole(look.comparison, &written).await.map_err(VerifyError::Target)?;
+            kept.extend(written.iter().map(|key| Written::written(&entity.name, key, before.get(key), after.get(key))));
         }
         let kept = kept.into_iter().map(|row| self.shown(entity, row)).collect();
-        target
-            .keep_repairs(&self.by.actor, &self.by.reason, self.by.command.as_str(), kept)
-            .await
-            .map_err(VerifyError::Target)
+        let by = (&self.by.actor, &self.by.reason, self.by.command.as_str());
+        target.keep_repairs(by.0, by.1, by.2, kept).await.map_err(VerifyError::Target)?;
+        Ok(refused)
     }
 
     /// As it may be kept: without the values that nobody is shown.
@@ -230,4 +260,61 @@ impl Repair<'_> {
             });
         }
     }
+}
+
+/// What is done to rows of the new table.
+enum Act<'a> {
+    /// Those of these keys are deleted, if they are of one of these versions.
+    Delete(&'a Comparison, Option<&'a [String]>),
+    /// What the legacy rows of these keys yield is written.
+    Write(&'a Prepared, &'a HashMap<RowKey, Event>),
+}
+
+impl Act<'_> {
+    /// Does it; what stood before a row was deleted.
+    async fn on(&self, target: &mut TargetLane, keys: &[RowKey]) -> sqlx::Result<HashMap<RowKey, String>> {
+        let before = match self {
+            Act::Delete(comparison, versions) => target.delete_rows(comparison, keys, *versions).await?,
+            Act::Write(upsert, rows) => {
+                let events = keys.iter().filter_map(|key| rows.get(key)).collect();
+                target.run(upsert, &events).await.map(|_| HashMap::new())?
+            }
+        };
+        target.check_constraints().await?;
+        Ok(before)
+    }
+}
+
+/// Does it to all of these; what the target refuses it is done to in halves, until what is refused stands alone. What stood before,
+/// and what was refused, with the target's words.
+async fn in_parts(
+    target: &mut TargetLane,
+    act: &Act<'_>,
+    all: Vec<RowKey>,
+) -> Result<(HashMap<RowKey, String>, Vec<(RowKey, String)>), VerifyError> {
+    let (mut before, mut refused) = (HashMap::new(), Vec::new());
+    let mut parts = if all.is_empty() { Vec::new() } else { vec![all] };
+    while let Some(mut part) = parts.pop() {
+        let error = match act.on(target, &part).await {
+            Ok(stood) => {
+                before.extend(stood);
+                target.keep().await.map_err(VerifyError::Target)?;
+                continue;
+            }
+            Err(error) => error,
+        };
+        // A row that another one needs, or stands in the way of, is as little to be written as one that is wrong.
+        if !matches!(disposition::of(&error), Disposition::Event | Disposition::Waiting) {
+            return Err(VerifyError::Target(error));
+        }
+        target.undo().await.map_err(VerifyError::Target)?;
+        if part.len() > 1 {
+            let upper = part.split_off(part.len() / 2);
+            parts.extend([upper, part]);
+        } else if let Some(one) = part.pop() {
+            let said = said(&error);
+            refused.push((one, format!("{} {}", said.code, said.message)));
+        }
+    }
+    Ok((before, refused))
 }

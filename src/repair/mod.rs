@@ -211,7 +211,7 @@ impl Repair<'_> {
         let ending = match &done {
             Ok(repaired) => Ending::Done(serde_json::to_value(repaired).unwrap_or_default()),
             Err(VerifyError::Stopped) => Ending::Stopped(None),
-            Err(error) => error.ending(),
+            Err(error) => error.ending(&self.config.redact.for_admins()),
         };
         job.end(&ending).await;
         done

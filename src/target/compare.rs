@@ -181,14 +181,16 @@ impl TargetLane {
         rows.iter().map(|row| Ok((RowKey(row.try_get("row_key")?), row.try_get("row")?))).collect()
     }
 
-    /// Deletes the rows that have these keys; each as it was.
+    /// Deletes the rows that have these keys; each as it was. With `versions` only those that are none else by now.
     pub async fn delete_rows(
         &mut self,
         comparison: &Comparison,
         keys: &[RowKey],
+        versions: Option<&[String]>,
     ) -> sqlx::Result<HashMap<RowKey, String>> {
         let sql = comparison.delete();
-        let rows = bind_keys(&sql, comparison, keys).fetch_all(self.session.connection()).await?;
+        let delete = bind_keys(&sql, comparison, keys).bind(versions);
+        let rows = delete.fetch_all(self.session.connection()).await?;
         rows.iter().map(|row| Ok((RowKey(row.try_get("row_key")?), row.try_get("before")?))).collect()
     }
 }

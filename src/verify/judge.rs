@@ -48,6 +48,8 @@ pub(crate) struct Judgement {
     pub(crate) left_over: u64,
     /// The suspects that are not equal.
     pub(crate) unequal: HashSet<Suspect>,
+    /// Where there was no lane to lock: the versions of the rows that are too much, as they were judged.
+    pub(crate) versions: Vec<String>,
 }
 
 impl Judgement {

@@ -317,6 +317,7 @@ impl Look<'_> {
                 continue;
             }
             left.push(Suspect { key: Some(key.clone()), from: None });
+            judgement.versions.push(found.version.clone());
             seen.found.insert(key, found);
         }
         let told = judge(&left, &seen, &self.rule);

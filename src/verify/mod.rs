@@ -31,7 +31,8 @@ use crate::job::{self, Ending, Order, Who, Working};
 use crate::lease::LeaseError;
 use crate::mapping::MappingError;
 use crate::mapping::compare::{Comparison, Hash};
-use crate::source::{Legacy, RowKey, Source};
+use crate::redact::Sight;
+use crate::source::{KeyTrouble, Legacy, RowKey, Source};
 use crate::target::{Progress as Told, ReportId, Target};
 
 /// How it is done.
@@ -108,8 +109,13 @@ impl VerifyError {
         }
     }
 
-    /// As its job ends.
-    pub(crate) fn ending(&self) -> Ending {
+    /// As whoever may see so much is told: what a server quotes of a row is left out where anything is hidden.
+    pub fn shown_to(&self, sight: &Sight) -> String {
+        if sight.is_limited_anywhere() { self.logged() } else { self.to_string() }
+    }
+
+    /// As its job ends, and is kept for those who may see most.
+    pub(crate) fn ending(&self, sight: &Sight) -> Ending {
         let database = match self {
             VerifyError::Source(error) | VerifyError::Target(error) => Some(error),
             _ => None,
@@ -118,7 +124,10 @@ impl VerifyError {
             VerifyError::NotAsExpected { .. } => {
                 Ending::Failed { code: "not_as_expected".to_owned(), message: self.to_string() }
             }
-            _ => Ending::failed(database, self.to_string()),
+            _ => match database.and_then(KeyTrouble::of) {
+                Some(trouble) => Ending::Failed { code: trouble.code().to_owned(), message: self.shown_to(sight) },
+                None => Ending::failed(database, self.shown_to(sight)),
+            },
         }
     }
 }
@@ -151,7 +160,7 @@ pub async fn verify(
         progress(entity, rows, took);
     };
     let done = job.during(Box::pin(each(config, (source, target), options, entities, job.stop(), &tell))).await;
-    job.end(&ending(&done)).await;
+    job.end(&ending(&done, &config.redact.for_admins())).await;
     done
 }
 
@@ -168,7 +177,7 @@ pub fn order(options: &Options, entities: &[&Entity]) -> Order {
     }
 }
 
-fn ending(done: &Result<Report, VerifyError>) -> Ending {
+fn ending(done: &Result<Report, VerifyError>, sight: &Sight) -> Ending {
     match done {
         Ok(report) => {
             let differences: u64 = report.entities.iter().map(EntityReport::differences).sum();
@@ -176,7 +185,7 @@ fn ending(done: &Result<Report, VerifyError>) -> Ending {
             if report.is_stopped() { Ending::Stopped(Some(result)) } else { Ending::Done(result) }
         }
         Err(VerifyError::Stopped) => Ending::Stopped(None),
-        Err(error) => error.ending(),
+        Err(error) => error.ending(sight),
     }
 }
 
@@ -233,7 +242,11 @@ async fn each(
                 stopped = matches!(error, VerifyError::Stopped);
                 of.report.outcome = Outcome::CouldNot;
                 of.report.complete = false;
-                of.report.message = Some(if stopped { report::STOPPED.to_owned() } else { error.to_string() });
+                of.report.message = Some(if stopped {
+                    report::STOPPED.to_owned()
+                } else {
+                    error.shown_to(&config.redact.for_admins())
+                });
                 of.report.logged = Some(error.logged());
             }
         }

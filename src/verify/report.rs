@@ -90,7 +90,12 @@ impl Difference {
         self.message = self.message.map(|message| match entity {
             Some(entity) => {
                 let (code, text) = message.split_once(' ').unwrap_or(("", &message));
-                format!("{code} {}", sight.message(&entity.aggregate_type, code, text.to_owned()))
+                let (kind, text) = (&entity.aggregate_type, text.to_owned());
+                let seen = match table {
+                    Some(table) => sight.message_of_row(kind, table, code, text),
+                    None => sight.message(kind, code, text),
+                };
+                format!("{code} {seen}")
             }
             None => HIDDEN.to_owned(),
         });

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use outbox_relay::job::{Kind, Order, Who, Working};
 use outbox_relay::metrics::Metrics;
+use outbox_relay::redact::{Column, Rules};
 use outbox_relay::relay::Shared;
 use outbox_relay::target::JobId;
 use outbox_relay::{connect, verify};
@@ -148,6 +149,66 @@ async fn what_a_server_quotes_of_a_row_when_work_fails_is_for_those_who_may_see_
         assert!(!quotes(&hidden.text), "{path}: {}", hidden.text);
     }
     api.stop().await;
+}
+
+#[tokio::test]
+async fn what_the_new_database_says_of_a_row_that_a_repair_may_not_write_is_for_those_who_may_see_values() {
+    let mut stage = copying::stage(pair().await, 20, |_| {}).await;
+    assert!(copy(&stage).await.is_whole());
+    // Refused by an exception that quotes the row, by a constraint whose DETAIL does, and by a row that refers to what is to go.
+    let made_wrong = "UPDATE users SET name = 'wrong', version = 0 WHERE id IN (1, 2, 3); DELETE FROM went_back;
+         INSERT INTO users VALUES (1000, 'extra', 1), (1001, 'extra', 1);
+         CREATE TABLE children (parent bigint REFERENCES users); INSERT INTO children VALUES (1000);
+         ALTER TABLE users ADD CONSTRAINT no_n2 CHECK (name <> 'n2') NOT VALID;
+         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN RAISE EXCEPTION 'no place for %', NEW.name; END $$;
+         CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON users FOR EACH ROW WHEN (NEW.name = 'n1') EXECUTE FUNCTION refuse()";
+    stage.pair.new.run(made_wrong).await;
+    assert_eq!(verified(&stage).await.entities[0].differences(), 5);
+    let all = async |api: &Api, token: &'static str| -> String {
+        let mut said = String::new();
+        for path in ["/v1/jobs", "/v1/repairs", "/v1/audit", "/v1/migration"] {
+            said += &api.client.with(Some(token)).get(path).await.ok().to_string();
+        }
+        said
+    };
+    let hidden = |what: &str| {
+        let mut rules = Rules::clone(&stage.config.redact);
+        match what {
+            "a value" => rules.paths = vec!["User: $.name".parse().unwrap()],
+            _ => {
+                let column = Some("name".to_owned());
+                rules.columns = vec![Column { schema: "public".into(), table: "users".into(), column }];
+            }
+        }
+        Arc::new(rules)
+    };
+    // Nobody is shown what is hidden from everybody: first, so that the jobs tell of nothing else.
+    let open = stage.config.redact.clone();
+    for (what, rules) in [("a value", hidden("a value")), ("a column", hidden("a column")), ("nothing", open)] {
+        stage.config.redact = rules;
+        let done = repaired(&stage, None, true).await.unwrap();
+        assert_eq!((done.deleted, done.left), (u64::from(what == "a value"), 3), "{what}: {done:?}");
+        let said = |key: &str| done.changes.iter().find(|c| c.key == [Some(key.to_owned())]).unwrap().message.clone().unwrap();
+        let (one, two, parent) = (said("1"), said("2"), said("1000"));
+        assert!(two.contains("violates check constraint \"no_n2\"") && !two.contains("n2,"), "{two}");
+        assert!(parent.contains("violates foreign key constraint"), "{parent}");
+        assert_eq!(one.contains("no place for n1"), what == "nothing", "{what}: {one}");
+        let api = api(&stage).await;
+        let (admins, readers) = (all(&api, "all-of-it").await, all(&api, "only-look").await);
+        assert_eq!(admins.contains("no place for"), what == "nothing", "{what}: {admins}");
+        assert!(!readers.contains("no place for") && !readers.contains("wrong"), "{what}: {readers}");
+        let kept: String = stage
+            .pair
+            .legacy
+            .value("SELECT coalesce(string_agg(a::text, ' '), '') FROM outbox_relay.audit a")
+            .await;
+        assert!(!kept.contains("no place for"), "{kept}");
+        api.stop().await;
+    }
+    // The others were written, and what was refused stands as it stood.
+    let left = "SELECT string_agg(id || name, ' ' ORDER BY id) FROM users WHERE name IN ('wrong', 'extra')";
+    assert_eq!(stage.pair.new.value::<String>(left).await, "1wrong 2wrong 1000extra");
 }
 
 #[tokio::test]

@@ -157,3 +157,35 @@ async fn a_repair_writes_the_row_that_it_judged_whatever_comes_meanwhile() {
             .await;
     }
 }
+
+#[tokio::test]
+async fn a_row_whose_lane_nobody_can_tell_is_deleted_only_as_it_was_judged() {
+    if !has_failpoints() {
+        return;
+    }
+    let stage = copying::stage(pair().await, 12, |config| {
+        config.relay.lanes = 1;
+        config.relay.deadline = DEADLINE;
+        // Which only the row tells, not its key.
+        config.entities[0].legacy.as_mut().unwrap().aggregate_id = "coalesce(noise, '') || id".into();
+    })
+    .await;
+    install(&stage).await;
+    let shared = stage.shared().await;
+    stage.pair.new.run("INSERT INTO users SELECT i, 'n' || i, 1 FROM generate_series(-5, 6) i").await;
+    let gone = "BEGIN; SET LOCAL outbox_relay.applying = 'on'; DELETE FROM users WHERE id = 1; COMMIT";
+    stage.pair.legacy.run(gone).await;
+    let mut repair = Copier::that("repairs", &stage, Some("repair_fenced=stop"));
+    repair.stands_still().await;
+    // No lane keeps the event away that makes it right.
+    stage.pair.legacy.run("INSERT INTO users VALUES (1, 'back again', 2)").await;
+    stage.drain_by_hand(&shared).await;
+    repair.go_on();
+    assert!(repair.ended().await);
+    agree(&stage).await;
+    stage.pair.legacy.run(gone).await;
+    assert!(Copier::that("repairs", &stage, None).ended().await);
+    agree(&stage).await;
+    let kept = "SELECT string_agg(action || ' ' || key::text, ', ') FROM outbox_relay.repaired";
+    assert_eq!(stage.pair.new.value::<String>(kept).await, "delete [\"1\"]");
+}

@@ -114,6 +114,7 @@ impl Copier {
         let order = serde_json::json!({
             "does": does, "legacy": stage.pair.legacy.url, "new": stage.pair.new.url, "lanes": c.relay.lanes,
             "rate": c.backfill.rows_per_second,
+            "aggregate_id": c.entities[0].legacy.as_ref().map(|rows| &rows.aggregate_id),
         });
         let mut command = Command::new(std::env::current_exe().expect("this program"));
         command.args(["--ignored", "--exact", "--nocapture", "backfill::child_that_copies"]);
@@ -193,6 +194,7 @@ pub async fn copy_as_told() {
     copied(&mut config);
     config.relay.lanes = u16::try_from(order["lanes"].as_u64().expect("a number")).expect("small");
     config.backfill.rows_per_second = u32::try_from(order["rate"].as_u64().expect("a number")).expect("small");
+    config.entities[0].legacy.as_mut().expect("rows").aggregate_id = text("aggregate_id");
     let stop = CancellationToken::new();
     if text("does") == "copies" {
         let options = Options { patience: Duration::from_secs(5), ..Options::default() };
