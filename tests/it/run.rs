@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use outbox_relay::config::RowsFrom;
 use outbox_relay::demo::server::Mode;
 
 use crate::support::stage::Stage;
@@ -39,9 +40,13 @@ impl Relay {
                 std::fs::write(folder.path().join(&file.path), &file.text).unwrap();
             }
         }
+        let made_of = match stage.config.entities[0].legacy.as_ref().map(|rows| (&rows.from, &rows.key)) {
+            Some((RowsFrom::Table(table), key)) => format!("legacy = {{ table = \"{table}\", key = {key:?} }}\n"),
+            _ => String::new(),
+        };
         let text = format!(
             "[legacy]\nurl = \"{}\"\n[new]\nurl = \"{}\"\n[relay]\ndeadline = \"10s\"\n[admin]\nlisten = \"127.0.0.1:0\"\n\
-             [[entity]]\naggregate_type = \"User\"\ntable = \"users\"\nkey = [\"id\"]\nmapping = \"mappings/user.sql\"\n\
+             [[entity]]\naggregate_type = \"User\"\ntable = \"users\"\nkey = [\"id\"]\nmapping = \"mappings/user.sql\"\n{made_of}\
              [entity.events]\nUserCreated = \"upsert\"\nUserUpdated = \"upsert\"\nUserDeleted = \"delete\"\n\
              [[entity]]\nname = \"applied\"\naggregate_type = \"Thing\"\n[entity.events]\nHappened = {{ sql = \"handlers/applied.sql\" }}\n",
             stage.pair.legacy.url, stage.pair.new.url
@@ -61,8 +66,13 @@ impl Relay {
         Relay { child, _folder: folder, log }
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+    }
+
+    /// As its jobs name it.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) async fn ended(&mut self, within: Duration) -> ExitStatus {

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use outbox_relay::config::{Action, Entity, Ignored, TableName, Tolerance};
 use outbox_relay::connect;
 use outbox_relay::target::ReportId;
 use outbox_relay::verify::{self, Kind, Options, Outcome, Report};
 use tokio_util::sync::CancellationToken;
 
+use crate::run::Relay;
 use crate::support::stage::{Stage, file, users};
 use crate::support::{DEADLINE, Pair, eventually, pair};
 
@@ -461,4 +463,58 @@ async fn a_pass_that_is_told_to_stop_keeps_what_it_found_and_could_not() {
     let report = verify::verify(&stage.config, &source, &target, &options, &stop, &|_, _, _| {}).await.unwrap();
     assert_eq!(report.outcome, Outcome::CouldNot);
     assert_eq!(target.reports(None, 1).await.unwrap()[0].outcome.as_deref(), Some("could_not"));
+}
+
+/// A pass of a `run`: when it began and ended, in seconds, how many rows it read a second, and in which process.
+type Pass = (f64, Option<f64>, Option<f64>, i32);
+
+async fn passes(stage: &Stage) -> Vec<Pass> {
+    let sql = "SELECT extract(epoch FROM r.started_at)::float8, extract(epoch FROM r.finished_at)::float8,
+                      (r.report->'entities'->0->>'legacy_rows')::float8 / extract(epoch FROM r.finished_at - r.started_at)::float8,
+                      split_part(j.host, ':', 2)::int
+               FROM outbox_relay.verify_report r
+               JOIN LATERAL (SELECT host FROM outbox_relay.job WHERE began_at >= r.started_at AND via = 'run' ORDER BY began_at LIMIT 1) j ON true
+               WHERE r.by = 'run' ORDER BY r.started_at";
+    sqlx::query_as(sql).fetch_all(&stage.pair.new.pool).await.unwrap()
+}
+
+#[tokio::test]
+async fn of_two_processes_one_verifies_at_its_rate_and_the_other_goes_on_when_it_is_killed() {
+    let stage = stage_of(1000).await;
+    // A pass takes longer than there is between two.
+    let variables = [("OUTBOX_RELAY_VERIFY__EVERY", "1s"), ("OUTBOX_RELAY_VERIFY__RATE", "500")];
+    let mut relays = [Relay::start_with(&stage, &[], &variables), Relay::start_with(&stage, &[], &variables)];
+    eventually(DEADLINE, "three passes are over, and another one is under way", || async {
+        let passes = passes(&stage).await;
+        passes.len() > 3 && passes.last().is_some_and(|(_, ended, _, _)| ended.is_none())
+    })
+    .await;
+    let before = passes(&stage).await;
+    let pid = before.last().unwrap().3;
+    let killed = relays.iter().position(|relay| i64::from(relay.pid()) == i64::from(pid)).expect("one of them");
+    relays[killed].signal(Signal::SIGKILL);
+    relays[killed].ended(DEADLINE).await;
+    // It might be slow: for half a minute, which is not waited for here, nobody takes its place.
+    stage.pair.new.run("UPDATE outbox_relay.job SET beat_at = beat_at - interval '1 minute' WHERE ended_at IS NULL").await;
+    eventually(DEADLINE, "the other one verifies", || async {
+        passes(&stage).await.iter().any(|(_, ended, _, process)| *process != pid && ended.is_some())
+    })
+    .await;
+    let all = passes(&stage).await;
+    for two in all.windows(2) {
+        let ((began, ended, rate, _), (next, ..)) = (two[0], two[1]);
+        assert!(next - began >= 1.0, "more than one in an interval: {all:?}");
+        assert!(ended.is_none_or(|ended| next >= ended), "two at once: {all:?}");
+        assert!(rate.is_none_or(|rate| rate <= 500.0), "faster than it may be: {all:?}");
+    }
+}
+
+#[tokio::test]
+async fn of_two_processes_one_begins_a_pass_in_every_interval() {
+    let stage = stage_of(10).await;
+    let variables = [("OUTBOX_RELAY_VERIFY__EVERY", "1500ms")];
+    let _relays = [Relay::start_with(&stage, &[], &variables), Relay::start_with(&stage, &[], &variables)];
+    eventually(DEADLINE, "four passes have begun", || async { passes(&stage).await.len() > 3 }).await;
+    let all = passes(&stage).await;
+    assert!(all.windows(2).all(|two| two[1].0 - two[0].0 >= 1.5), "{all:?}");
 }
