@@ -8,8 +8,8 @@ use crate::config::Entity;
 use crate::disposition::{self, Disposition, said};
 use crate::event::{Event, Lane};
 use crate::failpoint::reach;
-use crate::mapping::compare::Comparison;
 use crate::mapping::Mapping;
+use crate::mapping::compare::Comparison;
 use crate::source::{RowKey, SourceLane};
 use crate::target::{Prepared, Repair as Written, TargetLane};
 use crate::verify::report::what;
@@ -200,7 +200,8 @@ impl Repair<'_> {
         let of = |kind| differences.iter().enumerate().filter(move |(_, d)| d.kind == kind);
         let gone: HashMap<RowKey, usize> =
             of(Kind::MissingInLegacy).filter_map(|(at, d)| Some((whole_key(d)?, at))).collect();
-        let (deleted, left) = in_parts(target, &Act::Delete(look.comparison, None), gone.keys().cloned().collect()).await?;
+        let (deleted, left) =
+            in_parts(target, &Act::Delete(look.comparison, None), gone.keys().cloned().collect()).await?;
         kept.extend(deleted.iter().map(|(key, before)| Written::deleted(&entity.name, key, before)));
         refused.extend(left.into_iter().filter_map(|(key, said)| Some((*gone.get(&key)?, said))));
         let to_write: Vec<(usize, &Difference)> = of(Kind::MissingInNew).chain(of(Kind::Differs)).collect();

@@ -189,7 +189,8 @@ async fn what_the_new_database_says_of_a_row_that_a_repair_may_not_write_is_for_
         stage.config.redact = rules;
         let done = repaired(&stage, None, true).await.unwrap();
         assert_eq!((done.deleted, done.left), (u64::from(what == "a value"), 3), "{what}: {done:?}");
-        let said = |key: &str| done.changes.iter().find(|c| c.key == [Some(key.to_owned())]).unwrap().message.clone().unwrap();
+        let said =
+            |key: &str| done.changes.iter().find(|c| c.key == [Some(key.to_owned())]).unwrap().message.clone().unwrap();
         let (one, two, parent) = (said("1"), said("2"), said("1000"));
         assert!(two.contains("violates check constraint \"no_n2\"") && !two.contains("n2,"), "{two}");
         assert!(parent.contains("violates foreign key constraint"), "{parent}");
@@ -198,11 +199,8 @@ async fn what_the_new_database_says_of_a_row_that_a_repair_may_not_write_is_for_
         let (admins, readers) = (all(&api, "all-of-it").await, all(&api, "only-look").await);
         assert_eq!(admins.contains("no place for"), what == "nothing", "{what}: {admins}");
         assert!(!readers.contains("no place for") && !readers.contains("wrong"), "{what}: {readers}");
-        let kept: String = stage
-            .pair
-            .legacy
-            .value("SELECT coalesce(string_agg(a::text, ' '), '') FROM outbox_relay.audit a")
-            .await;
+        let kept: String =
+            stage.pair.legacy.value("SELECT coalesce(string_agg(a::text, ' '), '') FROM outbox_relay.audit a").await;
         assert!(!kept.contains("no place for"), "{kept}");
         api.stop().await;
     }

@@ -495,7 +495,11 @@ async fn of_two_processes_one_verifies_at_its_rate_and_the_other_goes_on_when_it
     relays[killed].signal(Signal::SIGKILL);
     relays[killed].ended(DEADLINE).await;
     // It might be slow: for half a minute, which is not waited for here, nobody takes its place.
-    stage.pair.new.run("UPDATE outbox_relay.job SET beat_at = beat_at - interval '1 minute' WHERE ended_at IS NULL").await;
+    stage
+        .pair
+        .new
+        .run("UPDATE outbox_relay.job SET beat_at = beat_at - interval '1 minute' WHERE ended_at IS NULL")
+        .await;
     eventually(DEADLINE, "the other one verifies", || async {
         passes(&stage).await.iter().any(|(_, ended, _, process)| *process != pid && ended.is_some())
     })
