@@ -1,4 +1,4 @@
--- Which of these aggregates have events that are not applied yet, under the lane's lock; `waits`: one in retry, held or failed;
+-- Which of these aggregates have events that are not applied yet, under the lane's lock; `waits_for`: the first in retry, held or failed;
 -- `brings`: the newest pending one of a type that writes a whole row, and `brings_key`: of which row. First row: how many pending events of the aggregate type
 -- were looked at; as many as asked for: there may be more. $1 lane, $2 aggregate type, $3 aggregate ids, $4 pending at most, $5 those types,
 -- $6 the key's columns.
@@ -11,9 +11,9 @@ WITH pending AS MATERIALIZED (
     SELECT p.aggregate_id, max(p.id) FILTER (WHERE p.whole) AS brings
     FROM pending p WHERE p.aggregate_id = ANY ($3::text[]) GROUP BY p.aggregate_id
 )
-SELECT NULL::text AS aggregate_id, false AS waits, NULL::bigint AS brings, NULL::text[] AS brings_key, count(*) AS pending FROM pending
+SELECT NULL::text AS aggregate_id, NULL::bigint AS waits_for, false AS failed, NULL::bigint AS brings, NULL::text[] AS brings_key, count(*) AS pending FROM pending
 UNION ALL
-SELECT k.aggregate_id, b.id IS NOT NULL, o.brings, p.key, NULL
+SELECT k.aggregate_id, b.id, coalesce(b.failed, false), o.brings, p.key, NULL
 FROM (SELECT $2::text AS aggregate_type, unnest($3::text[]) AS aggregate_id) AS k
 LEFT JOIN open o ON o.aggregate_id = k.aggregate_id
 LEFT JOIN LATERAL (
@@ -21,7 +21,7 @@ LEFT JOIN LATERAL (
     FROM {outbox} WHERE {id} = o.brings
 ) p ON true
 LEFT JOIN LATERAL (
-    SELECT {id} AS id
+    SELECT {id}::bigint AS id, {status} = {failed} AS failed
     FROM {outbox}
     WHERE {lane} = $1 AND {hash} = {hash_of_key} AND {status} IN ({retry}, {held}, {failed})
       AND {aggregate_type}::text = k.aggregate_type AND {aggregate_id}::text = k.aggregate_id

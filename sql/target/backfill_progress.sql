@@ -7,7 +7,7 @@ SELECT b.entity, b.exhausted, b.paused, b.rate, b.estimate, b.began_at, b.touche
        l.refused, l.pending, l.waiting
 FROM {relay}.backfill b
 CROSS JOIN LATERAL (SELECT count(*) FILTER (WHERE reason = 'refused') AS refused, count(*) FILTER (WHERE reason = 'pending') AS pending,
-                           count(*) FILTER (WHERE reason = 'waiting') AS waiting
+                           count(*) FILTER (WHERE reason IN ('waiting', 'failed')) AS waiting
                     FROM {relay}.backfill_left f WHERE f.source_id = b.source_id AND f.entity = b.entity) l
 WHERE b.source_id = {source}
 ORDER BY b.began_at, b.entity

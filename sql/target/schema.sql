@@ -114,6 +114,8 @@ CREATE TABLE IF NOT EXISTS {relay}.backfill (
 );
 -- The sequences that were set past the highest value when it ended.
 ALTER TABLE {relay}.backfill ADD COLUMN IF NOT EXISTS sequences text[] NOT NULL DEFAULT '{}';
+-- Another one each time that it is begun anew: who copies for an older one notes nothing any more.
+ALTER TABLE {relay}.backfill ADD COLUMN IF NOT EXISTS generation uuid NOT NULL DEFAULT gen_random_uuid();
 
 -- Pages that were handed out and are not done.
 CREATE TABLE IF NOT EXISTS {relay}.backfill_page (
@@ -141,7 +143,7 @@ CREATE TABLE IF NOT EXISTS {relay}.backfill_left (
     entity     text NOT NULL,
     key        text NOT NULL,                      -- JSON
     lane       int NOT NULL,
-    reason     text NOT NULL,                      -- refused, pending, waiting
+    reason     text NOT NULL,                      -- refused, pending, waiting, failed
     event      bigint,                             -- pending: the event that brings it, if it writes the whole row
     code       text,
     message    text,

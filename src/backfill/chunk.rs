@@ -52,6 +52,9 @@ pub(super) enum ChunkError {
     Busy,
     #[error("a chunk was not done within {0:?}")]
     Deadline(Duration),
+    /// The copy that it belongs to is no more.
+    #[error("the copy was begun anew")]
+    BegunAnew,
     /// Only an operator can help.
     #[error("{0}")]
     Stopped(String),
@@ -130,18 +133,23 @@ async fn attempt(job: &Job<'_>, todo: Todo<'_>) -> Result<Chunk, ChunkError> {
             message: Some(said.message.clone()),
         });
     }
-    let entity = &job.entity.name;
+    let copy = &job.copy;
     let rows = (events.len() - refused.len()) as u64;
-    target.leave_out(entity, &sorted.left).await.map_err(ChunkError::Target)?;
+    let mut current = target.leave_out(copy, &sorted.left).await.map_err(ChunkError::Target)?;
     if todo.left_before {
         let stays = |key: &RowKey| sorted.left.iter().any(|left| left.key == *key) || sorted.again.contains(key);
         let came: Vec<&RowKey> = todo.keys.iter().filter(|key| !stays(key)).collect();
-        target.came(entity, &came, rows).await.map_err(ChunkError::Target)?;
+        current &= target.came(copy, &came, rows).await.map_err(ChunkError::Target)?;
     }
     if let Some((page, before)) = todo.completes
         && sorted.again.is_empty()
     {
-        target.lane_done(entity, page, before + rows).await.map_err(ChunkError::Target)?;
+        current &= target.lane_done(copy, page, before + rows).await.map_err(ChunkError::Target)?;
+    }
+    if !current {
+        target.abandon().await;
+        source.release_lease().await;
+        return Err(ChunkError::BegunAnew);
     }
     reach("chunk_written");
     target.commit().await.map_err(ChunkError::Target)?;
@@ -171,8 +179,10 @@ fn sort(lane: Lane, rows: Vec<LegacyRow>, open: &OpenAggregates) -> Sorted {
         // Its aggregate has changed since its key was read: another lane's lock keeps it apart from its events.
         if now != lane {
             sorted.left.push(left(now, Reason::Pending));
-        } else if open.waiting.contains(id) {
-            sorted.left.push(left(lane, Reason::Waiting));
+        } else if let Some(first) = open.waiting.get(id) {
+            let message = first.failed.then(|| format!("event {} of its aggregate has failed", first.event));
+            let reason = if first.failed { Reason::Failed } else { Reason::Waiting };
+            sorted.left.push(LeftRow { message, ..left(lane, reason) });
         } else if let Some(bringing) = open.pending.get(id) {
             // Of this very row, or of another one of its aggregate?
             let brings = bringing
@@ -236,7 +246,7 @@ async fn apply(
 mod tests {
     use super::*;
     use crate::event::EventId;
-    use crate::source::{Bringing, KeyAt};
+    use crate::source::{Bringing, FirstWaiting, KeyAt};
 
     #[test]
     fn only_what_this_lane_keeps_apart_from_its_events_is_copied() {
@@ -247,7 +257,9 @@ mod tests {
         let brings = |event: i64, key: &str| Some(Bringing { event: EventId(event), key: vec![Some(key.to_owned())] });
         let open = OpenAggregates {
             pending: [("p".to_owned(), brings(7, "pending")), ("q".to_owned(), brings(8, "another"))].into(),
-            waiting: ["w".to_owned()].into(),
+            waiting: [("w", false), ("f", true)]
+                .map(|(id, failed)| (id.to_owned(), FirstWaiting { event: EventId(9), failed }))
+                .into(),
             too_many: false,
         };
         let sorted = sort(
@@ -257,6 +269,7 @@ mod tests {
                 row("pending", Some("p"), Some(3), Some("{}")),
                 row("sibling", Some("q"), Some(3), Some("{}")),
                 row("waiting", Some("w"), Some(3), Some("{}")),
+                row("failed", Some("f"), Some(3), Some("{}")),
                 row("moved", Some("m"), Some(4), Some("{}")),
                 row("nobody's", None, None, Some("{}")),
                 row("large", Some("l"), Some(3), None),
@@ -272,6 +285,7 @@ mod tests {
             ("pending", 3, Reason::Pending),
             ("sibling", 3, Reason::Pending),
             ("waiting", 3, Reason::Waiting),
+            ("failed", 3, Reason::Failed),
             ("moved", 4, Reason::Pending),
             ("nobody's", 3, Reason::Refused),
         ];

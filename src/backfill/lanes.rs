@@ -49,7 +49,8 @@ pub(super) async fn pages(job: &Job<'_>, gate: &Gate<'_>, slots: &Semaphore) -> 
 }
 
 async fn next_page(job: &Job<'_>) -> Result<Option<(Page, Lanes)>, BackfillError> {
-    let handing = job.target.handing_out(&job.entity.name).await.map_err(new)?;
+    let handing = job.target.handing_out(&job.copy).await.map_err(new)?;
+    let handing = handing.ok_or_else(|| job.begun_anew())?;
     if handing.exhausted {
         handing.abandon().await;
         return Ok(None);
@@ -120,7 +121,7 @@ async fn copy_page(
         return Ok(false);
     }
     let mut pause = Pause::new(Duration::from_millis(100), Duration::from_secs(5));
-    while let Err(error) = job.target.page_done(&job.entity.name, page.page, job.counts.rate()).await {
+    while let Err(error) = job.target.page_done(&job.copy, page.page, job.counts.rate()).await {
         if !is_transient(&error) {
             return Err(new(error));
         }
@@ -165,6 +166,7 @@ pub(super) async fn copy_lane(
             Ok(Chunk::Busy) => format!("lane {lane} is busy"),
             Ok(Chunk::Backlog) => format!("lane {lane} has a long backlog: the relay has to catch up first"),
             Err(ChunkError::Refused(why)) => return Err(*why),
+            Err(ChunkError::BegunAnew) => return Err(job.begun_anew()),
             Err(ChunkError::Stopped(why)) => return Err(BackfillError::Refused(why)),
             Err(error) => {
                 match &error {

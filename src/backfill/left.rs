@@ -14,8 +14,8 @@ use crate::target::{LeftRow, Reason};
 /// So many are looked at at once.
 const PART: i64 = 1000;
 
-/// Tries all of them once; then those whose events may be applied yet, again and again, until nothing has moved for `patience`.
-/// False: it was told to end.
+/// Tries all of them once; then, while the events of some are on their way by themselves, all but the refused ones again and again, until
+/// nothing has moved for `patience`. What waits for somebody (a failed event) is not waited for. False: it was told to end.
 pub(super) async fn rows(job: &Job<'_>, gate: &Gate<'_>, patience: Duration) -> Result<bool, BackfillError> {
     let mut moved = Instant::now();
     let mut before = usize::MAX;
@@ -25,7 +25,10 @@ pub(super) async fn rows(job: &Job<'_>, gate: &Gate<'_>, patience: Duration) -> 
         if !whole {
             return Ok(false);
         }
-        first = false;
+        // What an earlier run has left may stand otherwise by now.
+        if std::mem::take(&mut first) {
+            continue;
+        }
         if seen < before {
             moved = Instant::now();
             before = seen;
@@ -40,7 +43,7 @@ pub(super) async fn rows(job: &Job<'_>, gate: &Gate<'_>, patience: Duration) -> 
     }
 }
 
-/// Tries those of these reasons; how many of them waited for an event.
+/// Tries those of these reasons; how many there were whose events are on their way by themselves.
 async fn round(
     job: &Job<'_>,
     gate: &Gate<'_>,
@@ -68,7 +71,7 @@ async fn round(
             continue;
         };
         after = Some(end);
-        pending += rows.iter().filter(|row| row.reason != Reason::Refused).count();
+        pending += rows.iter().filter(|row| row.reason.passes_by_itself()).count();
         let mut lanes: BTreeMap<Lane, Vec<RowKey>> = BTreeMap::new();
         for LeftRow { key, lane, reason, .. } in rows {
             if try_again(reason) {
@@ -98,8 +101,9 @@ async fn not_brought(job: &Job<'_>, rows: Vec<LeftRow>) -> Result<Option<Vec<Lef
     let (brought, rows): (Vec<LeftRow>, Vec<LeftRow>) =
         rows.into_iter().partition(|row| row.event.is_some_and(|event| !unapplied.contains(&event)));
     let keys: Vec<&RowKey> = brought.iter().map(|row| &row.key).collect();
-    match job.target.brought(&job.entity.name, &keys).await {
-        Ok(()) => Ok(Some(rows)),
+    match job.target.brought(&job.copy, &keys).await {
+        Ok(true) => Ok(Some(rows)),
+        Ok(false) => Err(job.begun_anew()),
         Err(error) if is_transient(&error) => Ok(None),
         Err(error) => Err(new(error)),
     }

@@ -27,8 +27,9 @@ use crate::disposition::{self, logged, told};
 use crate::job::{Ending, Kind, Order, Who, Working};
 use crate::mapping::{self, MappingError};
 use crate::plan;
+use crate::retry::Pause;
 use crate::source::{Legacy, Source};
-use crate::target::{Copied, Prepared, Progress, Target};
+use crate::target::{Copied, CopyId, Prepared, Progress, Target};
 
 /// What is to be done.
 #[derive(Debug, Clone)]
@@ -125,12 +126,15 @@ impl BackfillError {
             BackfillError::Database { side, error } => format!("{side}: {}", logged(error)),
             BackfillError::Mapping(error) => error.logged(),
             BackfillError::Rows { logged, .. } => logged.clone(),
-            BackfillError::Connect(_) | BackfillError::Refused(_) => self.to_string(),
+            BackfillError::Connect(_) | BackfillError::Refused(_) | BackfillError::BegunAnew { .. } => self.to_string(),
         }
     }
 
     fn ending(&self) -> Ending {
         let database = match self {
+            BackfillError::BegunAnew { .. } => {
+                return Ending::Failed { code: "begun_anew".to_owned(), message: self.to_string() };
+            }
             BackfillError::Database { error, .. } | BackfillError::Connect(ConnectError::Away { error, .. }) => {
                 Some(error)
             }
@@ -159,6 +163,15 @@ pub enum BackfillError {
         message: String,
         /// The same without a row's values, for the log.
         logged: String,
+    },
+    /// Somebody has begun it anew meanwhile.
+    #[error(
+        "the copy of {entity} was begun anew by somebody else, and this one notes nothing any more: outbox-relay backfill --status tells \
+         how far the other one is"
+    )]
+    BegunAnew {
+        /// Whose.
+        entity: String,
     },
     /// A database said no.
     #[error("{side}: {}", told(error))]
@@ -205,6 +218,7 @@ struct Job<'a> {
     source: &'a Source,
     target: &'a Target,
     entity: &'a Entity,
+    copy: CopyId,
     legacy: Legacy,
     statement: Prepared,
     deferred_constraints: bool,
@@ -244,6 +258,10 @@ impl Job<'_> {
         let of =
             |said: String| format!("entity {}{place}: {said}: mend it, then: outbox-relay backfill", self.entity.name);
         BackfillError::Rows { message: of(told(error)), logged: of(logged(error)) }
+    }
+
+    fn begun_anew(&self) -> BackfillError {
+        BackfillError::BegunAnew { entity: self.entity.name.clone() }
     }
 
     fn gate(&self) -> Gate<'_> {
@@ -388,15 +406,16 @@ async fn each(
             summary.interrupted = true;
             break;
         }
-        if options.restart {
-            target.forget_copy(&entity.name).await.map_err(new)?;
+        if options.restart && !forget(target, &entity.name, stop).await? {
+            summary.interrupted = true;
+            break;
         }
         let job = job(config, entity, source, target, tell, stop).await?;
         let finished = copy(&job, options.patience).await?;
         let mut sequences = Vec::new();
         if let Some(table) = entity.table.as_ref().filter(|_| finished) {
             sequences = target.raise_sequences(table).await.map_err(|error| sequence(entity, error))?;
-            target.note_sequences(&entity.name, &sequences).await.map_err(new)?;
+            target.note_sequences(&job.copy, &sequences).await.map_err(new)?;
         }
         let copies = target.copies().await.map_err(new)?;
         if let Some(mut copied) = copies.into_iter().find(|copy| copy.entity == entity.name) {
@@ -419,6 +438,20 @@ async fn each(
         summary.interrupted |= !finished;
     }
     Ok(summary)
+}
+
+/// Waits for who hands out a page of it at that moment. False: it was told to end.
+async fn forget(target: &Target, entity: &str, stop: &CancellationToken) -> Result<bool, BackfillError> {
+    let mut pause = Pause::new(Duration::from_millis(100), Duration::from_secs(1));
+    while let Err(error) = target.forget_copy(entity).await {
+        if !disposition::is_transient(&error) {
+            return Err(tables_of_this_version(error));
+        }
+        if !gate::rest(pause.next_pause(), stop).await {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Lets the copies of these entities rest, whoever makes them, or go on; those that changed.
@@ -498,7 +531,7 @@ async fn job<'a>(
     let Some(statement) = statement else {
         return Err(BackfillError::Refused(format!("entity {} has no table to be copied to", entity.name)));
     };
-    target.begin_copy(&entity.name, estimate).await.map_err(tables_of_this_version)?;
+    let copy = target.begin_copy(&entity.name, estimate).await.map_err(tables_of_this_version)?;
     let before = target.copies().await.map_err(new)?.into_iter().find(|copy| copy.entity == entity.name);
     let limits = &config.backfill;
     let counts = Counts {
@@ -515,6 +548,7 @@ async fn job<'a>(
         source,
         target,
         entity,
+        copy,
         legacy: described,
         statement,
         deferred_constraints: target.has_deferrable_constraints().await.map_err(new)?,
@@ -542,7 +576,9 @@ async fn copy(job: &Job<'_>, patience: Duration) -> Result<bool, BackfillError> 
         if !(one && other && lanes::leftover_pages(job, &gate, &slots).await?) {
             return Ok(false);
         }
-        job.target.copy_ended(&job.entity.name).await.map_err(new)?;
+        if !job.target.copy_ended(&job.copy).await.map_err(new)? {
+            return Err(job.begun_anew());
+        }
         left::rows(job, &gate, patience).await
     };
     let watch = async {

@@ -435,9 +435,12 @@ pub struct BackfillArgs {
     /// Rows a second (backfill.rows_per_second); 0: as fast as it goes
     #[arg(long, value_name = "ROWS")]
     pub rate: Option<u32>,
-    /// Copy everything again, from the first row; nothing is deleted
+    /// Forget how far it has come, and copy everything again, from the first row; nothing is deleted. Asks first
     #[arg(long, conflicts_with_all = ["pause", "resume", "status"])]
     pub restart: bool,
+    /// Do not ask
+    #[arg(long, requires = "restart")]
+    pub yes: bool,
     /// How long to wait for rows whose events are on their way, once nothing moves any more
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "30s")]
     pub patience: Duration,

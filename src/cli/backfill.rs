@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::args::BackfillArgs;
+use super::confirm::confirm;
 use super::{Exit, output, shell};
 use crate::backfill::{self, Options, Told};
 use crate::config::Config;
 use crate::connect;
 use crate::map;
 use crate::run::on_signals;
-use crate::target::Copied;
+use crate::target::{Copied, Reason};
 
 /// Copies; Ctrl-C ends it between two chunks, and the same command goes on from there.
 pub(super) async fn command(args: &BackfillArgs, mut config: Config) -> anyhow::Result<Exit> {
@@ -22,6 +23,9 @@ pub(super) async fn command(args: &BackfillArgs, mut config: Config) -> anyhow::
     }
     if let Some(rate) = args.rate {
         config.backfill.rows_per_second = rate;
+    }
+    if args.restart {
+        forgets(args, &config).await?;
     }
     let options = Options {
         entities: args.entities.clone(),
@@ -35,7 +39,8 @@ pub(super) async fn command(args: &BackfillArgs, mut config: Config) -> anyhow::
     let summary = backfill::run(&config, &options, &|told| view.told(&told), &stop).await?;
     view.end();
     if summary.interrupted {
-        say("ended before it was done: the same command goes on from here");
+        let again = if args.restart { "without --restart the same command" } else { "the same command" };
+        say(&format!("ended before it was done: {again} goes on from here"));
         return Ok(Exit::Found);
     }
     if summary.is_whole() {
@@ -44,15 +49,33 @@ pub(super) async fn command(args: &BackfillArgs, mut config: Config) -> anyhow::
     for left in summary.copies.iter().filter_map(Copied::what_is_left) {
         say(&left);
     }
-    if let Some(copy) = summary.copies.iter().find(|copy| copy.refused > 0) {
+    if let Some(copy) = summary.copies.iter().find(|copy| copy.refused + copy.waiting > 0) {
         let (_, target) = connect::open(&config).await?;
-        for row in target.left_rows(&copy.entity, None, 1000).await?.iter().filter(|row| row.message.is_some()).take(5)
-        {
+        let mut rows = target.left_rows(&copy.entity, None, 1000).await?;
+        // What the new table refused is the rarer, and said nowhere else.
+        rows.sort_by_key(|row| row.reason != Reason::Refused);
+        for row in rows.iter().filter(|row| row.message.is_some()).take(5) {
             let code = row.code.as_deref().map(|code| format!(" ({code})")).unwrap_or_default();
             say(&format!("  {} {}: {}{code}", copy.entity, row.key, row.message.as_deref().unwrap_or_default()));
         }
     }
     Ok(Exit::Found)
+}
+
+/// Says what `--restart` forgets, and asks; where nothing was copied yet, there is nothing to be asked.
+async fn forgets(args: &BackfillArgs, config: &Config) -> anyhow::Result<()> {
+    let (_, target) = connect::open(config).await?;
+    let mut copies = target.copies().await?;
+    copies.retain(|copy| args.entities.is_empty() || args.entities.contains(&copy.entity));
+    if copies.is_empty() {
+        return Ok(());
+    }
+    for copy in &copies {
+        let ends = if copy.state == "running" { ". Somebody copies it now: that ends" } else { "" };
+        say(&format!("{}{ends}", line(copy)));
+    }
+    let question = "How far this has come is forgotten, and all rows are copied again: rows of the new tables are overwritten, none is deleted. Go on?";
+    confirm(question, args.yes)
 }
 
 async fn steer(args: &BackfillArgs, config: &Config) -> anyhow::Result<Exit> {

@@ -35,13 +35,13 @@ pub(super) struct TargetCatalog {
 
 impl SourceCatalog {
     pub(super) fn missing_objects(&self, schema: &str) -> Vec<String> {
-        objects_of(schema).into_iter().map(|(_, name)| name).filter(|name| !self.objects.contains(name)).collect()
+        missing(schema, &self.objects)
     }
 }
 
 impl TargetCatalog {
     pub(super) fn missing_objects(&self, schema: &str) -> Vec<String> {
-        objects_of(schema).into_iter().map(|(_, name)| name).filter(|name| !self.objects.contains(name)).collect()
+        missing(schema, &self.objects)
     }
 }
 
@@ -184,12 +184,28 @@ pub(super) fn objects_of(schema: &str) -> Vec<(&'static str, String)> {
     schema.lines().filter_map(of_line).collect()
 }
 
+/// Of an older version's tables, the columns that came later: `table.column`.
+fn columns_of(schema: &str) -> Vec<String> {
+    let of_line = |line: &str| {
+        let (table, column) = line.strip_prefix("ALTER TABLE {relay}.")?.split_once(" ADD COLUMN IF NOT EXISTS ")?;
+        Some(format!("{table}.{}", column.split(' ').next()?))
+    };
+    schema.lines().filter_map(of_line).collect()
+}
+
+fn missing(schema: &str, there: &[String]) -> Vec<String> {
+    let objects = objects_of(schema).into_iter().map(|(_, name)| name);
+    objects.chain(columns_of(schema)).filter(|name| !there.contains(name)).collect()
+}
+
 pub(super) const READ: &str = "SET TRANSACTION READ ONLY;";
 
 async fn objects(session: &mut Session, schema: &str) -> sqlx::Result<Vec<String>> {
     let sql = "SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                WHERE n.nspname = $1 AND c.relkind IN ('r', 'S') \
-               UNION ALL SELECT p.proname::text FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = $1";
+               UNION ALL SELECT p.proname::text FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = $1 \
+               UNION ALL SELECT c.relname || '.' || a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid \
+               JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relkind = 'r' AND a.attnum > 0 AND NOT a.attisdropped";
     query_scalar(sql, false).bind(schema).fetch_all(session.connection()).await
 }
 
@@ -336,6 +352,7 @@ mod tests {
         let source = objects_of(super::super::SOURCE_SCHEMA);
         assert!(source.contains(&("TABLE", "batch_log".into())) && source.contains(&("SEQUENCE", "token".into())));
         assert!(objects_of(super::super::TARGET_SCHEMA).contains(&("FUNCTION", "refuse".into())));
+        assert!(columns_of(super::super::TARGET_SCHEMA).contains(&"backfill.sequences".to_owned()));
     }
 
     #[test]

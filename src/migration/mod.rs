@@ -371,7 +371,7 @@ fn jobs_seen(jobs: Vec<Job>, sight: &Sight) -> Vec<Job> {
 fn job_seen(mut job: Job, sight: &Sight) -> Job {
     if sight.is_limited_anywhere() {
         job.message = job.message.map(|message| match job.code.as_deref() {
-            Some("lost" | "not_as_expected" | "rows_left") => message,
+            Some("lost" | "not_as_expected" | "rows_left" | "begun_anew") => message,
             _ => HIDDEN.to_owned(),
         });
     }

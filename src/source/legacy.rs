@@ -71,10 +71,19 @@ pub struct LegacyRow {
 pub struct OpenAggregates {
     /// Only pending: they are on their way.
     pub pending: HashMap<String, Option<Bringing>>,
-    /// With an event in retry, held or failed.
-    pub waiting: HashSet<String>,
+    /// With an event in retry, held or failed: the first of these.
+    pub waiting: HashMap<String, FirstWaiting>,
     /// There are more pending events than were looked at, so nothing is known of the others.
     pub too_many: bool,
+}
+
+/// The first of an aggregate's events in retry, held or failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FirstWaiting {
+    /// Which.
+    pub event: EventId,
+    /// It has failed: it does not move by itself.
+    pub failed: bool,
 }
 
 /// The newest event on its way that writes a whole row.
@@ -320,8 +329,11 @@ impl SourceLane {
         for row in &rows {
             match row.try_get::<Option<String>, _>("aggregate_id")? {
                 None => open.too_many = row.try_get::<i64, _>("pending")? >= LOOKED_AT,
-                Some(id) if row.try_get("waits")? => drop(open.waiting.insert(id)),
                 Some(id) => {
+                    if let Some(event) = row.try_get("waits_for")? {
+                        open.waiting.insert(id, FirstWaiting { event, failed: row.try_get("failed")? });
+                        continue;
+                    }
                     let event: Option<EventId> = row.try_get("brings")?;
                     let key: Option<Vec<Option<String>>> = row.try_get("brings_key")?;
                     open.pending.insert(id, event.zip(key).map(|(event, key)| Bringing { event, key }));

@@ -40,7 +40,9 @@ pub use self::compare::Range;
 pub(crate) use self::compare::percentage;
 pub use self::heal::{ForgottenBatch, ForgottenEvent, PutBack, Settled};
 pub use self::lane::{Entry, SourceLane};
-pub use self::legacy::{Bringing, KeyAt, KeyTrouble, Lanes, Legacy, LegacyRow, OpenAggregates, PageKeys, RowKey, Why};
+pub use self::legacy::{
+    Bringing, FirstWaiting, KeyAt, KeyTrouble, Lanes, Legacy, LegacyRow, OpenAggregates, PageKeys, RowKey, Why,
+};
 pub use self::names::Names;
 pub use self::retain::Retired;
 pub use self::scan::Scan;

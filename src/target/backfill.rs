@@ -12,6 +12,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
+use uuid::Uuid;
 
 use super::{Target, TargetLane};
 use crate::config::TableName;
@@ -19,6 +20,15 @@ use crate::event::{EventId, Lane};
 use crate::session::Session;
 use crate::source::RowKey;
 use crate::sql::{from_json, ident, literal, query};
+
+/// An entity's copy, from one beginning to the next: what is noted of it is not noted of one that was begun anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopyId {
+    /// Whose.
+    pub entity: String,
+    /// Drawn when it was begun.
+    pub generation: Uuid,
+}
 
 /// A range of keys, handed out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,8 +49,10 @@ pub enum Reason {
     Refused,
     /// An event of its aggregate is pending, and brings it.
     Pending,
-    /// An event of its aggregate is in retry, held or failed.
+    /// An event of its aggregate is in retry, or held behind one that is.
     Waiting,
+    /// An event of its aggregate has failed: until somebody replays or skips it, the row does not come.
+    Failed,
 }
 
 impl Reason {
@@ -50,7 +62,13 @@ impl Reason {
             Reason::Refused => "refused",
             Reason::Pending => "pending",
             Reason::Waiting => "waiting",
+            Reason::Failed => "failed",
         }
+    }
+
+    /// Whether an event that is on its way settles it, without anybody's help.
+    pub fn passes_by_itself(self) -> bool {
+        matches!(self, Reason::Pending | Reason::Waiting)
     }
 }
 
@@ -67,7 +85,7 @@ pub struct LeftRow {
     pub event: Option<EventId>,
     /// SQLSTATE, for a refused one.
     pub code: Option<String>,
-    /// What the server said of a refused one.
+    /// What the server said of a refused one; of one behind a failed event, which that is.
     pub message: Option<String>,
 }
 
@@ -134,7 +152,7 @@ impl Copied {
 pub struct HandingOut {
     target: Target,
     session: Session,
-    entity: String,
+    copy: CopyId,
     pages: i64,
     /// Where the next page begins; `None`: at the very start.
     pub after: Option<RowKey>,
@@ -162,6 +180,7 @@ fn left_row(row: &PgRow) -> sqlx::Result<LeftRow> {
         reason: match row.try_get::<&str, _>("reason")? {
             "pending" => Reason::Pending,
             "waiting" => Reason::Waiting,
+            "failed" => Reason::Failed,
             _ => Reason::Refused,
         },
         event: row.try_get("event")?,
@@ -199,15 +218,24 @@ fn copied(row: &PgRow) -> sqlx::Result<Copied> {
 
 impl Target {
     /// Begins an entity's copy, or goes on with it.
-    pub async fn begin_copy(&self, entity: &str, estimate: Option<i64>) -> sqlx::Result<()> {
+    pub async fn begin_copy(&self, entity: &str, estimate: Option<i64>) -> sqlx::Result<CopyId> {
         let sql = self.render(include_str!("../../sql/target/backfill_begin.sql"));
-        self.ask(self.query(&sql).bind(entity).bind(estimate)).await.map(drop)
+        let rows = self.ask(self.query(&sql).bind(entity).bind(estimate)).await?;
+        let generation = rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get("generation")?;
+        Ok(CopyId { entity: entity.to_owned(), generation })
     }
 
-    /// Forgets how far an entity's copy had come.
+    /// Forgets how far an entity's copy had come. Whoever copies it still notes nothing any more.
     pub async fn forget_copy(&self, entity: &str) -> sqlx::Result<()> {
-        let sql = self.render(include_str!("../../sql/target/backfill_forget.sql"));
-        self.ask(self.query(&sql).bind(entity)).await.map(drop)
+        let lock = self.render(include_str!("../../sql/target/backfill_forget_lock.sql"));
+        let forget = self.render(include_str!("../../sql/target/backfill_forget.sql"));
+        crate::session::within(self.limits.deadline, async {
+            let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await?;
+            self.query(&lock).bind(entity).execute(session.connection()).await?;
+            self.query(&forget).bind(entity).execute(session.connection()).await?;
+            session.commit().await
+        })
+        .await
     }
 
     /// How far every copy has come.
@@ -223,20 +251,24 @@ impl Target {
         rows.iter().map(|row| row.try_get(0)).collect()
     }
 
-    /// Keeps others from handing out pages of an entity until [`HandingOut::hand_out`], or a drop.
-    pub async fn handing_out(&self, entity: &str) -> sqlx::Result<HandingOut> {
+    /// Keeps others from handing out pages of a copy until [`HandingOut::hand_out`], or a drop. `None`: it was begun anew meanwhile.
+    pub async fn handing_out(&self, copy: &CopyId) -> sqlx::Result<Option<HandingOut>> {
         let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await?;
         let sql = self.render(include_str!("../../sql/target/backfill_lock.sql"));
-        let row = self.query(&sql).bind(entity).fetch_one(session.connection()).await?;
+        let locked = self.query(&sql).bind(&copy.entity).bind(copy.generation);
+        let Some(row) = locked.fetch_optional(session.connection()).await? else {
+            session.rollback().await;
+            return Ok(None);
+        };
         let after: Option<String> = row.try_get("after")?;
-        Ok(HandingOut {
+        Ok(Some(HandingOut {
             target: self.clone(),
-            entity: entity.to_owned(),
+            copy: copy.clone(),
             pages: row.try_get("pages")?,
             after: after.as_deref().map(from_json).transpose()?,
             exhausted: row.try_get("exhausted")?,
             session,
-        })
+        }))
     }
 
     /// Pages that were handed out and are not done.
@@ -252,27 +284,29 @@ impl Target {
         rows.iter().map(|row| row.try_get(0)).collect()
     }
 
-    /// All lanes of a page are done; `rate` in rows a second.
-    pub async fn page_done(&self, entity: &str, page: i64, rate: f64) -> sqlx::Result<()> {
+    /// All lanes of a page are done; `rate` in rows a second. Does nothing if the copy was begun anew meanwhile.
+    pub async fn page_done(&self, copy: &CopyId, page: i64, rate: f64) -> sqlx::Result<()> {
         let sql = self.render(include_str!("../../sql/target/backfill_page_done.sql"));
-        self.ask(self.query(&sql).bind(entity).bind(page).bind(rate)).await.map(drop)
+        let done = self.query(&sql).bind(&copy.entity).bind(copy.generation).bind(page).bind(rate);
+        self.ask(done).await.map(drop)
     }
 
-    /// Notes that an entity's copy has ended, if no page is left.
-    pub async fn copy_ended(&self, entity: &str) -> sqlx::Result<()> {
+    /// Notes that a copy has ended, if no page is left. False: it was begun anew meanwhile.
+    pub async fn copy_ended(&self, copy: &CopyId) -> sqlx::Result<bool> {
         let sql = self.render(include_str!("../../sql/target/backfill_ended.sql"));
-        self.ask(self.query(&sql).bind(entity)).await.map(drop)
+        Ok(!self.ask(self.query(&sql).bind(&copy.entity).bind(copy.generation)).await?.is_empty())
     }
 
-    /// These are no longer left out: their events have brought them.
-    pub async fn brought(&self, entity: &str, keys: &[&RowKey]) -> sqlx::Result<()> {
+    /// These are no longer left out: their events have brought them. False: the copy was begun anew meanwhile.
+    pub async fn brought(&self, copy: &CopyId, keys: &[&RowKey]) -> sqlx::Result<bool> {
         if keys.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         let sql = self.render(include_str!("../../sql/target/backfill_came.sql"));
         let keys: Vec<String> = keys.iter().map(|key| to_text(key)).collect();
         let rows = keys.len() as i64;
-        self.ask(self.query(&sql).bind(entity).bind(keys).bind(rows)).await.map(drop)
+        let came = self.query(&sql).bind(&copy.entity).bind(copy.generation).bind(keys).bind(rows);
+        Ok(!self.ask(came).await?.is_empty())
     }
 
     /// Rows that were left out, in order of their keys' text.
@@ -282,10 +316,10 @@ impl Target {
         rows.iter().map(left_row).collect()
     }
 
-    /// Notes the sequences that were set at the end of an entity's copy.
-    pub async fn note_sequences(&self, entity: &str, sequences: &[String]) -> sqlx::Result<()> {
+    /// Notes the sequences that were set at the end of a copy.
+    pub async fn note_sequences(&self, copy: &CopyId, sequences: &[String]) -> sqlx::Result<()> {
         let sql = self.render(include_str!("../../sql/target/backfill_sequences.sql"));
-        self.ask(self.query(&sql).bind(entity).bind(sequences)).await.map(drop)
+        self.ask(self.query(&sql).bind(&copy.entity).bind(copy.generation).bind(sequences)).await.map(drop)
     }
 
     /// Sets the sequences behind a table's columns past the highest value there, never back. Gives those that were set.
@@ -323,7 +357,7 @@ impl HandingOut {
         let number = if until.is_some() { self.pages + 1 } else { self.pages };
         self.target
             .query(&sql)
-            .bind(&self.entity)
+            .bind(&self.copy.entity)
             .bind(number)
             .bind(self.after.as_ref().map(to_text))
             .bind(until.map(to_text))
@@ -341,43 +375,44 @@ impl HandingOut {
 }
 
 impl TargetLane {
-    /// A lane of a page is done with this transaction.
-    pub async fn lane_done(&mut self, entity: &str, page: i64, rows: u64) -> sqlx::Result<()> {
+    /// A lane of a page is done with this transaction. False: the copy was begun anew meanwhile, and nothing must be committed.
+    pub async fn lane_done(&mut self, copy: &CopyId, page: i64, rows: u64) -> sqlx::Result<bool> {
         let sql = self.target.render(include_str!("../../sql/target/backfill_lane_done.sql"));
         let rows = i64::try_from(rows).unwrap_or(i64::MAX);
-        let done = self.target.query(&sql).bind(entity).bind(page).bind(self.lane).bind(rows);
-        done.execute(self.session.connection()).await.map(drop)
+        let done =
+            self.target.query(&sql).bind(&copy.entity).bind(copy.generation).bind(page).bind(self.lane).bind(rows);
+        Ok(done.fetch_optional(self.session.connection()).await?.is_some())
     }
 
-    /// These rows are left out for now.
-    pub async fn leave_out(&mut self, entity: &str, rows: &[LeftRow]) -> sqlx::Result<()> {
+    /// These rows are left out for now. False: as of [`TargetLane::lane_done`].
+    pub async fn leave_out(&mut self, copy: &CopyId, rows: &[LeftRow]) -> sqlx::Result<bool> {
         if rows.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         let sql = self.target.render(include_str!("../../sql/target/backfill_leave.sql"));
-        self.target
+        let left = self
+            .target
             .query(&sql)
-            .bind(entity)
+            .bind(&copy.entity)
+            .bind(copy.generation)
             .bind(rows.iter().map(|row| to_text(&row.key)).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.lane).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.reason.as_str()).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.code.as_deref()).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.message.as_deref()).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| row.event).collect::<Vec<_>>())
-            .execute(self.session.connection())
-            .await
-            .map(drop)
+            .bind(rows.iter().map(|row| row.event).collect::<Vec<_>>());
+        Ok(left.fetch_optional(self.session.connection()).await?.is_some())
     }
 
-    /// These are no longer left out: so many were copied, the others are gone.
-    pub async fn came(&mut self, entity: &str, keys: &[&RowKey], copied: u64) -> sqlx::Result<()> {
+    /// These are no longer left out: so many were copied, the others are gone. False: as of [`TargetLane::lane_done`].
+    pub async fn came(&mut self, copy: &CopyId, keys: &[&RowKey], copied: u64) -> sqlx::Result<bool> {
         if keys.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         let sql = self.target.render(include_str!("../../sql/target/backfill_came.sql"));
         let keys: Vec<String> = keys.iter().map(|key| to_text(key)).collect();
         let rows = i64::try_from(copied).unwrap_or(i64::MAX);
-        let came = self.target.query(&sql).bind(entity).bind(keys).bind(rows);
-        came.execute(self.session.connection()).await.map(drop)
+        let came = self.target.query(&sql).bind(&copy.entity).bind(copy.generation).bind(keys).bind(rows);
+        Ok(came.fetch_optional(self.session.connection()).await?.is_some())
     }
 }

@@ -21,7 +21,7 @@ use sqlx::postgres::{PgArguments, PgPool, PgRow, Postgres};
 use sqlx::query::{Query, QueryScalar};
 use uuid::Uuid;
 
-pub use self::backfill::{Copied, HandingOut, LeftRow, Page, Reason};
+pub use self::backfill::{Copied, CopyId, HandingOut, LeftRow, Page, Reason};
 pub use self::compare::{Found, Looked, Shipped};
 pub(crate) use self::job::Begun;
 pub use self::job::{Job, JobId, Progress};

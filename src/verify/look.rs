@@ -248,7 +248,7 @@ impl Look<'_> {
         let ids: Vec<&str> = of.values().map(String::as_str).collect::<HashSet<_>>().into_iter().collect();
         let kind = &self.legacy.aggregate_type;
         let open = source.open_aggregates(self.legacy, &ids, &[]).await.map_err(VerifyError::Source)?;
-        let stuck: Vec<&str> = open.waiting.iter().map(String::as_str).collect();
+        let stuck: Vec<&str> = open.waiting.keys().map(String::as_str).collect();
         let events: HashMap<String, (i64, String)> = if stuck.is_empty() {
             HashMap::new()
         } else {
@@ -256,7 +256,7 @@ impl Look<'_> {
             found.into_iter().map(|(id, event, status)| (id, (event, status))).collect()
         };
         for (key, aggregate) in of {
-            if open.waiting.contains(&aggregate) {
+            if open.waiting.contains_key(&aggregate) {
                 let (event, status) =
                     events.get(&aggregate).cloned().map_or((None, "retry".to_owned()), |(e, s)| (Some(e), s));
                 seen.open.insert(key, (event, status));

@@ -7,6 +7,7 @@ use outbox_relay::backfill::{self, Options};
 use outbox_relay::config::{Action, Entity, LegacyRows, RowsFrom, TableName};
 use outbox_relay::connect;
 use outbox_relay::init::Choices;
+use outbox_relay::target::Reason;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tokio_util::sync::CancellationToken;
 
@@ -169,6 +170,88 @@ async fn a_copy_that_dies_between_any_two_steps_goes_on_where_it_was() {
     let summary = copy(&stage).await;
     assert!(summary.is_whole(), "{summary:?}");
     agree(&stage).await;
+}
+
+#[tokio::test]
+async fn what_was_read_before_a_copy_was_begun_anew_is_not_noted_of_the_new_one() {
+    if !has_failpoints() {
+        return;
+    }
+    // One page, whose keys are read before the first one is copied.
+    let stage = copying::stage(pair().await, 500, |config| config.relay.lanes = 2).await;
+    let mut older = Copier::start(&stage, Some("chunk_locked=stop"));
+    older.stands_still().await;
+    // Rows that it knows nothing of, and that no event brings.
+    stage.pair.legacy.run("INSERT INTO users SELECT i, 'n' || i, 1 FROM generate_series(-400, -300) i").await;
+    let newer = Copier::that("copies anew", &stage, Some("page_read=stop"));
+    newer.stands_still().await;
+    older.go_on();
+    assert!(!older.ended().await, "it notes nothing any more, and says so");
+    let (_, target) = connect::open(&stage.config).await.unwrap();
+    let job = target.jobs(None, 10).await.unwrap().remove(1);
+    assert_eq!((job.state.as_str(), job.code.as_deref()), ("failed", Some("begun_anew")), "{job:?}");
+    drop(newer);
+    assert!(copy(&stage).await.is_whole());
+    assert_eq!(target.copies().await.unwrap()[0].rows, 601);
+    agree(&stage).await;
+}
+
+#[tokio::test]
+async fn a_copy_that_is_begun_anew_ends_the_one_that_is_under_way() {
+    let stage = copying::stage(pair().await, 3_000, |_| {}).await;
+    let mut slow = stage.config.clone();
+    slow.backfill.rows_per_second = 300;
+    let (began, stop) = (AtomicBool::new(false), CancellationToken::new());
+    let tell = |told| {
+        if matches!(told, backfill::Told::Began { .. }) {
+            began.store(true, Ordering::SeqCst);
+        }
+    };
+    let options = Options::default();
+    let anew = async {
+        eventually(DEADLINE, "it has begun", || async { began.load(Ordering::SeqCst) }).await;
+        copy_with(&stage, &Options { restart: true, ..Options::default() }).await
+    };
+    let (older, newer) = tokio::join!(backfill::run(&slow, &options, &tell, &stop), anew);
+    assert!(newer.is_whole(), "{newer:?}");
+    let said = older.unwrap_err().to_string();
+    assert!(said.contains("the copy of users was begun anew"), "{said}");
+    let (_, target) = connect::open(&stage.config).await.unwrap();
+    assert_eq!(target.copies().await.unwrap()[0].rows, 3_000);
+    agree(&stage).await;
+}
+
+#[tokio::test]
+async fn a_row_behind_a_failed_event_is_told_at_once_and_one_behind_a_retry_is_waited_for() {
+    let stage = copying::stage(pair().await, 10, |_| {}).await;
+    let (failed, retry) =
+        (stage.user(2, "UserUpdated", "older", 1).await, stage.user(3, "UserUpdated", "older", 1).await);
+    // Nobody relays.
+    for (event, status) in [(failed, "failed"), (retry, "retry")] {
+        stage.pair.legacy.run(&format!("UPDATE outbox SET status = '{status}' WHERE id = {event}")).await;
+    }
+    let waits = AtomicBool::new(false);
+    let tell = |told| {
+        if let backfill::Told::Progress { waits_for: Some(why), .. } = told
+            && why.starts_with("1 rows wait for their events")
+        {
+            waits.store(true, Ordering::SeqCst);
+        }
+    };
+    let options = Options { patience: Duration::from_secs(24 * 3600), ..Options::default() };
+    let stop = CancellationToken::new();
+    let settle = async {
+        eventually(DEADLINE, "it waits for the retry", || async { waits.load(Ordering::SeqCst) }).await;
+        stage.pair.legacy.run(&format!("UPDATE outbox SET status = 'skipped' WHERE id = {retry}")).await;
+    };
+    let copying = tokio::time::timeout(DEADLINE * 2, backfill::run(&stage.config, &options, &tell, &stop));
+    let (copied, ()) = tokio::join!(copying, settle);
+    let copied = copied.expect("it does not wait for what has failed").unwrap().copies.remove(0);
+    assert_eq!((copied.rows, copied.pending, copied.waiting, copied.refused), (9, 0, 1, 0), "{copied:?}");
+    let (_, target) = connect::open(&stage.config).await.unwrap();
+    let left = target.left_rows("users", None, 10).await.unwrap().remove(0);
+    assert_eq!((left.key.0[0].as_str(), left.reason), ("2", Reason::Failed));
+    assert_eq!(left.message, Some(format!("event {failed} of its aggregate has failed")));
 }
 
 #[tokio::test]
@@ -388,6 +471,49 @@ async fn what_cannot_be_copied_is_said() {
     assert!(refused(one.clone(), &stage).await.contains("run outbox-relay init"));
     stage.init(Choices::default()).await.unwrap();
     assert!(copy(&stage).await.is_whole());
+    // A column of a table that is there.
+    stage.pair.new.run("ALTER TABLE outbox_relay.backfill DROP COLUMN generation").await;
+    assert!(refused(one.clone(), &stage).await.contains("run outbox-relay init"));
+    stage.init(Choices::default()).await.unwrap();
+    assert!(copy(&stage).await.is_whole());
+}
+
+#[tokio::test]
+async fn what_a_restart_forgets_is_told_and_nothing_is_without_a_yes() {
+    let stage = copying::stage(pair().await, 300, |_| {}).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = format!(
+        "legacy.url = \"{}\"\nnew.url = \"{}\"\n
+         [[entity]]\naggregate_type = \"User\"\ntable = \"users\"\nkey = [\"id\"]\nmapping = \"user.sql\"
+         legacy = {{ table = \"public.users\", key = [\"id\"] }}
+         events = {{ UserCreated = \"upsert\", UserUpdated = \"upsert\", UserDeleted = \"delete\" }}\n",
+        stage.pair.legacy.url, stage.pair.new.url
+    );
+    std::fs::write(folder.path().join("outbox-relay.toml"), file).unwrap();
+    let mapping = stage.config.entities[0].mapping.as_ref().unwrap().text.clone();
+    std::fs::write(folder.path().join("user.sql"), mapping).unwrap();
+    let backfill = async |arguments: &[&str]| {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_outbox-relay"));
+        command.arg("backfill").args(arguments).current_dir(&folder).stdin(std::process::Stdio::null());
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("OUTBOX_RELAY_")) {
+            command.env_remove(name);
+        }
+        let output = command.output().await.unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    // Nothing is to be forgotten yet.
+    let (code, said) = backfill(&["--restart"]).await;
+    assert_eq!(code, Some(0), "{said}");
+    stage.pair.new.run("UPDATE users SET name = 'wrong' WHERE id = 7").await;
+    let wrong = || stage.pair.new.value::<i64>("SELECT count(*) FROM users WHERE name = 'wrong'");
+    let (code, said) = backfill(&["--restart"]).await;
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("users: done, 300 rows") && said.contains("give --yes. Nothing was changed"), "{said}");
+    assert_eq!(wrong().await, 1);
+    let (code, said) = backfill(&["users", "--restart", "--yes"]).await;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("users: done, 300 rows"), "{said}");
+    agree(&stage).await;
 }
 
 /// By hand: rows a second beside a COPY through the same mapping, and memory, for as many rows as

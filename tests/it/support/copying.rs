@@ -108,7 +108,7 @@ impl Copier {
         Copier::that("copies", stage, failpoint)
     }
 
-    /// One that `copies`, `verifies` (and ends with an error unless both are equal) or `repairs` the rows 1 to 3.
+    /// One that `copies`, `copies anew`, `verifies` (and ends with an error unless both are equal) or `repairs` the rows 1 to 3.
     pub fn that(does: &str, stage: &Stage, failpoint: Option<&str>) -> Copier {
         let c = &stage.config;
         let order = serde_json::json!({
@@ -196,8 +196,9 @@ pub async fn copy_as_told() {
     config.backfill.rows_per_second = u32::try_from(order["rate"].as_u64().expect("a number")).expect("small");
     config.entities[0].legacy.as_mut().expect("rows").aggregate_id = text("aggregate_id");
     let stop = CancellationToken::new();
-    if text("does") == "copies" {
-        let options = Options { patience: Duration::from_secs(5), ..Options::default() };
+    if matches!(text("does").as_str(), "copies" | "copies anew") {
+        let restart = text("does") == "copies anew";
+        let options = Options { restart, patience: Duration::from_secs(5), ..Options::default() };
         backfill::run(&config, &options, &|_| {}, &stop).await.expect("the copy");
         return;
     }
