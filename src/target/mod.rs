@@ -109,9 +109,13 @@ impl Target {
         crate::sql::query_scalar(sql, self.prepared)
     }
 
-    /// `SET LOCAL search_path` to `pg_catalog` and the configured schema: a mapping means the same whoever runs it.
+    /// `SET LOCAL search_path` to `pg_catalog` and the configured schema: a mapping means the same whoever runs it. What runs with
+    /// it is the relay's own, and no news to whoever captures the changes of these tables.
     pub fn search_path_sql(&self) -> String {
-        format!("SET LOCAL search_path = pg_catalog, {};", ident(&self.search_path))
+        format!(
+            "SET LOCAL search_path = pg_catalog, {}; SET LOCAL outbox_relay.applying = 'on';",
+            ident(&self.search_path)
+        )
     }
 
     /// Locks the lane's row, then, in a later statement, reads the newest entry; leaves a savepoint behind that

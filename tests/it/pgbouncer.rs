@@ -3,11 +3,12 @@
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 
-use outbox_relay::config::DatabaseUrl;
+use outbox_relay::capture;
+use outbox_relay::config::{DatabaseUrl, TableName};
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{Connection, Executor, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
-use crate::support::stage::Stage;
+use crate::support::stage::{Stage, users};
 use crate::support::{DEADLINE, eventually};
 
 struct Bouncer {
@@ -28,7 +29,7 @@ fn port_of(url: &str) -> &str {
 }
 
 /// One for both servers; `None`, and a word, where it is not installed.
-async fn bouncer(stage: &Stage) -> Option<Bouncer> {
+async fn bouncer(stage: &Stage, more: &str) -> Option<Bouncer> {
     let program =
         ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"].into_iter().find(|path| std::path::Path::new(path).exists());
     let Some(program) = program else {
@@ -42,7 +43,7 @@ async fn bouncer(stage: &Stage) -> Option<Bouncer> {
     let pair = &stage.pair;
     let text = format!(
         "[databases]\n{}{}[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n\
-         pool_mode = transaction\n",
+         pool_mode = transaction\n{more}",
         database(&pair.legacy.url, &pair.legacy.name).replace('\n', " user=postgres\n"),
         database(&pair.new.url, &pair.new.name).replace('\n', " user=postgres\n"),
     );
@@ -64,10 +65,7 @@ async fn bouncer(stage: &Stage) -> Option<Bouncer> {
     Some(bouncer)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_relay_works_through_pgbouncer_in_transaction_mode() {
-    let mut stage = Stage::with(|config| config.relay.batch = 100).await;
-    let Some(bouncer) = bouncer(&stage).await else { return };
+fn go_through(stage: &mut Stage, bouncer: &Bouncer) {
     let through = |url: &str| {
         DatabaseUrl::parse(&url.replace(&format!(":{}/", port_of(url)), &format!(":{}/", bouncer.port))).unwrap()
     };
@@ -75,6 +73,13 @@ async fn the_relay_works_through_pgbouncer_in_transaction_mode() {
     stage.config.new.url = through(&stage.pair.new.url);
     stage.config.legacy.prepared_statements = false;
     stage.config.new.prepared_statements = false;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_relay_works_through_pgbouncer_in_transaction_mode() {
+    let mut stage = Stage::with(|config| config.relay.batch = 100).await;
+    let Some(bouncer) = bouncer(&stage, "").await else { return };
+    go_through(&mut stage, &bouncer);
     let running = stage.start().await;
     for _ in 0..5 {
         stage.things(600, 50).await;
@@ -93,4 +98,52 @@ async fn the_relay_works_through_pgbouncer_in_transaction_mode() {
     }
     assert_eq!(stage.count("processed").await, 3005);
     stage.oracle_agrees().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_relay_writes_is_not_captured_and_whoever_comes_next_on_its_connection_is() {
+    let mut stage = Stage::with(|config| {
+        config.entities[0] = users().made_of(TableName { schema: "public".into(), table: "users".into() }, "id");
+        config.relay.batch = 10;
+    })
+    .await;
+    // The table that the relay writes is captured too, as for the way back; and tells on which connection it was written.
+    let script = capture::print(&stage.config, &stage.config.entities[0], false).unwrap();
+    stage
+        .pair
+        .new
+        .run(&format!(
+            "CREATE TABLE outbox (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, aggregate_type text, aggregate_id text, event_type text,
+                                  payload jsonb);
+             {script};
+             CREATE TABLE written (id bigint, pid int, applying text);
+             CREATE FUNCTION written() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 INSERT INTO public.written VALUES (NEW.id, pg_backend_pid(), coalesce(current_setting('outbox_relay.applying', true), ''));
+                 RETURN NULL; END $$;
+             CREATE TRIGGER written AFTER INSERT OR UPDATE ON users FOR EACH ROW EXECUTE FUNCTION written()"
+        ))
+        .await;
+    // One connection to the server for everybody.
+    let Some(bouncer) = bouncer(&stage, "default_pool_size = 1\n").await else { return };
+    go_through(&mut stage, &bouncer);
+    let options: PgConnectOptions = stage.config.new.url.expose().parse().unwrap();
+    let mut next = PgConnection::connect_with(&options.extra_float_digits(None)).await.unwrap();
+    let running = stage.start().await;
+    for n in 0..50 {
+        stage.user(n, "UserUpdated", "of the relay", 1).await;
+        // Some fail, and are undone.
+        stage.event("User", "7777", "UserUpdated", r#"{"id": 7777, "name": null, "version": 1}"#).await;
+        let of_others = format!("INSERT INTO users VALUES ({}, 'of others', 1)", 1000 + n);
+        next.execute(sqlx::raw_sql(AssertSqlSafe(of_others))).await.unwrap();
+    }
+    eventually(DEADLINE, "all is applied", || async {
+        stage.pair.new.value::<i64>("SELECT count(*) FROM users WHERE id < 1000").await == 50
+    })
+    .await;
+    running.stop().await;
+    let written = "SELECT string_agg(DISTINCT concat_ws(' ', id < 1000, applying), ', ' ORDER BY concat_ws(' ', id < 1000, applying)) FROM written";
+    assert_eq!(stage.pair.new.value::<String>(written).await, "f , t on");
+    assert_eq!(stage.pair.new.value::<i64>("SELECT count(DISTINCT pid) FROM written").await, 1, "or this shows nothing");
+    let captured = "SELECT concat_ws(' ', count(*), min(aggregate_id), max(aggregate_id)) FROM outbox";
+    assert_eq!(stage.pair.new.value::<String>(captured).await, "50 1000 1049");
 }
