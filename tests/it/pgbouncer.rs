@@ -143,7 +143,11 @@ async fn what_the_relay_writes_is_not_captured_and_whoever_comes_next_on_its_con
     running.stop().await;
     let written = "SELECT string_agg(DISTINCT concat_ws(' ', id < 1000, applying), ', ' ORDER BY concat_ws(' ', id < 1000, applying)) FROM written";
     assert_eq!(stage.pair.new.value::<String>(written).await, "f , t on");
-    assert_eq!(stage.pair.new.value::<i64>("SELECT count(DISTINCT pid) FROM written").await, 1, "or this shows nothing");
+    assert_eq!(
+        stage.pair.new.value::<i64>("SELECT count(DISTINCT pid) FROM written").await,
+        1,
+        "or this shows nothing"
+    );
     let captured = "SELECT concat_ws(' ', count(*), min(aggregate_id), max(aggregate_id)) FROM outbox";
     assert_eq!(stage.pair.new.value::<String>(captured).await, "50 1000 1049");
 }
