@@ -10,6 +10,7 @@
 mod binaries;
 pub(super) mod guard;
 mod process;
+mod replica;
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -138,33 +139,40 @@ impl Server {
     /// # Errors
     /// No Postgres is installed, or it does not start: then with the end of its log.
     pub async fn start(options: Options) -> anyhow::Result<Self> {
+        let password = options.password.then(|| Uuid::new_v4().simple().to_string());
+        let mut server = Server::housed(&options.name, options.parent.as_deref(), password)?;
+        server.initdb(&options).await?;
+        server.launch_on_a_free_port().await?;
+        Ok(server)
+    }
+
+    /// A folder of its own, and nothing in it yet.
+    fn housed(name: &str, parent: Option<&Path>, password: Option<String>) -> anyhow::Result<Self> {
         let binaries = Binaries::find()?;
         let account = Account::for_server()?;
-        let parent = match &options.parent {
-            Some(parent) => parent.clone(),
+        let parent = match parent {
+            Some(parent) => parent.to_owned(),
             None => process::temporary_folder(account.as_ref())?,
         };
-        let dir = parent.join(format!("outbox-relay-{}-{}", options.name, Uuid::new_v4().simple()));
+        let dir = parent.join(format!("outbox-relay-{name}-{}", Uuid::new_v4().simple()));
         fs::DirBuilder::new()
             .mode(0o700)
             .create(&dir)
             .with_context(|| format!("cannot create the folder {} for a Postgres server", dir.display()))?;
-        let mut server = Self {
+        let server = Self {
             _guard: Guard::over(&dir)?,
-            name: options.name.clone(),
+            name: name.to_owned(),
             binaries,
             account,
             dir,
             port: 0,
-            password: options.password.then(|| Uuid::new_v4().simple().to_string()),
+            password,
             postmaster: None,
             snapshots: 0,
         };
         if let Some(account) = &server.account {
             chown(&server.dir, Some(account.uid), Some(account.gid))?;
         }
-        server.initdb(&options).await?;
-        server.launch_on_a_free_port().await?;
         Ok(server)
     }
 
@@ -279,14 +287,18 @@ impl Server {
     pub async fn snapshot(&mut self) -> anyhow::Result<Snapshot> {
         self.snapshots += 1;
         let dir = self.dir.join(format!("snapshot-{}", self.snapshots));
-        let mut command = self.command("pg_basebackup");
-        command.arg("--pgdata").arg(&dir).args(["--host=127.0.0.1", "--username=postgres", "--no-password"]);
-        command.arg(format!("--port={}", self.port)).env("PGPASSWORD", self.password.as_deref().unwrap_or_default());
-        command.args(["--checkpoint=fast", "--no-sync", "--no-manifest", "--wal-method=stream"]);
-        run(command).await?;
+        self.copy_to(&dir).await?;
         // Started with this file, a server ends its recovery the way a promoted replica does: on a new timeline.
         File::create(dir.join("recovery.signal"))?;
         Ok(Snapshot { dir })
+    }
+
+    async fn copy_to(&self, folder: &Path) -> anyhow::Result<()> {
+        let mut command = self.command("pg_basebackup");
+        command.arg("--pgdata").arg(folder).args(["--host=127.0.0.1", "--username=postgres", "--no-password"]);
+        command.arg(format!("--port={}", self.port)).env("PGPASSWORD", self.password.as_deref().unwrap_or_default());
+        command.args(["--checkpoint=fast", "--no-sync", "--no-manifest", "--wal-method=stream"]);
+        run(command).await
     }
 
     /// The server dies, and a replica that had received nothing since the snapshot takes over, on the same port: commits

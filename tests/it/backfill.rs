@@ -1,5 +1,6 @@
 //! The first copy: nothing goes back, comes back or is missing, whatever ends it, while everybody writes.
 
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -9,8 +10,11 @@ use outbox_relay::connect;
 use outbox_relay::init::Choices;
 use outbox_relay::target::Reason;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader, Lines};
+use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
+use crate::admin::{Api, tokens};
 use crate::support::child::{Child, has_failpoints};
 use crate::support::copying::{self, Copier, agree, copied, copy, copy_as_told, copy_with, install, rows};
 use crate::support::past::Past;
@@ -478,13 +482,12 @@ async fn what_cannot_be_copied_is_said() {
     assert!(copy(&stage).await.is_whole());
 }
 
-#[tokio::test]
-async fn what_a_restart_forgets_is_told_and_nothing_is_without_a_yes() {
-    let stage = copying::stage(pair().await, 300, |_| {}).await;
+/// A folder with the stage's configuration, as an operator has it.
+fn folder_of(stage: &Stage, backfill: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let file = format!(
-        "legacy.url = \"{}\"\nnew.url = \"{}\"\n
-         [[entity]]\naggregate_type = \"User\"\ntable = \"users\"\nkey = [\"id\"]\nmapping = \"user.sql\"
+        "legacy.url = \"{}\"\nnew.url = \"{}\"\n[backfill]\n{backfill}\n[[entity]]
+         aggregate_type = \"User\"\ntable = \"users\"\nkey = [\"id\"]\nmapping = \"user.sql\"
          legacy = {{ table = \"public.users\", key = [\"id\"] }}
          events = {{ UserCreated = \"upsert\", UserUpdated = \"upsert\", UserDeleted = \"delete\" }}\n",
         stage.pair.legacy.url, stage.pair.new.url
@@ -492,13 +495,107 @@ async fn what_a_restart_forgets_is_told_and_nothing_is_without_a_yes() {
     std::fs::write(folder.path().join("outbox-relay.toml"), file).unwrap();
     let mapping = stage.config.entities[0].mapping.as_ref().unwrap().text.clone();
     std::fs::write(folder.path().join("user.sql"), mapping).unwrap();
-    let backfill = async |arguments: &[&str]| {
-        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_outbox-relay"));
-        command.arg("backfill").args(arguments).current_dir(&folder).stdin(std::process::Stdio::null());
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("OUTBOX_RELAY_")) {
-            command.env_remove(name);
+    folder
+}
+
+/// `outbox-relay backfill` there, where nobody can be asked.
+fn program(folder: &tempfile::TempDir, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_outbox-relay"));
+    command.arg("backfill").args(arguments).current_dir(folder).stdin(Stdio::null()).kill_on_drop(true);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("OUTBOX_RELAY_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Reads lines until one has this.
+async fn line_with(lines: &mut Lines<BufReader<impl AsyncRead + Unpin>>, what: &str) -> String {
+    let reading = async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            if line.contains(what) {
+                return line;
+            }
         }
-        let output = command.output().await.unwrap();
+        panic!("it has ended without a line with {what:?}");
+    };
+    tokio::time::timeout(DEADLINE * 2, reading).await.unwrap_or_else(|_| panic!("no line with {what:?}"))
+}
+
+#[tokio::test]
+async fn a_copy_rests_and_says_so_while_the_legacy_database_is_busy_or_a_replica_of_it_is_behind() {
+    let servers = own_servers().await;
+    let stage = copying::stage(servers.pair().await, 300, |_| {}).await;
+    let folder = folder_of(&stage, "max_sessions = 10\nmax_replica_lag = \"500ms\"");
+    let api = Api::start(&stage.config, tokens(), Some(stage.shared().await)).await;
+    let told = async |what: &str| {
+        eventually(DEADLINE, what, || async {
+            let told = api.client.with(Some("only-look")).get("/v1/migration").await.ok();
+            told["entities"][0]["copy"]["waits_for"].as_str().is_some_and(|why| why.contains(what))
+        })
+        .await;
+    };
+    let legacy = &stage.pair.legacy;
+
+    // More sessions are at work than it may disturb.
+    const SLEEP: &str = "SELECT pg_sleep(3600)";
+    let busy: Vec<_> = (0..15)
+        .map(|_| {
+            let url = legacy.url.clone();
+            tokio::spawn(async move {
+                let mut connection = PgConnection::connect(&url).await.unwrap();
+                connection.execute(SLEEP).await.unwrap_err();
+            })
+        })
+        .collect();
+    let asleep = format!("FROM pg_stat_activity WHERE state = 'active' AND query = '{SLEEP}'");
+    eventually(DEADLINE, "all are at work", || async {
+        legacy.value::<i64>(&format!("SELECT count(*) {asleep}")).await == 15
+    })
+    .await;
+    let mut copying = program(&folder, &["--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(copying.stdout.take().unwrap()).lines();
+    let line = line_with(&mut lines, "more than backfill.max_sessions = 10").await;
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((line["event"].as_str(), line["rows"].as_u64()), (Some("progress"), Some(0)), "{line}");
+    told("the legacy database is busy").await;
+    assert_eq!(rows(&stage.pair.new).await.len(), 0);
+    legacy.run(&format!("SELECT pg_cancel_backend(pid) {asleep}")).await;
+    line_with(&mut lines, "\"ended\"").await;
+    assert!(copying.wait().await.unwrap().success());
+    for session in busy {
+        session.await.unwrap();
+    }
+    agree(&stage).await;
+
+    // A replica receives what is written, and does not replay it.
+    let replica = servers.legacy.replica("test-replica").await.unwrap();
+    let mut standby = PgConnection::connect(&replica.url("postgres")).await.unwrap();
+    standby.execute("SELECT pg_wal_replay_pause()").await.unwrap();
+    eventually(DEADLINE, "it is behind", || async {
+        legacy.run("UPDATE users SET name = 'newer', version = 2 WHERE id = 7").await;
+        let lag = "SELECT coalesce(max(extract(epoch FROM replay_lag)) > 1, false) FROM pg_stat_replication";
+        legacy.value::<bool>(lag).await
+    })
+    .await;
+    let mut copying = program(&folder, &["--restart", "--yes"]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(copying.stderr.take().unwrap()).lines();
+    let line = line_with(&mut lines, "waits: a replica of the legacy database is").await;
+    assert!(line.starts_with("users: 0 rows"), "{line}");
+    told("a replica of the legacy database is").await;
+    assert_ne!(rows(&stage.pair.new).await, rows(legacy).await);
+    standby.execute("SELECT pg_wal_replay_resume()").await.unwrap();
+    line_with(&mut lines, "users: done, 300 rows").await;
+    assert!(copying.wait().await.unwrap().success());
+    agree(&stage).await;
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_restart_forgets_is_told_and_nothing_is_without_a_yes() {
+    let stage = copying::stage(pair().await, 300, |_| {}).await;
+    let folder = folder_of(&stage, "");
+    let backfill = async |arguments: &[&str]| {
+        let output = program(&folder, arguments).output().await.unwrap();
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     // Nothing is to be forgotten yet.
