@@ -7,11 +7,12 @@ use crate::config::Config;
 use crate::connect;
 use crate::job::{Kind, Via};
 use crate::map;
-use crate::repair::{By, Repair, Repaired, Since, Task, Wanted, render};
+use crate::repair::{By, Repair, Repaired, Since, Task, Wanted, render, render_dry};
 use crate::run::on_signals;
 use crate::source::RowKey;
 use crate::target::ReportId;
 use crate::verify::VerifyError;
+use crate::words::several;
 
 /// `repair`
 pub(super) async fn repair(args: &RepairArgs, config: Config) -> anyhow::Result<Exit> {
@@ -78,7 +79,7 @@ async fn run(how: &ApplyArgs, config: &Config, command: Kind, task: &Task<'_>) -
         output::print(render(&planned))?;
     }
     if planned.changes_any() {
-        confirm(&format!("Write {} rows and delete {}?", planned.written, planned.deleted), how.yes)?;
+        confirm(&format!("Write {} and delete {}?", several(planned.written, "row"), several(planned.deleted, "row")), how.yes)?;
     }
     told(how, &repair(true).run(task).await.map_err(refused)?)
 }
@@ -87,7 +88,7 @@ fn told(how: &ApplyArgs, repaired: &Repaired) -> anyhow::Result<Exit> {
     if how.json {
         output::json(repaired)?;
     } else {
-        output::print(render(repaired))?;
+        output::print(if repaired.applied { render(repaired) } else { render_dry(repaired) })?;
     }
     let to_do = repaired.left > 0 || repaired.verify_again || (!repaired.applied && repaired.changes_any());
     Ok(if to_do { Exit::Found } else { Exit::Done })

@@ -188,6 +188,7 @@ impl Look<'_> {
         if suspects.is_empty() {
             return Ok(suspects);
         }
+        tracing::info!(table = %self.child.1, rows = suspects.len(), "rows seem to refer to nothing: looking again in {AGAIN_AFTER:?}");
         tokio::time::sleep(AGAIN_AFTER).await;
         let (_, _, _, of) = &self.child;
         let key = &of.primary_key;

@@ -18,6 +18,7 @@ use crate::config::{Config, Entity};
 use crate::job::{self, Ending, Order, Via, Who, Working};
 use crate::source::{RowKey, Source};
 use crate::target::{Progress, ReportId, Target, Which};
+use crate::words::several;
 use crate::verify::{Difference, Ground, Kind, Look, Rule, Suspect, VerifyError};
 
 /// Who wants it, and why.
@@ -263,7 +264,7 @@ impl Repair<'_> {
                 read = Some(id);
             }
             let of: Vec<&Difference> = found.iter().filter(|d| d.entity == entity.name).collect();
-            repaired.notes.push(format!("{}: of report {}: {} differences", entity.name, id.0, of.len()));
+            repaired.notes.push(format!("{}: of report {}: {}", entity.name, id.0, several(of.len() as u64, "difference")));
             if !whole {
                 repaired.verify_again = true;
                 let note = "the verification was cut off: verify again afterwards";
@@ -322,7 +323,8 @@ impl Repair<'_> {
             }
             Wanted::Since(since) => {
                 let ids = self.aggregates_since(entity, since).await?;
-                repaired.notes.push(format!("{} aggregates had events in that time", ids.len()));
+                let aggregates = several(ids.len() as u64, "aggregate");
+                repaired.notes.push(format!("{aggregates} had events in that time"));
                 self.aggregates(entity, &ids, &mut repaired).await?;
             }
             Wanted::Divergent => self.divergent(entity, &mut repaired).await?,
@@ -438,7 +440,7 @@ pub fn render(repaired: &Repaired) -> String {
             (Action::Delete, true) => "deleted",
             (Action::Delete, false) => "would be deleted",
             (Action::Waits, _) => "left alone",
-            (Action::Refused, _) => "refused",
+            (Action::Refused, _) => "left as it is",
         };
         let key = change.key.iter().map(|k| k.as_deref().unwrap_or("NULL")).collect::<Vec<_>>().join(", ");
         let message = change.message.as_ref().map_or(String::new(), |m| format!(": {m}"));
@@ -459,8 +461,11 @@ pub fn render(repaired: &Repaired) -> String {
     if repaired.divergent_cleared > 0 {
         let _ = writeln!(out, "{} divergent events are settled.", repaired.divergent_cleared);
     }
-    if !repaired.applied && repaired.changes_any() {
-        let _ = writeln!(out, "Nothing was changed. To do it: --apply --reason TEXT");
-    }
     out
+}
+
+/// The same of a dry run, with what to do next.
+pub fn render_dry(planned: &Repaired) -> String {
+    let next = if planned.changes_any() { "Nothing was changed. To do it: --apply --reason TEXT\n" } else { "" };
+    render(planned) + next
 }

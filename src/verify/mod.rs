@@ -485,14 +485,14 @@ impl Verification<'_> {
 
     async fn sample(&mut self, look: &Look<'_>, rows: u32, walk: &mut Pass<'_>) -> Result<(), VerifyError> {
         let froms = self.source.legacy_sample(look.legacy, self.entity, rows).await.map_err(VerifyError::Source)?;
-        walk.legacy_rows = froms.len() as u64;
         let identical = look.hands_keys_through(&froms).await?;
+        let mut new_rows = 0;
         let drawn: std::collections::HashSet<&RowKey> = froms.iter().collect();
         let mut suspects: Vec<Suspect> =
             froms.iter().map(|from| Suspect { key: None, from: Some(from.clone()) }).collect();
         if identical {
             let keys = self.target.sample(look.comparison, rows).await.map_err(VerifyError::Target)?;
-            walk.new_rows = keys.len() as u64;
+            new_rows = keys.len() as u64;
             let others = keys.into_iter().filter(|key| !drawn.contains(key));
             suspects.extend(others.map(|key| Suspect { from: Some(key.clone()), key: Some(key) }));
         } else {
@@ -507,7 +507,10 @@ impl Verification<'_> {
             if chunks.peek().is_some() && self.is_full() {
                 break;
             }
+            walk.legacy_rows += some.len() as u64;
+            walk.pace(some.len() as u64).await?;
         }
+        (walk.legacy_rows, walk.new_rows) = (froms.len() as u64, new_rows);
         Ok(())
     }
 

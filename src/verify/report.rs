@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use crate::config::Entity;
 use crate::redact::{HIDDEN, Sight};
 use crate::source::RowKey;
+use crate::words::several;
 
 /// What is different about a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
@@ -324,11 +325,19 @@ pub fn render(report: &Report) -> String {
         let event = waiting.event.map_or(String::new(), |id| format!(": event {id}"));
         let _ = writeln!(out, "{} {} waits{event} is {}", waiting.entity, shown(&waiting.key), waiting.status);
     }
+    let waiting: u64 = report.entities.iter().map(|of| of.waiting).sum();
     let _ = match report.outcome {
+        Outcome::Equal if waiting > 0 => {
+            writeln!(out, "Equal, but for {} whose events are not applied yet.", several(waiting, "row"))
+        }
         Outcome::Equal => writeln!(out, "Equal."),
         Outcome::Differs => {
             let at_least = if report.is_complete() { "" } else { "At least " };
-            writeln!(out, "{at_least}{total} differences. To mend them from the legacy database: outbox-relay repair")
+            // Without a number it takes full ones.
+            let sampled = report.entities.iter().any(|of| of.method == "sample");
+            let which = if sampled { format!(" --report {}", report.id) } else { String::new() };
+            let found = several(total, "difference");
+            writeln!(out, "{at_least}{found}. To mend from the legacy database: outbox-relay repair{which}")
         }
         Outcome::CouldNot => writeln!(out, "Not everything could be compared."),
     };

@@ -91,6 +91,94 @@ async fn the_five_minute_path_of_the_readme_works() {
     }
 }
 
+/// The commands of `docs/migration.md`, in the order of a migration, and the code that each exits with; between them, what is done by
+/// hand. A number of a report is the last one's.
+const MIGRATION: &[(&str, i32)] = &[
+    ("outbox-relay capture status", 1),
+    ("outbox-relay capture install users", 0),
+    ("outbox-relay capture status", 0),
+    ("legacy: UPDATE users SET name = 'changed' WHERE id = 1", 0),
+    ("outbox-relay run --until-empty", 0),
+    ("outbox-relay backfill", 0),
+    ("outbox-relay backfill users --rate 2000", 0),
+    ("outbox-relay backfill --status --json", 0),
+    ("outbox-relay backfill --pause", 0),
+    ("outbox-relay backfill --resume", 0),
+    ("outbox-relay plan", 0),
+    ("outbox-relay plan --orphans", 0),
+    ("outbox-relay verify", 0),
+    ("new: UPDATE users SET name = 'wrong' WHERE id = 4711; DELETE FROM users WHERE id = 4712; INSERT INTO users VALUES (9999, 'x')", 0),
+    ("outbox-relay verify users --rate 20000", 1),
+    ("outbox-relay verify --sample 10000", 1),
+    ("outbox-relay verify --history", 0),
+    ("outbox-relay repair", 1),
+    ("outbox-relay repair users --report 12", 1),
+    // Nobody is there to be asked.
+    ("outbox-relay repair --apply --reason 'handler mended'", 2),
+    ("outbox-relay repair --apply --reason 'handler mended' --yes", 0),
+    ("outbox-relay verify", 0),
+    ("new: UPDATE users SET name = 'wrong' WHERE id = 4711", 0),
+    ("outbox-relay resync users --keys 4711,4712", 1),
+    ("outbox-relay resync users --keys 4711,4712 --apply --reason 'by hand' --yes", 0),
+    ("outbox-relay resync users --since 2026-11-24T03:00:00Z --until 2026-11-24T04:00:00Z", 0),
+    ("outbox-relay resync users --divergent --apply --reason 'after the failover'", 0),
+    ("outbox-relay verify --json", 0),
+    ("outbox-relay verify --without-events", 0),
+    ("outbox-relay capture remove users", 0),
+    ("outbox-relay capture status", 1),
+];
+
+#[tokio::test]
+async fn every_command_of_the_migrations_page_does_what_it_says() {
+    let text = page("docs/migration.md");
+    let block = text.split("\n```toml\n").find(|block| block.starts_with("[[entity]]")).expect("an entity");
+    let (pair, folder) = (pair().await, tempfile::tempdir().unwrap());
+    std::fs::write(folder.path().join("outbox-relay.toml"), block.split("\n```").next().unwrap()).unwrap();
+    let table = "CREATE TABLE users (id bigint PRIMARY KEY, name text NOT NULL, score numeric, seen_at timestamptz)";
+    pair.legacy.run(table).await;
+    pair.legacy.run("INSERT INTO users SELECT i, 'n' || i, 1, now() FROM generate_series(1, 5000) i").await;
+    pair.new.run(table).await;
+    let told_of = |command: &str| {
+        let output = shell(command, folder.path(), &pair.legacy.url, &pair.new.url);
+        (output.status.code(), told(&output))
+    };
+    assert_eq!(told_of("outbox-relay init").0, Some(0));
+    let mut said = Vec::new();
+    for (command, code) in MIGRATION {
+        if let Some(sql) = command.strip_prefix("legacy: ") {
+            pair.legacy.run(sql).await;
+        } else if let Some(sql) = command.strip_prefix("new: ") {
+            pair.new.run(sql).await;
+        } else {
+            let last = || pair.new.value::<i64>("SELECT max(id) FROM outbox_relay.verify_report");
+            let typed = match command.strip_suffix("--report 12") {
+                Some(command) => format!("{command}--report {}", last().await),
+                None => (*command).to_owned(),
+            };
+            let (ended, told) = told_of(&typed);
+            assert_eq!(ended, Some(*code), "{typed}\n{told}");
+            said.push((*command, told));
+        }
+    }
+    let all = |command: &str| said.iter().filter(|(c, _)| *c == command).map(|(_, told)| told.as_str()).collect::<String>();
+    for (command, expected) in [
+        ("outbox-relay verify users --rate 20000", "3 differences. To mend from the legacy database: outbox-relay repair\n"),
+        ("outbox-relay repair users --report 12", "users 9999 would be deleted: is missing in legacy"),
+        ("outbox-relay repair --apply --reason 'handler mended'", "give --yes. Nothing was changed"),
+        ("outbox-relay repair --apply --reason 'handler mended' --yes", "users 4712 written: is missing in new"),
+        ("outbox-relay resync users --keys 4711,4712", "1 to be written, 0 to be deleted, 1 right already"),
+        ("outbox-relay verify", "users: not compared: seen_at (set by a trigger)"),
+    ] {
+        assert!(all(command).contains(expected), "{command}\n{}", all(command));
+    }
+    // And it says no other.
+    let lines = blocks(&text, "sh").concat();
+    let typed = lines.lines().map(|line| line.split(" #").next().unwrap().trim()).filter(|line| !line.is_empty());
+    for command in typed {
+        assert!(command.starts_with("make ") || MIGRATION.iter().any(|(known, _)| *known == command), "{command}");
+    }
+}
+
 #[test]
 fn every_link_of_the_documentation_leads_somewhere() {
     for (path, text) in pages() {
