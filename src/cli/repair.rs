@@ -79,7 +79,10 @@ async fn run(how: &ApplyArgs, config: &Config, command: Kind, task: &Task<'_>) -
         output::print(render(&planned))?;
     }
     if planned.changes_any() {
-        confirm(&format!("Write {} and delete {}?", several(planned.written, "row"), several(planned.deleted, "row")), how.yes)?;
+        confirm(
+            &format!("Write {} and delete {}?", several(planned.written, "row"), several(planned.deleted, "row")),
+            how.yes,
+        )?;
     }
     told(how, &repair(true).run(task).await.map_err(refused)?)
 }

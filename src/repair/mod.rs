@@ -18,8 +18,8 @@ use crate::config::{Config, Entity};
 use crate::job::{self, Ending, Order, Via, Who, Working};
 use crate::source::{RowKey, Source};
 use crate::target::{Progress, ReportId, Target, Which};
-use crate::words::several;
 use crate::verify::{Difference, Ground, Kind, Look, Rule, Suspect, VerifyError};
+use crate::words::several;
 
 /// Who wants it, and why.
 #[derive(Debug, Clone)]
@@ -264,7 +264,12 @@ impl Repair<'_> {
                 read = Some(id);
             }
             let of: Vec<&Difference> = found.iter().filter(|d| d.entity == entity.name).collect();
-            repaired.notes.push(format!("{}: of report {}: {}", entity.name, id.0, several(of.len() as u64, "difference")));
+            repaired.notes.push(format!(
+                "{}: of report {}: {}",
+                entity.name,
+                id.0,
+                several(of.len() as u64, "difference")
+            ));
             if !whole {
                 repaired.verify_again = true;
                 let note = "the verification was cut off: verify again afterwards";

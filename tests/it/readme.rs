@@ -107,7 +107,10 @@ const MIGRATION: &[(&str, i32)] = &[
     ("outbox-relay plan", 0),
     ("outbox-relay plan --orphans", 0),
     ("outbox-relay verify", 0),
-    ("new: UPDATE users SET name = 'wrong' WHERE id = 4711; DELETE FROM users WHERE id = 4712; INSERT INTO users VALUES (9999, 'x')", 0),
+    (
+        "new: UPDATE users SET name = 'wrong' WHERE id = 4711; DELETE FROM users WHERE id = 4712; INSERT INTO users VALUES (9999, 'x')",
+        0,
+    ),
     ("outbox-relay verify users --rate 20000", 1),
     ("outbox-relay verify --sample 10000", 1),
     ("outbox-relay verify --history", 0),
@@ -160,9 +163,13 @@ async fn every_command_of_the_migrations_page_does_what_it_says() {
             said.push((*command, told));
         }
     }
-    let all = |command: &str| said.iter().filter(|(c, _)| *c == command).map(|(_, told)| told.as_str()).collect::<String>();
+    let all =
+        |command: &str| said.iter().filter(|(c, _)| *c == command).map(|(_, told)| told.as_str()).collect::<String>();
     for (command, expected) in [
-        ("outbox-relay verify users --rate 20000", "3 differences. To mend from the legacy database: outbox-relay repair\n"),
+        (
+            "outbox-relay verify users --rate 20000",
+            "3 differences. To mend from the legacy database: outbox-relay repair\n",
+        ),
         ("outbox-relay repair users --report 12", "users 9999 would be deleted: is missing in legacy"),
         ("outbox-relay repair --apply --reason 'handler mended'", "give --yes. Nothing was changed"),
         ("outbox-relay repair --apply --reason 'handler mended' --yes", "users 4712 written: is missing in new"),
