@@ -7,10 +7,11 @@
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::target::{Begun, Job, JobId, Progress, Target};
@@ -200,6 +201,40 @@ impl Ending {
 /// Between two words of whoever does it.
 const BEAT: Duration = Duration::from_secs(2);
 
+/// A place among the few pieces of work that this process does at a time, held until it is given back or nobody has it any more. Clones are
+/// the same.
+#[derive(Debug, Clone)]
+pub struct Place {
+    all: Arc<Semaphore>,
+    held: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
+}
+
+impl Place {
+    /// One of these; none: all are taken.
+    pub fn of(all: &Arc<Semaphore>) -> Option<Place> {
+        let place = Place { all: all.clone(), held: Arc::default() };
+        place.is_held_now().then_some(place)
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<OwnedSemaphorePermit>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves it to others.
+    pub fn give_back(&self) {
+        drop(self.held().take());
+    }
+
+    /// Takes one again, if it was given back. False: all are taken.
+    pub fn is_held_now(&self) -> bool {
+        let mut held = self.held();
+        if held.is_none() {
+            *held = self.all.clone().try_acquire_owned().ok();
+        }
+        held.is_some()
+    }
+}
+
 /// A job of this process. Clones are the same.
 #[derive(Clone)]
 pub struct Working {
@@ -208,6 +243,7 @@ pub struct Working {
     pub id: JobId,
     progress: Arc<Mutex<Option<Progress>>>,
     stop: CancellationToken,
+    place: Option<Place>,
 }
 
 impl std::fmt::Debug for Working {
@@ -240,7 +276,18 @@ impl Working {
     }
 
     fn of(target: &Target, id: JobId, stop: &CancellationToken) -> Working {
-        Working { target: target.clone(), id, progress: Arc::default(), stop: stop.child_token() }
+        Working { target: target.clone(), id, progress: Arc::default(), stop: stop.child_token(), place: None }
+    }
+
+    /// It takes a place.
+    #[must_use]
+    pub fn at(self, place: Place) -> Working {
+        Working { place: Some(place), ..self }
+    }
+
+    /// Its place, to be given back while it rests.
+    pub fn place(&self) -> Option<&Place> {
+        self.place.as_ref()
     }
 
     /// Cancelled when it is to end.
@@ -346,6 +393,20 @@ mod tests {
         ] {
             assert_eq!(asked.is_done_by(&job(1, done, false)), same, "{asked:?} {done:?}");
         }
+    }
+
+    #[test]
+    fn a_place_that_is_given_back_is_anothers_until_that_one_is_gone() {
+        let all = Arc::new(Semaphore::new(1));
+        let first = Place::of(&all).unwrap();
+        assert!(Place::of(&all).is_none() && first.clone().is_held_now());
+        first.give_back();
+        let other = Place::of(&all).unwrap();
+        assert!(!first.is_held_now());
+        drop(other);
+        assert!(first.is_held_now() && Place::of(&all).is_none());
+        drop(first);
+        assert!(Place::of(&all).is_some());
     }
 
     #[test]

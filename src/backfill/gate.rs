@@ -1,4 +1,5 @@
-//! What every chunk waits for before it takes a lane: an operator's pause, the pace, a legacy database that is busy.
+//! What every chunk waits for before it takes a lane: an operator's pause, the pace, a legacy database that is busy. A copy that is paused
+//! gives back its place among what its process does at a time, and waits for one when it goes on.
 
 use std::time::{Duration, Instant};
 
@@ -7,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::pace::Pace;
 use crate::config::Backfill;
+use crate::job::Place;
 use crate::source::Source;
 use crate::target::Target;
 
@@ -20,7 +22,26 @@ pub(super) struct Gate<'a> {
     pub(super) limits: &'a Backfill,
     pub(super) pace: &'a Pace,
     /// When it was looked last, and what stood in the way.
-    pub(super) seen: Mutex<Option<(Instant, Option<String>)>>,
+    pub(super) seen: Mutex<Option<(Instant, Option<Wait>)>>,
+    pub(super) place: Option<&'a Place>,
+}
+
+/// What stands in the way.
+#[derive(Clone)]
+pub(super) enum Wait {
+    /// An operator wants it to rest.
+    Paused,
+    /// The legacy database has enough to do.
+    Busy(String),
+}
+
+impl Wait {
+    fn why(&self) -> String {
+        match self {
+            Wait::Paused => "paused: outbox-relay backfill --resume".to_owned(),
+            Wait::Busy(why) => why.clone(),
+        }
+    }
 }
 
 impl Gate<'_> {
@@ -40,7 +61,17 @@ impl Gate<'_> {
             if stop.is_cancelled() {
                 return false;
             }
-            let why = self.in_the_way().await;
+            let wait = self.in_the_way().await;
+            let mut why = wait.as_ref().map(Wait::why);
+            match (&wait, self.place) {
+                (Some(Wait::Paused), Some(place)) => place.give_back(),
+                (None, Some(place)) if !place.is_held_now() => {
+                    why = Some(
+                        "this process does as much as it may at a time: it goes on when something ends".to_owned(),
+                    );
+                }
+                _ => {}
+            }
             tell(why.clone());
             if why.is_none() {
                 return true;
@@ -52,38 +83,40 @@ impl Gate<'_> {
     }
 
     /// As of a second ago at most.
-    async fn in_the_way(&self) -> Option<String> {
+    async fn in_the_way(&self) -> Option<Wait> {
         let mut seen = self.seen.lock().await;
-        if let Some((at, why)) = &*seen
+        if let Some((at, wait)) = &*seen
             && at.elapsed() < LOOK_EVERY
         {
-            return why.clone();
+            return wait.clone();
         }
-        let why = self.look().await;
-        *seen = Some((Instant::now(), why.clone()));
-        why
+        let wait = self.look().await;
+        *seen = Some((Instant::now(), wait.clone()));
+        wait
     }
 
-    async fn look(&self) -> Option<String> {
+    async fn look(&self) -> Option<Wait> {
         // Whether a database is away is for the chunk to find out, which waits for it.
         if let Ok(copies) = self.target.copies().await
             && copies.iter().any(|copy| copy.entity == self.entity && copy.is_paused())
         {
-            return Some("paused: outbox-relay backfill --resume".to_owned());
+            return Some(Wait::Paused);
         }
         if self.limits.max_sessions == 0 && self.limits.max_replica_lag.is_zero() {
             return None;
         }
         let load = self.source.load().await.ok()?;
         if self.limits.max_sessions > 0 && load.active > i64::from(self.limits.max_sessions) {
-            return Some(format!(
+            return Some(Wait::Busy(format!(
                 "the legacy database is busy: {} active sessions, more than backfill.max_sessions = {}",
                 load.active, self.limits.max_sessions
-            ));
+            )));
         }
         let lag = load.replica_lag.unwrap_or_default();
         if !self.limits.max_replica_lag.is_zero() && lag > self.limits.max_replica_lag {
-            return Some(format!("a replica of the legacy database is {lag:.1?} behind (backfill.max_replica_lag)"));
+            return Some(Wait::Busy(format!(
+                "a replica of the legacy database is {lag:.1?} behind (backfill.max_replica_lag)"
+            )));
         }
         None
     }

@@ -24,7 +24,7 @@ use self::pace::Pace;
 use crate::config::{Action, Config, Entity};
 use crate::connect::{self, ConnectError};
 use crate::disposition::{self, logged, told};
-use crate::job::{Ending, Kind, Order, Who, Working};
+use crate::job::{Ending, Kind, Order, Place, Who, Working};
 use crate::mapping::{self, MappingError};
 use crate::plan;
 use crate::retry::Pause;
@@ -219,6 +219,7 @@ struct Job<'a> {
     target: &'a Target,
     entity: &'a Entity,
     copy: CopyId,
+    place: Option<Place>,
     legacy: Legacy,
     statement: Prepared,
     deferred_constraints: bool,
@@ -272,6 +273,7 @@ impl Job<'_> {
             limits: &self.config.backfill,
             pace: &self.pace,
             seen: tokio::sync::Mutex::new(None),
+            place: self.place.as_ref(),
         }
     }
 
@@ -410,7 +412,8 @@ async fn each(
             summary.interrupted = true;
             break;
         }
-        let job = job(config, entity, source, target, tell, stop).await?;
+        let place = options.job.as_ref().and_then(Working::place).cloned();
+        let job = Job { place, ..job(config, entity, source, target, tell, stop).await? };
         let finished = copy(&job, options.patience).await?;
         let mut sequences = Vec::new();
         if let Some(table) = entity.table.as_ref().filter(|_| finished) {
@@ -549,6 +552,7 @@ async fn job<'a>(
         target,
         entity,
         copy,
+        place: None,
         legacy: described,
         statement,
         deferred_constraints: target.has_deferrable_constraints().await.map_err(new)?,

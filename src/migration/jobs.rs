@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -14,14 +14,14 @@ use super::{MigrationError, named};
 use crate::backfill;
 use crate::config::{Config, Entity};
 use crate::connect;
-use crate::job::{Ending, Kind, Order, Taken, Who, Working};
+use crate::job::{Ending, Kind, Order, Place, Taken, Who, Working};
 use crate::relay::Shared;
 use crate::repair::{self, Apply, By, Repair, Task, Wanted};
 use crate::source::Source;
 use crate::target::{JobId, ReportId, Target};
 use crate::verify;
 
-/// Pieces of work at a time.
+/// Pieces of work at a time; a copy that rests is none.
 const AT_ONCE: usize = 4;
 /// How long whoever starts one waits for its end before told that it is under way.
 const WAIT: Duration = Duration::from_secs(2);
@@ -90,14 +90,14 @@ pub struct Started {
 #[derive(Clone)]
 pub struct Jobs {
     tasks: TaskTracker,
-    slots: Arc<Semaphore>,
+    places: Arc<Semaphore>,
     stop: CancellationToken,
 }
 
 impl Jobs {
     /// None yet; all are told to end with `stop`.
     pub fn new(stop: CancellationToken) -> Jobs {
-        Jobs { tasks: TaskTracker::new(), slots: Arc::new(Semaphore::new(AT_ONCE)), stop }
+        Jobs { tasks: TaskTracker::new(), places: Arc::new(Semaphore::new(AT_ONCE)), stop }
     }
 
     /// Waits until all have ended, once they were told to.
@@ -124,10 +124,10 @@ impl Jobs {
             wake(shared, &work, &who).await?;
             return Ok(Started { job, began: false });
         }
-        let slot = self.slots.clone().try_acquire_owned().map_err(|_| MigrationError::TooMany(AT_ONCE))?;
+        let place = Place::of(&self.places).ok_or(MigrationError::TooMany(AT_ONCE))?;
         let begun = Working::begin_unless(&shared.target, &order, unless, &self.stop).await;
         let working = match begun.map_err(MigrationError::Target)? {
-            Ok(working) => working,
+            Ok(working) => working.at(place),
             // It was begun between the two looks.
             Err(taken) => return Ok(Started { job: same(*taken)?, began: false }),
         };
@@ -137,7 +137,7 @@ impl Jobs {
             return Err(error);
         }
         tracing::info!(job = job.0, kind = order.kind.as_str(), actor = %who.actor, "work begins");
-        let done = self.tasks.spawn(run(config, work, who, working, slot));
+        let done = self.tasks.spawn(run(config, work, who, working));
         // It goes on when nobody waits any more. A panic of it has been told by its hook.
         let _ = tokio::time::timeout(WAIT, done).await;
         Ok(Started { job, began: true })
@@ -217,7 +217,7 @@ fn verification(config: &Config, work: &Work, who: &Who, job: Option<Working>) -
 }
 
 /// Does it; how it ended stands with the job, and is logged here.
-async fn run(mut config: Config, work: Work, who: Who, working: Working, _slot: OwnedSemaphorePermit) {
+async fn run(mut config: Config, work: Work, who: Who, working: Working) {
     let job = working.id.0;
     let failed = match work {
         Work::Backfill { entity, restart, rate } => {

@@ -399,7 +399,7 @@ async fn a_copy_is_started_once_rests_goes_on_is_stopped_and_goes_on_where_it_wa
 }
 
 #[tokio::test]
-async fn whoever_asks_for_other_work_than_what_is_under_way_is_refused_and_changes_nothing() {
+async fn whoever_asks_for_other_work_than_what_is_under_way_is_refused_and_a_copy_that_rests_takes_nobodys_place() {
     let databases = pair().await;
     // Whoever reads a legacy row waits while something stands in `slow`: so what is begun does not end.
     databases
@@ -420,6 +420,14 @@ async fn whoever_asks_for_other_work_than_what_is_under_way_is_refused_and_chang
     let copying = admin.post("/v1/backfill/users/start", start(false, 100)).await.json()["job"]["id"].clone();
     begun(&admin).await;
     admin.post("/v1/backfill/users/pause", json!({"reason": "x"})).await.ok();
+    let copy = async |what: &str| users(&admin.get("/v1/migration").await.ok())["copy"][what].clone();
+    let waits_for = async |what: &str| {
+        eventually(DEADLINE, what, || async {
+            copy("waits_for").await.as_str().is_some_and(|why| why.starts_with(what))
+        })
+        .await;
+    };
+    waits_for("paused").await;
     stage.pair.legacy.run("INSERT INTO slow DEFAULT VALUES").await;
     let resync = |last: u32, dry_run: bool| {
         let keys: Vec<[String; 1]> = (1..=100).chain([last]).map(|key| [key.to_string()]).collect();
@@ -429,6 +437,7 @@ async fn whoever_asks_for_other_work_than_what_is_under_way_is_refused_and_chang
         admin.post("/v1/resync", resync(101, false)),
         admin.post("/v1/resync", resync(1, true)),
         admin.post("/v1/resync", resync(2, true)),
+        admin.post("/v1/resync", resync(3, true)),
     );
     let resyncing = one.json()["job"]["id"].clone();
     assert_eq!(admin.post("/v1/verify", json!({})).await.problem(409), "too_many_jobs");
@@ -441,13 +450,14 @@ async fn whoever_asks_for_other_work_than_what_is_under_way_is_refused_and_chang
     let other = admin.post("/v1/backfill/users/start", start(true, 100)).await;
     assert_eq!(other.problem(409), "other_work");
     assert!(other.text.contains(&format!("job {copying} is under way, backfill of users for ops")), "{}", other.text);
-    let copy = || async { users(&admin.get("/v1/migration").await.ok())["copy"]["state"].clone() };
-    assert_eq!(copy().await, "paused", "it rests on");
-    // The same, if faster: this lifts the pause, though no more can be begun.
+    assert_eq!(copy("state").await, "paused", "it rests on");
+    // The same, if faster: this lifts the pause, though no more can be begun; and so it has to wait.
     let same = admin.post("/v1/backfill/users/start", start(false, 200)).await;
     assert_eq!((same.status, &same.json()["job"]["id"]), (202, &copying));
-    assert_eq!(copy().await, "running");
+    assert_eq!(copy("state").await, "running");
+    waits_for("this process does as much as it may").await;
     stage.pair.legacy.run("DELETE FROM slow").await;
+    eventually(DEADLINE, "it goes on", || async { copy("waits_for").await.is_null() }).await;
     api.stop().await;
 }
 
