@@ -13,7 +13,7 @@ use super::stops::{Stop, StopCode};
 use crate::disposition::{self, Disposition, Said};
 use crate::event::{Aggregate, Event, EventId, Lane};
 use crate::source::FailureRecord;
-use crate::target::{Events, TargetLane};
+use crate::target::{Events, Hand, TargetLane};
 use crate::telemetry::TraceParent;
 
 /// Why a batch was given up as a whole.
@@ -45,9 +45,34 @@ pub(super) struct Applying<'a> {
 }
 
 /// A statement that failed.
-struct Refusal<'r> {
+pub(super) struct Refusal<'r> {
     step: Option<&'r Step>,
-    error: sqlx::Error,
+    pub(super) error: sqlx::Error,
+}
+
+/// Runs the statements of these events, in order, up to the first that fails.
+pub(super) async fn together<'r>(
+    router: &'r Router,
+    mut target: Hand<'_>,
+    events: &[&Event],
+) -> Result<(), Refusal<'r>> {
+    let shaped = events.iter().enumerate().filter_map(|(at, event)| match router.destination(event) {
+        Destination::Shape(shape) => Some((at, &event.aggregate, shape)),
+        _ => None,
+    });
+    for wave in plan::waves(shaped) {
+        for Group { route, events: group } in wave {
+            let rows: Events<'_> = group.iter().map(|at| events[*at]).collect();
+            for step in &router.route(route).steps {
+                let result = target.run(&step.statement, &rows).await;
+                result.map_err(|error| Refusal { step: Some(step), error })?;
+            }
+        }
+    }
+    if router.deferred_constraints {
+        target.check_constraints().await.map_err(|error| Refusal { step: None, error })?;
+    }
+    Ok(())
 }
 
 impl<'a> Applying<'a> {
@@ -129,24 +154,8 @@ impl<'a> Applying<'a> {
     }
 
     async fn try_together(&mut self, part: &[usize]) -> Result<(), Refusal<'a>> {
-        let shaped = part.iter().filter_map(|at| match self.router.destination(&self.events[*at]) {
-            Destination::Shape(shape) => Some((*at, &self.events[*at].aggregate, shape)),
-            _ => None,
-        });
-        for wave in plan::waves(shaped) {
-            for Group { route, events } in wave {
-                let rows: Events<'_> = events.iter().map(|at| &self.events[*at]).collect();
-                let router: &'a Router = self.router;
-                for step in &router.route(route).steps {
-                    let result = self.target.run(&step.statement, &rows).await;
-                    result.map_err(|error| Refusal { step: Some(step), error })?;
-                }
-            }
-        }
-        if self.router.deferred_constraints {
-            self.target.check_constraints().await.map_err(|error| Refusal { step: None, error })?;
-        }
-        Ok(())
+        let events: Vec<&Event> = part.iter().map(|at| &self.events[*at]).collect();
+        together(self.router, self.target.hand(), &events).await
     }
 
     fn passed(&mut self, part: &[usize]) {

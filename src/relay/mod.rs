@@ -8,6 +8,7 @@ pub mod batch;
 mod keeper;
 mod plan;
 mod refusal;
+pub mod round;
 pub mod router;
 mod scout;
 pub mod stops;
@@ -16,8 +17,9 @@ mod visit;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -165,20 +167,43 @@ impl Shared {
 /// Lanes on their way to workers. A lane is queued or worked on once at a time in this process.
 struct Board {
     lanes: Mutex<HashMap<Lane, Place>>,
-    queue: tokio::sync::mpsc::UnboundedSender<(Lane, Errand)>,
+    queue: tokio::sync::mpsc::UnboundedSender<Job>,
+    rounds: Rounds,
+}
+
+/// The rounds of this process.
+#[derive(Default)]
+struct Rounds {
+    /// Queued or under way.
+    open: AtomicUsize,
+    /// How long the last one took, if it found anything: then the next one need not be preceded by a look.
+    flow: Mutex<Option<Duration>>,
+    ended: tokio::sync::Notify,
+}
+
+/// What a worker is sent for.
+#[derive(Debug, PartialEq, Eq)]
+enum Job {
+    Batch(Lane, Errand),
+    /// A round over these lanes.
+    Round(Vec<Lane>),
 }
 
 #[derive(Debug, Default)]
 struct Place {
     taken: bool,
+    /// It shares a worker with others.
+    in_round: bool,
     /// What was asked for while no worker could be sent: the next one does it. A lane that is rested after each vain try (a
     /// DBA's lock at its front) would else lose nearly every errand that is not the common one.
     wanted: Errand,
     isolate: bool,
     /// How often its next batch is halved.
     narrow: u32,
-    busy_since: Option<std::time::Instant>,
-    not_before: Option<std::time::Instant>,
+    /// Until then it is in no round: something was the matter.
+    alone_until: Option<Instant>,
+    busy_since: Option<Instant>,
+    not_before: Option<Instant>,
     /// How often in a row a worker came here for nothing.
     in_vain: u32,
 }
@@ -188,9 +213,10 @@ impl Board {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether more lanes are on their way than there are workers: to find more would only lengthen the queue.
+    /// Whether more is on its way than there are workers: to find more would only lengthen the queue.
     fn is_crowded(&self, workers: usize) -> bool {
-        self.lock().values().filter(|place| place.taken).count() > workers
+        let batches = self.lock().values().filter(|place| place.taken && !place.in_round).count();
+        batches + self.rounds.open.load(Ordering::Relaxed) > workers
     }
 
     /// Sends a worker there, unless one is on its way.
@@ -201,19 +227,67 @@ impl Board {
         if !place.rests() && !place.taken {
             place.taken = true;
             // Nobody listens any more: the relay is shutting down.
-            let _ = self.queue.send((lane, place.errand()));
+            let _ = self.queue.send(Job::Batch(lane, place.errand()));
         }
+    }
+
+    /// Sends workers to all of these lanes that are free: on rounds, as far as they have company. Not while a round is under way: what is
+    /// written meanwhile waits for its end, and for company.
+    fn offer_together(&self, lanes: impl Iterator<Item = Lane>) {
+        if self.rounds.open.load(Ordering::Relaxed) > 0 {
+            return;
+        }
+        let mut free = Vec::new();
+        {
+            let mut places = self.lock();
+            for lane in lanes {
+                let place = places.entry(lane).or_default();
+                if !place.taken && !place.rests() && place.joins_rounds() {
+                    place.taken = true;
+                    place.in_round = true;
+                    free.push(lane);
+                }
+            }
+        }
+        for lanes in free.chunks(round::LANES) {
+            let job = match lanes {
+                [lane] => Job::Batch(*lane, Errand::default()),
+                _ => {
+                    self.rounds.open.fetch_add(1, Ordering::Relaxed);
+                    Job::Round(lanes.to_vec())
+                }
+            };
+            let _ = self.queue.send(job);
+        }
+    }
+
+    /// Whether a lane may be in a round, should there be one.
+    fn joins_rounds(&self, lane: Lane) -> bool {
+        self.lock().entry(lane).or_default().joins_rounds()
+    }
+
+    /// A round is over. How long it took, if it found anything.
+    fn round_done(&self, found: Option<Duration>) {
+        *self.rounds.flow.lock().unwrap_or_else(PoisonError::into_inner) = found;
+        self.rounds.open.fetch_sub(1, Ordering::Relaxed);
+        self.rounds.ended.notify_one();
+    }
+
+    /// While events flow: how long the last round took.
+    fn flow(&self) -> Option<Duration> {
+        *self.rounds.flow.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The worker is done there.
     fn done(&self, lane: Lane, again: Option<Errand>, change: impl FnOnce(&mut Place)) {
         let mut lanes = self.lock();
         let place = lanes.entry(lane).or_default();
+        place.in_round = false;
         change(place);
         let goes_on = again.is_some() || place.wanted.full || place.wanted.due;
         place.want(again.unwrap_or_default());
         if goes_on && !place.rests() {
-            let _ = self.queue.send((lane, place.errand()));
+            let _ = self.queue.send(Job::Batch(lane, place.errand()));
         } else {
             place.taken = false;
         }
@@ -227,8 +301,19 @@ impl Place {
         self.wanted.advance |= errand.advance;
     }
 
+    /// Whether nothing is known to be the matter.
+    fn joins_rounds(&self) -> bool {
+        let alone = self.alone_until.is_some_and(|until| until > Instant::now());
+        !alone
+            && !self.isolate
+            && self.narrow == 0
+            && self.in_vain == 0
+            && self.busy_since.is_none()
+            && self.wanted == Errand::default()
+    }
+
     fn rests(&self) -> bool {
-        self.not_before.is_some_and(|at| at > std::time::Instant::now())
+        self.not_before.is_some_and(|at| at > Instant::now())
     }
 
     fn errand(&mut self) -> Errand {
@@ -243,7 +328,7 @@ const GRACE: Duration = Duration::from_secs(6);
 /// Runs until `shutdown`; then the batches in flight end, and it returns. A task that panics ends it with an error.
 pub async fn run(shared: Arc<Shared>, shutdown: CancellationToken) -> anyhow::Result<()> {
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
-    let board = Arc::new(Board { lanes: Mutex::default(), queue: sender });
+    let board = Arc::new(Board { lanes: Mutex::default(), queue: sender, rounds: Rounds::default() });
     let receiver = Arc::new(tokio::sync::Mutex::new(receiver));
     let stop = shutdown.child_token();
     let mut tasks = JoinSet::new();
@@ -304,19 +389,51 @@ mod tests {
     #[test]
     fn what_a_resting_or_busy_lane_is_asked_for_is_done_later() {
         let (queue, mut workers) = tokio::sync::mpsc::unbounded_channel();
-        let board = Board { lanes: Mutex::default(), queue };
+        let board = Board { lanes: Mutex::default(), queue, rounds: Rounds::default() };
         let lane = Lane(0);
-        let rest = |place: &mut Place| place.not_before = Some(std::time::Instant::now() + Duration::from_secs(60));
+        let rest = |place: &mut Place| place.not_before = Some(Instant::now() + Duration::from_secs(60));
         board.offer(lane, Errand::default());
-        assert_eq!(workers.try_recv(), Ok((lane, Errand::default())));
+        assert_eq!(workers.try_recv(), Ok(Job::Batch(lane, Errand::default())));
         board.offer(lane, Errand { full: true, ..Errand::default() });
         board.done(lane, None, rest);
         board.offer(lane, Errand { due: true, ..Errand::default() });
         assert!(workers.try_recv().is_err());
         board.lock().values_mut().for_each(|place| place.not_before = None);
         board.offer(lane, Errand::default());
-        assert_eq!(workers.try_recv(), Ok((lane, Errand { full: true, due: true, ..Errand::default() })));
+        assert_eq!(workers.try_recv(), Ok(Job::Batch(lane, Errand { full: true, due: true, ..Errand::default() })));
         board.done(lane, None, |_| {});
         assert!(workers.try_recv().is_err());
+    }
+
+    #[test]
+    fn free_lanes_share_a_round_and_those_where_something_is_the_matter_do_not() {
+        let (queue, mut workers) = tokio::sync::mpsc::unbounded_channel();
+        let board = Board { lanes: Mutex::default(), queue, rounds: Rounds::default() };
+        let lanes = || (0..20).map(Lane);
+        let soon = Instant::now() + Duration::from_secs(60);
+        board.offer(Lane(1), Errand::default());
+        assert_eq!(workers.try_recv(), Ok(Job::Batch(Lane(1), Errand::default())));
+        board.lock().entry(Lane(2)).or_default().alone_until = Some(soon);
+        board.lock().entry(Lane(3)).or_default().not_before = Some(soon);
+        board.lock().entry(Lane(4)).or_default().in_vain = 1;
+        board.offer_together(lanes());
+        let left: Vec<Lane> = lanes().filter(|lane| !(1..=4).contains(&lane.0)).collect();
+        assert_eq!(workers.try_recv(), Ok(Job::Round(left.clone())));
+        assert!(!board.is_crowded(2), "a round is one worker's");
+        // One after the other.
+        board.offer_together(lanes());
+        assert!(workers.try_recv().is_err());
+        left.iter().for_each(|lane| board.done(*lane, None, |_| {}));
+        board.round_done(None);
+        // Who has no company gets a batch.
+        board.offer_together([Lane(7)].into_iter());
+        assert_eq!(workers.try_recv(), Ok(Job::Batch(Lane(7), Errand::default())));
+        // More than share a round.
+        board.offer_together((20..60).map(Lane));
+        let sizes = [(); 3].map(|()| match workers.try_recv() {
+            Ok(Job::Round(lanes)) => lanes.len(),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(sizes, [16, 16, 8]);
     }
 }

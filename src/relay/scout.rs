@@ -10,11 +10,16 @@ use super::visit::Errand;
 use super::{Board, Shared};
 use crate::event::Lane;
 use crate::retry::Pause;
+use crate::source::Sighting;
 
 /// The shortest pause between looks.
 const POLL_MIN: Duration = Duration::from_millis(2);
+/// The shortest rest between two rounds. It is a third of what a round took: where the servers are busy, rounds are fewer and larger.
+const REST_MIN: Duration = Duration::from_millis(1);
 /// The longest pause while all workers are busy and lanes queue for them: a look takes its share of the processors from them.
 const POLL_CROWDED: Duration = Duration::from_millis(50);
+/// How often lanes are looked at while round follows round: for retries that are due, and what lies below a lane's start.
+const LOOK_WHILE_IT_FLOWS: Duration = Duration::from_millis(100);
 /// How often both logs' newest entries are compared, for a target that went back while nothing was pending.
 const COMPARE_EVERY: Duration = Duration::from_secs(1);
 
@@ -50,7 +55,22 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
     let mut full = Rarely::new(Duration::from_secs(3));
     let mut due = Rarely::new(Duration::from_millis(100));
     let mut advance = Rarely::new(Duration::from_secs(2));
+    let mut looked = Instant::now();
     while !stop.is_cancelled() {
+        if let Some(took) = board.flow().filter(|_| looked.elapsed() < LOOK_WHILE_IT_FLOWS && all_is_well(&shared)) {
+            let rest = async {
+                tokio::time::sleep((took / 3).clamp(REST_MIN, POLL_CROWDED)).await;
+                board.offer_together((0..i32::from(shared.config.relay.lanes)).map(Lane));
+                board.rounds.ended.notified().await;
+            };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = rest => {}
+                () = tokio::time::sleep(LOOK_WHILE_IT_FLOWS) => {}
+            }
+            continue;
+        }
+        looked = Instant::now();
         let stopped = shared.stops.excluded();
         let (look_full, look_due) = (full.is_due(), due.is_due());
         let started = Instant::now();
@@ -64,10 +84,7 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
                 if look_due {
                     due.took(started.elapsed());
                 }
-                for sighting in &sightings {
-                    let errand = Errand { full: sighting.below, due: sighting.due, ..Errand::default() };
-                    board.offer(sighting.lane, errand);
-                }
+                offer(&shared, &board, &sightings);
                 if !look_full && started.elapsed() > SLOW_LOOK && advance.is_due() {
                     advance.took(Duration::ZERO);
                     let lanes = 0..i32::from(shared.config.relay.lanes);
@@ -91,6 +108,24 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
             () = tokio::time::sleep(pause) => {}
         }
     }
+}
+
+/// Sends workers to lanes with work: on rounds where there is nothing but pending events, and nothing is the matter anywhere.
+fn offer(shared: &Shared, board: &Board, sightings: &[Sighting]) {
+    let all_is_well = all_is_well(shared);
+    let (plain, others): (Vec<&Sighting>, Vec<&Sighting>) = sightings
+        .iter()
+        .partition(|sighting| all_is_well && !sighting.below && !sighting.due && board.joins_rounds(sighting.lane));
+    for sighting in others {
+        let errand = Errand { full: sighting.below, due: sighting.due, ..Errand::default() };
+        board.offer(sighting.lane, errand);
+    }
+    board.offer_together(plain.into_iter().map(|sighting| sighting.lane));
+}
+
+/// Whether nothing is stopped or away, so that rounds can be made.
+fn all_is_well(shared: &Shared) -> bool {
+    shared.stops.report().is_empty() && shared.breaker.report().is_none()
 }
 
 /// Compares both logs' newest entries. Read without locks, so a difference is only a prompt to look under them. It is also what

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::event::Status;
 pub use crate::heal::Healed;
 use crate::lease::LeaseError;
-use crate::session::is_lock_timeout;
+use crate::session::{is_lock_timeout, sqlstate};
 
 /// Why a worker goes to a lane.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -31,7 +31,7 @@ impl Errand {
 
 /// A batch that takes more of the deadline than one part in so many is too large: its lane is locked, and a transaction is open on both
 /// sides, for all of that time.
-const SHARE: u32 = 10;
+pub(super) const SHARE: u32 = 10;
 /// A sixteenth: what is slow even so is slow for another reason than its size (far servers, a slow trigger), and more halving would only
 /// make more batches of it.
 const NARROW: u32 = 4;
@@ -111,6 +111,14 @@ pub enum BatchError {
 }
 
 impl BatchError {
+    /// The server's SQLSTATE, if it said one.
+    pub(super) fn code(&self) -> Option<std::borrow::Cow<'_, str>> {
+        match self {
+            BatchError::Source(error) | BatchError::Target(error) | BatchError::Contended(error) => sqlstate(error),
+            _ => None,
+        }
+    }
+
     /// A row of the outbox that is to be settled or healed is locked by somebody else.
     pub(super) fn is_row_locked(&self) -> bool {
         let BatchError::Source(error) = self else { return false };

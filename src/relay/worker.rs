@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::batch;
-use super::visit::{BatchError, Counts, Errand, Healed, NARROWEST, Outcome, narrower};
-use super::{Board, Place, Shared};
+use super::visit::{BatchError, Counts, Errand, Healed, NARROWEST, Outcome, SHARE, narrower};
+use super::{Board, Job, Place, Shared, round};
 use crate::disposition::told;
 use crate::event::{EventId, Lane};
 use crate::retry::Pause;
@@ -19,19 +19,28 @@ use crate::session::within;
 pub(super) async fn work(
     shared: Arc<Shared>,
     board: Arc<Board>,
-    lanes: Arc<Mutex<UnboundedReceiver<(Lane, Errand)>>>,
+    jobs: Arc<Mutex<UnboundedReceiver<Job>>>,
     stop: CancellationToken,
 ) {
     let mut source_pause = Pause::new(Duration::from_millis(100), Duration::from_secs(2));
     loop {
-        let next = async { lanes.lock().await.recv().await };
-        let (lane, errand) = tokio::select! {
+        let next = async { jobs.lock().await.recv().await };
+        let job = tokio::select! {
             biased;
             () = stop.cancelled() => return,
             next = next => match next {
                 Some(next) => next,
                 None => return,
             },
+        };
+        let (lane, errand) = match job {
+            Job::Batch(lane, errand) => (lane, errand),
+            Job::Round(lanes) => {
+                let started = Instant::now();
+                let found = make_round(&shared, &board, &lanes).await;
+                board.round_done(found.then(|| started.elapsed()));
+                continue;
+            }
         };
         if let Err(wait) = shared.breaker.admit() {
             board.done(lane, Some(errand), |place| place.not_before = Some(Instant::now() + wait));
@@ -47,6 +56,57 @@ pub(super) async fn work(
             }
         }
     }
+}
+
+/// So long a lane is left to batches of its own, after something was the matter there.
+const ALONE: Duration = Duration::from_secs(1);
+/// The same for all lanes of a round that went wrong as a whole, or took too long.
+const NO_ROUNDS: Duration = Duration::from_secs(5);
+
+/// A round over lanes that have a little to do each. Where it cannot be had, batches do the work, and meet and tell what is the matter.
+/// Whether anything was settled.
+async fn make_round(shared: &Shared, board: &Board, lanes: &[Lane]) -> bool {
+    let alone = |lane: Lane, pause: Duration| {
+        board.done(lane, Some(Errand::default()), |place| place.alone_until = Some(Instant::now() + pause));
+    };
+    if shared.breaker.admit().is_err() {
+        lanes.iter().for_each(|lane| alone(*lane, NO_ROUNDS));
+        return false;
+    }
+    let span = tracing::debug_span!("round", lanes = lanes.len());
+    let first = lanes.first().copied().unwrap_or(Lane(0));
+    let result = watched(shared, first, round::run_once(shared, lanes).instrument(span)).await;
+    let round = match result {
+        Ok(round) => round,
+        Err(error) => {
+            shared.breaker.learned_nothing();
+            tracing::debug!(code = error.code().as_deref(), "a round went wrong; each lane by itself");
+            lanes.iter().for_each(|lane| alone(*lane, NO_ROUNDS));
+            return false;
+        }
+    };
+    shared.source_answers();
+    let found = !round.settled.is_empty();
+    if !found {
+        shared.breaker.learned_nothing();
+    } else if shared.breaker.succeeded() {
+        shared.metrics.breaker("target", false);
+        tracing::info!("the target answers again");
+    }
+    for (lane, counts) in round.settled {
+        lane_goes_on(shared, lane);
+        settled(shared, lane, &counts);
+        let slow = counts.took > shared.config.relay.deadline / SHARE;
+        board.done(lane, counts.more.then(Errand::default), |place| {
+            place.alone_until = slow.then(|| Instant::now() + NO_ROUNDS);
+        });
+    }
+    for lane in round.busy {
+        busy(shared, board, lane, Errand::default()).await;
+    }
+    round.idle.into_iter().for_each(|lane| board.done(lane, None, |_| {}));
+    round.alone.into_iter().for_each(|lane| alone(lane, ALONE));
+    found
 }
 
 /// A batch takes milliseconds. One that takes this long is told of: a server that hangs says nothing until the deadline.

@@ -188,7 +188,7 @@ impl SourceLane {
     }
 }
 
-fn event(row: &PgRow, was: Status) -> sqlx::Result<Event> {
+pub(super) fn event(row: &PgRow, was: Status) -> sqlx::Result<Event> {
     Ok(Event {
         id: EventId(row.try_get("id")?),
         event_id: row.try_get("event_id")?,

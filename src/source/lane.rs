@@ -121,7 +121,7 @@ impl SourceLane {
     }
 }
 
-fn entry(row: &PgRow, key: BatchKey) -> sqlx::Result<Entry> {
+pub(super) fn entry(row: &PgRow, key: BatchKey) -> sqlx::Result<Entry> {
     let mark: Option<i64> = row.try_get("mark")?;
     let age: Option<f64> = row.try_get("mark_age")?;
     let holders = json_list(row, "mark_holders")?;

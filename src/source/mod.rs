@@ -4,6 +4,7 @@
 //! locked: only it can claim, settle and heal, so nothing can be done to a lane that is not leased. What it does:
 //!
 //! - `lane`: the lease itself
+//! - `lanes`: several leases at once, where nothing is the matter
 //! - `scan`, `claim`: where a scan starts, and what it takes
 //! - `settle`: what became of a batch
 //! - `heal`: the same after an accident
@@ -18,6 +19,7 @@ mod claim;
 mod compare;
 mod heal;
 mod lane;
+mod lanes;
 mod legacy;
 mod names;
 mod resync;
@@ -40,6 +42,7 @@ pub use self::compare::Range;
 pub(crate) use self::compare::percentage;
 pub use self::heal::{ForgottenBatch, ForgottenEvent, PutBack, Settled};
 pub use self::lane::{Entry, SourceLane};
+pub(crate) use self::lanes::{Part, SourceLanes, lane_numbers, spans};
 pub use self::legacy::{
     Bringing, FirstWaiting, KeyAt, KeyTrouble, Lanes, Legacy, LegacyRow, OpenAggregates, PageKeys, RowKey, Why,
 };
@@ -81,6 +84,11 @@ struct Statements {
     heads: String,
     lock_lane: String,
     read_lane: String,
+    lock_lanes: String,
+    read_lanes: String,
+    claim_lanes: String,
+    disturbed_lanes: String,
+    append_lanes: String,
 }
 
 /// A lane with something to do, seen without a lock.
@@ -125,6 +133,11 @@ impl Source {
             heads: names.render(include_str!("../../sql/source/heads.sql")),
             lock_lane: names.render(include_str!("../../sql/source/lock_lane.sql")),
             read_lane: names.render(include_str!("../../sql/source/read_lane.sql")),
+            lock_lanes: names.render(include_str!("../../sql/source/lock_lanes.sql")),
+            read_lanes: names.render(include_str!("../../sql/source/read_lanes.sql")),
+            claim_lanes: names.render(include_str!("../../sql/source/claim_lanes.sql")),
+            disturbed_lanes: names.render(include_str!("../../sql/source/disturbed_lanes.sql")),
+            append_lanes: names.render(include_str!("../../sql/source/append_lanes.sql")),
         };
         Source {
             pool,

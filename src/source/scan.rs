@@ -6,12 +6,14 @@
 
 use std::time::Duration;
 
-use super::SourceLane;
 use super::claim::Claim;
+use super::lane::Entry;
+use super::{Source, SourceLane};
 use crate::event::Status;
+use crate::session::Session;
 
 /// How old a look at the writers' transactions must be before the next one.
-const MARK_EVERY: Duration = Duration::from_millis(500);
+pub(super) const MARK_EVERY: Duration = Duration::from_millis(500);
 
 /// From where the lane's next scan may start. Kept in the log, so that a failover takes it back together with the events.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,13 +45,18 @@ impl Mark {
 
 impl Scan {
     /// Where a scan that leaves these types out may start: from the very start, if it is to take a type that was passed by.
-    fn start(&self, stopped: &[String], put_back: Option<i64>) -> i64 {
+    pub(super) fn start(&self, stopped: &[String], put_back: Option<i64>) -> i64 {
         let takes_more = self.passed.iter().any(|kind| !stopped.contains(kind));
         if takes_more { i64::MIN } else { self.position.min(put_back.unwrap_or(i64::MAX)) }
     }
 
+    /// Whether its look at the writers, if there was one, is older: time for another.
+    pub(super) fn mark_is_older_than(&self, age: Duration) -> bool {
+        self.mark.as_ref().is_none_or(|mark| mark.age >= age)
+    }
+
     /// Up to where every id is committed or rolled back, by a new look at the writers; and the mark to wait for next.
-    fn decide(&self, seen: Mark) -> (i64, Mark) {
+    pub(super) fn decide(&self, seen: Mark) -> (i64, Mark) {
         let Some(mark) = &self.mark else { return (self.position, seen) };
         let holders = mark.still_open(&seen.holders);
         if holders.is_empty() {
@@ -61,10 +68,9 @@ impl Scan {
 }
 
 impl SourceLane {
-    /// What the newest entry remembers; the very start, without one.
+    /// What the newest entry remembers.
     pub(super) fn last_scan(&self) -> Scan {
-        let newest = self.newest.as_ref().map(|entry| entry.scan.clone());
-        newest.unwrap_or(Scan { position: i64::MIN, passed: Vec::new(), mark: None })
+        last_scan(self.newest.as_ref())
     }
 
     /// Where a scan that leaves these types out may start. `full`: at the very start.
@@ -78,19 +84,27 @@ impl SourceLane {
     pub(super) async fn decided(&mut self) -> sqlx::Result<(i64, Option<Mark>)> {
         let Some(sequence) = self.source.sequence.clone() else { return Ok((i64::MIN, None)) };
         let before = self.last_scan();
-        if before.mark.as_ref().is_some_and(|mark| mark.age < MARK_EVERY) {
+        if !before.mark_is_older_than(MARK_EVERY) {
             return Ok((before.position, before.mark));
         }
-        // A sequence that was just set has not given out its value yet. The holders after it: whoever drew an id up to there
-        // holds the lock by then, or has ended.
-        let sql = format!("SELECT last_value - CASE WHEN is_called THEN 0 ELSE 1 END FROM {sequence}");
-        let sequence: i64 = self.source.query_scalar(&sql).fetch_one(self.session.connection()).await?;
-        let sql = self.source.names.render(include_str!("../../sql/source/holders.sql"));
-        let holders: Option<Vec<String>> = self.source.query_scalar(&sql).fetch_one(self.session.connection()).await?;
-        let seen = Mark { sequence, holders: holders.unwrap_or_default(), age: Duration::ZERO };
-        let (decided, mark) = before.decide(seen);
+        let (decided, mark) = before.decide(seen(&self.source, &sequence, &mut self.session).await?);
         Ok((decided, Some(mark)))
     }
+}
+
+/// What a lane's newest entry remembers; the very start, without one.
+pub(super) fn last_scan(newest: Option<&Entry>) -> Scan {
+    newest.map_or(Scan { position: i64::MIN, passed: Vec::new(), mark: None }, |entry| entry.scan.clone())
+}
+
+/// A look at the writers: the sequence first, which may have been set and not have given out its value yet; then the holders, for
+/// whoever drew an id up to there holds the lock by then, or has ended.
+pub(super) async fn seen(source: &Source, sequence: &str, session: &mut Session) -> sqlx::Result<Mark> {
+    let sql = format!("SELECT last_value - CASE WHEN is_called THEN 0 ELSE 1 END FROM {sequence}");
+    let sequence: i64 = source.query_scalar(&sql).fetch_one(session.connection()).await?;
+    let sql = source.names.render(include_str!("../../sql/source/holders.sql"));
+    let holders: Option<Vec<String>> = source.query_scalar(&sql).fetch_one(session.connection()).await?;
+    Ok(Mark { sequence, holders: holders.unwrap_or_default(), age: Duration::ZERO })
 }
 
 /// Where the next scan may start: below the lowest event that stays pending, below every id that an open transaction could

@@ -7,6 +7,7 @@
 mod backfill;
 mod compare;
 mod job;
+mod lanes;
 mod repair;
 mod report;
 mod statements;
@@ -25,6 +26,7 @@ pub use self::backfill::{Copied, CopyId, HandingOut, LeftRow, Page, Reason};
 pub use self::compare::{Found, Looked, Shipped};
 pub(crate) use self::job::Begun;
 pub use self::job::{Job, JobId, Progress};
+pub(crate) use self::lanes::{LaneEntry, TargetLanes};
 pub use self::repair::{Repair, RepairedLast, RepairedRow};
 pub use self::report::{History, KeptReport, ReportId, Verified, Which};
 pub use self::statements::{EVENTS, Events, Prepared};
@@ -56,6 +58,9 @@ struct Statements {
     read_lane: String,
     append: String,
     heads: String,
+    lock_lanes: String,
+    read_lanes: String,
+    append_lanes: String,
 }
 
 /// A locked lane of the target.
@@ -94,6 +99,9 @@ impl Target {
                 read_lane: render(include_str!("../../sql/target/read_lane.sql"), &names),
                 append: render(include_str!("../../sql/target/append.sql"), &names),
                 heads: render(include_str!("../../sql/target/heads.sql"), &names),
+                lock_lanes: render(include_str!("../../sql/target/lock_lanes.sql"), &names),
+                read_lanes: render(include_str!("../../sql/target/read_lanes.sql"), &names),
+                append_lanes: render(include_str!("../../sql/target/append_lanes.sql"), &names),
             }),
         }
     }
@@ -122,15 +130,7 @@ impl Target {
     /// [`TargetLane::undo`] goes back to. One round trip. Waits for the lock a moment only, for a source transaction is open.
     pub async fn lock_lane(&self, lane: Lane) -> sqlx::Result<Option<TargetLane>> {
         let number = [("lane_number", lane.to_string())];
-        // Below the deadline: a statement that takes too long must be heard of, or the same batch is tried for ever.
-        let limit = (self.limits.deadline / 3).as_millis().max(1);
-        let script = format!(
-            "{} {} {} SET LOCAL lock_timeout = {limit}; SET LOCAL statement_timeout = {limit}; {} SAVEPOINT relay;",
-            self.limits.sql(),
-            render(&self.statements.lock_lane, &number),
-            render(&self.statements.read_lane, &number),
-            self.search_path_sql(),
-        );
+        let script = self.opening(&self.statements.lock_lane, &self.statements.read_lane, &number);
         let (session, rows) = Session::begin(&self.pool, &script).await?;
         let [locked, read] = rows.as_slice() else {
             session.rollback().await;
@@ -147,6 +147,19 @@ impl Target {
             session,
             target: self.clone(),
         }))
+    }
+
+    /// Locks, reads, and then sets what is to hold for what applies events.
+    fn opening(&self, lock: &str, read: &str, lanes: &[(&str, String)]) -> String {
+        // Below the deadline: a statement that takes too long must be heard of, or the same batch is tried for ever.
+        let limit = (self.limits.deadline / 3).as_millis().max(1);
+        format!(
+            "{} {} {} SET LOCAL lock_timeout = {limit}; SET LOCAL statement_timeout = {limit}; {} SAVEPOINT relay;",
+            self.limits.sql(),
+            render(lock, lanes),
+            render(read, lanes),
+            self.search_path_sql(),
+        )
     }
 
     /// Asks one question without a lock.
@@ -216,6 +229,24 @@ pub fn names(schema: &str, source_id: Uuid) -> Vec<(&'static str, String)> {
         ("source", format!("{}::uuid", literal(&source_id.to_string()))),
         ("identity", Identity::SQL.to_owned()),
     ]
+}
+
+/// What applies events within a transaction, whichever lanes it has locked.
+pub struct Hand<'s> {
+    session: &'s mut Session,
+    prepared: bool,
+}
+
+impl Hand<'_> {
+    /// Runs one statement that reads `event` over these events.
+    pub async fn run(&mut self, statement: &Prepared, events: &Events<'_>) -> sqlx::Result<u64> {
+        statement.execute(self.session.connection(), events, self.prepared).await
+    }
+
+    /// Checks deferred constraints now, as the commit would, and defers them again.
+    pub async fn check_constraints(&mut self) -> sqlx::Result<()> {
+        self.session.script("SET CONSTRAINTS ALL IMMEDIATE; SET CONSTRAINTS ALL DEFERRED").await.map(drop)
+    }
 }
 
 impl TargetLane {
@@ -294,14 +325,19 @@ impl TargetLane {
         Ok(ForgottenBatch { key: BatchKey { token, nonce: row.try_get("nonce")? }, events })
     }
 
+    /// For statements that apply events here.
+    pub fn hand(&mut self) -> Hand<'_> {
+        Hand { session: &mut self.session, prepared: self.target.prepared }
+    }
+
     /// Runs one statement that reads `event` over these events.
     pub async fn run(&mut self, statement: &Prepared, events: &Events<'_>) -> sqlx::Result<u64> {
-        statement.execute(self.session.connection(), events, self.target.prepared).await
+        self.hand().run(statement, events).await
     }
 
     /// Checks deferred constraints now, as the commit would, and defers them again.
     pub async fn check_constraints(&mut self) -> sqlx::Result<()> {
-        self.session.script("SET CONSTRAINTS ALL IMMEDIATE; SET CONSTRAINTS ALL DEFERRED").await.map(drop)
+        self.hand().check_constraints().await
     }
 
     /// From now on each statement gets a small part of the deadline only: to find one event among thousands by halves, some

@@ -9,6 +9,7 @@ use outbox_relay::demo::server::{Options, Server};
 use outbox_relay::event::Lane;
 use outbox_relay::relay::Shared;
 use outbox_relay::relay::batch::{self, Errand, Outcome};
+use outbox_relay::relay::round;
 use sqlx::{Connection, Executor, PgConnection, Row};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -255,10 +256,9 @@ async fn count_questions(client: TcpStream, server: TcpStream, asked: Arc<Atomic
     }
 }
 
-#[tokio::test]
-async fn a_batch_costs_ten_round_trips() {
-    let mut stage = Stage::with(|config| config.relay.lanes = 1).await;
-    stage.things(20, 20).await;
+/// A stage whose statements are counted on the way: to the source, to the target.
+async fn counted(lanes: u16) -> (Stage, Arc<AtomicU64>, Arc<AtomicU64>) {
+    let mut stage = Stage::with(|config| config.relay.lanes = lanes).await;
     let port =
         |url: &str| url.rsplit_once(':').and_then(|(_, end)| end.split('/').next()?.parse().ok()).expect("a port");
     let (legacy, new) = (port(&stage.pair.legacy.url), port(&stage.pair.new.url));
@@ -268,6 +268,38 @@ async fn a_batch_costs_ten_round_trips() {
     };
     stage.config.legacy.url = over(&stage.pair.legacy.url, legacy, here);
     stage.config.new.url = over(&stage.pair.new.url, new, there);
+    (stage, asked_here, asked_there)
+}
+
+#[tokio::test]
+async fn a_round_costs_as_many_round_trips_as_one_batch_however_many_lanes_share_it() {
+    let (stage, asked_here, asked_there) = counted(16).await;
+    let shared = stage.shared().await;
+    let lanes: Vec<Lane> = (0..16).map(Lane).collect();
+    let mut most = (0, 0);
+    let mut settled = 0;
+    for round in 0..10 {
+        stage.things(80, 80).await;
+        let before = (asked_here.load(Ordering::SeqCst), asked_there.load(Ordering::SeqCst));
+        settled += round::run_once(&shared, &lanes).await.expect("a round").settled.len();
+        // The first ones connect and prepare.
+        if round > 2 {
+            let here = asked_here.load(Ordering::SeqCst) - before.0;
+            let there = asked_there.load(Ordering::SeqCst) - before.1;
+            most = (here.max(most.0), there.max(most.1));
+        }
+    }
+    println!("a round: {} round trips to the source, {} to the target", most.0, most.1);
+    assert_eq!(settled, 160, "all lanes, each time");
+    // As a batch, with one to settle and append less: nothing is released.
+    assert!(most.0 <= 6 + 1 + 2, "{} on the source", most.0);
+    assert!(most.1 <= 4 + 1, "{} on the target", most.1);
+}
+
+#[tokio::test]
+async fn a_batch_costs_ten_round_trips() {
+    let (mut stage, asked_here, asked_there) = counted(1).await;
+    stage.things(20, 20).await;
     stage.config.relay.batch = 1;
     let shared = stage.shared().await;
     // The first ones connect and prepare.

@@ -36,6 +36,7 @@ mod redaction;
 mod relay;
 mod repair;
 mod retention;
+mod rounds;
 mod rows;
 mod run;
 mod schemathesis;

@@ -35,7 +35,7 @@ async fn prepare(database: &Database, name: &str, sql: &str) {
 async fn prepare_all(stage: &Stage) {
     let (legacy, new) = (&stage.pair.legacy, &stage.pair.new);
     let names = Names::new(&stage.config.legacy, stage.config.relay.lanes);
-    let lane = [("lane_number", "0".to_owned())];
+    let lane = [("lane_number", "0".to_owned()), ("lane_numbers", "ARRAY[0]::int[]".to_owned())];
     for (name, file) in files("source") {
         if !SCRIPTS.contains(&name.as_str()) {
             prepare(legacy, &name, &render(&names.render(&file), &lane)).await;

@@ -1,0 +1,276 @@
+//! Several lanes, leased in one transaction, where each has little to do and nothing is the matter: the statements of a batch are
+//! paid for once, not lane by lane.
+//!
+//! Guarantees for each of its lanes what [`SourceLane`](super::SourceLane) and its claim do, or drops the lane out. Does not
+//! know retries, failures, holds and healing: a lane with anything of the kind is for a batch of its own.
+
+use std::collections::{HashMap, HashSet};
+
+use chrono::{DateTime, Utc};
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+
+use super::claim::{Claim, event};
+use super::lane::{Entry, entry};
+use super::scan::{MARK_EVERY, Mark, Scan, last_scan, next_scan, seen};
+use super::settle::SettleError;
+use super::{PLANS, Source, json_list};
+use crate::event::{BatchKey, Identity, Lane, Status, Token};
+use crate::session::Session;
+
+/// One of the lanes.
+pub struct Part {
+    /// Which.
+    pub lane: Lane,
+    /// Drawn for this batch.
+    pub token: Token,
+    /// The newest entry of the log, if there is one.
+    pub newest: Option<Entry>,
+    /// Somebody put events back below the lane's position.
+    pub put_back: bool,
+    /// What was claimed here.
+    pub claim: Claim,
+}
+
+/// Several locked lanes.
+pub struct SourceLanes {
+    source: Source,
+    session: Session,
+    /// Those that could be locked, less those that dropped out since.
+    pub parts: Vec<Part>,
+    /// Who this server is.
+    pub identity: Identity,
+    /// Paused aggregate types; an empty string pauses all.
+    pub paused: Vec<String>,
+}
+
+/// `ARRAY[3,7]::int[]`
+pub(crate) fn lane_numbers(lanes: &[Lane]) -> [(&'static str, String); 1] {
+    let numbers: Vec<String> = lanes.iter().map(Lane::to_string).collect();
+    [("lane_numbers", format!("ARRAY[{}]::int[]", numbers.join(",")))]
+}
+
+impl Source {
+    /// Takes the leases of these lanes, as far as no other worker has them. One round trip.
+    pub async fn lock_lanes(&self, lanes: &[Lane]) -> sqlx::Result<SourceLanes> {
+        let numbers = lane_numbers(lanes);
+        let script = format!(
+            "{} {PLANS} {} {}",
+            self.limits.sql(),
+            crate::sql::render(&self.statements.lock_lanes, &numbers),
+            crate::sql::render(&self.statements.read_lanes, &numbers)
+        );
+        let (session, rows) = Session::begin(&self.pool, &script).await?;
+        // Last come as many rows as lanes were asked for; those before name the locked ones.
+        let (locked, read) = rows.split_at(rows.len().saturating_sub(lanes.len()));
+        let locked =
+            locked.iter().map(|row| Ok(Lane(row.try_get("locked")?))).collect::<sqlx::Result<HashSet<Lane>>>()?;
+        let parts = read.iter().map(part).collect::<sqlx::Result<Vec<Part>>>()?;
+        let first = read.first().ok_or(sqlx::Error::RowNotFound)?;
+        Ok(SourceLanes {
+            identity: Identity(first.try_get("identity")?),
+            paused: json_list(first, "paused")?,
+            parts: parts.into_iter().filter(|part| locked.contains(&part.lane)).collect(),
+            source: self.clone(),
+            session,
+        })
+    }
+}
+
+fn part(row: &PgRow) -> sqlx::Result<Part> {
+    let put_back: Option<i64> = row.try_get("put_back")?;
+    Ok(Part {
+        lane: row.try_get("lane")?,
+        token: Token(row.try_get("drawn")?),
+        newest: BatchKey::of_row(row)?.map(|key| entry(row, key)).transpose()?,
+        put_back: put_back.is_some(),
+        claim: Claim::default(),
+    })
+}
+
+impl SourceLanes {
+    /// The lanes.
+    pub fn lanes(&self) -> Vec<Lane> {
+        self.parts.iter().map(|part| part.lane).collect()
+    }
+
+    /// Drops out the lanes that are not `kept`; they stay locked until the end. Which.
+    pub fn drop_unless(&mut self, mut kept: impl FnMut(&Part) -> bool) -> Vec<Lane> {
+        self.parts.extract_if(.., |part| !kept(part)).map(|part| part.lane).collect()
+    }
+
+    /// Locks the oldest pending events of each lane, at most `events` of each. False: together they have more than `bytes`, or one
+    /// of them is large, and nothing was claimed.
+    pub async fn claim(&mut self, stopped: &[String], events: u32, bytes: u64) -> sqlx::Result<bool> {
+        let decided = self.decided().await?;
+        for (part, (decided, mark)) in self.parts.iter_mut().zip(decided) {
+            let scan = last_scan(part.newest.as_ref());
+            part.claim = Claim {
+                from: scan.start(stopped, None),
+                position_before: scan.position,
+                stopped: stopped.to_vec(),
+                decided,
+                mark,
+                ..Claim::default()
+            };
+        }
+        let rows = self
+            .source
+            .query(&self.source.statements.claim_lanes)
+            .bind(self.lanes())
+            .bind(self.parts.iter().map(|part| part.claim.from).collect::<Vec<_>>())
+            .bind(stopped)
+            .bind(i64::from(events))
+            .bind(i64::try_from(bytes).unwrap_or(i64::MAX))
+            .fetch_all(self.session.connection())
+            .await?;
+        let mut fits = false;
+        for row in &rows {
+            let Some(at) = row.try_get::<Option<i64>, _>("at")? else {
+                fits = row.try_get("fits")?;
+                continue;
+            };
+            let at = usize::try_from(at - 1).unwrap_or(usize::MAX);
+            let part = self.parts.get_mut(at).ok_or_else(|| sqlx::Error::ColumnNotFound(format!("lane {at}")))?;
+            part.claim.events.push(event(row, Status::Pending)?);
+        }
+        for part in &mut self.parts {
+            part.claim.events.sort_by_key(|event| event.id);
+            part.claim.more = part.claim.events.len() >= events as usize;
+        }
+        Ok(fits)
+    }
+
+    /// For each lane, up to where every id is committed or rolled back: see [`SourceLane::decided`](super::SourceLane::decided).
+    /// One look at the writers serves all lanes whose last one is old enough.
+    async fn decided(&mut self) -> sqlx::Result<Vec<(i64, Option<Mark>)>> {
+        let Some(sequence) = self.source.sequence.clone() else {
+            return Ok(self.parts.iter().map(|_| (i64::MIN, None)).collect());
+        };
+        let scans: Vec<Scan> = self.parts.iter().map(|part| last_scan(part.newest.as_ref())).collect();
+        let now = match scans.iter().any(|scan| scan.mark_is_older_than(MARK_EVERY)) {
+            true => Some(seen(&self.source, &sequence, &mut self.session).await?),
+            false => None,
+        };
+        let decided = scans.into_iter().map(|scan| match &now {
+            // Also those that are soon to be renewed, so that one look serves most lanes the next time too.
+            Some(now) if scan.mark_is_older_than(MARK_EVERY / 2) => {
+                let (decided, mark) = scan.decide(now.clone());
+                (decided, Some(mark))
+            }
+            _ => (scan.position, scan.mark),
+        });
+        Ok(decided.collect())
+    }
+
+    /// Reads again what the claim may have missed: the lanes where something is the matter, and what was claimed may not just be
+    /// applied. `pass`: aggregate types whose failed events hold nobody back.
+    pub async fn disturbed(&mut self, pass: &[String]) -> sqlx::Result<HashSet<Lane>> {
+        let mut aggregates = HashSet::new();
+        for part in &self.parts {
+            aggregates.extend(part.claim.events.iter().map(|event| (part.lane, &event.aggregate)));
+        }
+        let first = self.parts.first().map(|part| part.claim.stopped.clone()).unwrap_or_default();
+        let rows = self
+            .source
+            .query(&self.source.statements.disturbed_lanes)
+            .bind(self.lanes())
+            .bind(self.parts.iter().map(|part| part.claim.from).collect::<Vec<_>>())
+            .bind(
+                self.parts.iter().map(|part| part.claim.events.last().map_or(i64::MIN, |e| e.id.0)).collect::<Vec<_>>(),
+            )
+            .bind(self.parts.iter().map(|part| part.claim.events.len() as i64).collect::<Vec<_>>())
+            .bind(first)
+            .bind(aggregates.iter().map(|(lane, _)| *lane).collect::<Vec<_>>())
+            .bind(aggregates.iter().map(|(_, aggregate)| aggregate.kind.as_str()).collect::<Vec<_>>())
+            .bind(aggregates.iter().map(|(_, aggregate)| aggregate.id.as_str()).collect::<Vec<_>>())
+            .bind(pass)
+            .fetch_all(self.session.connection())
+            .await?;
+        rows.iter().map(|row| row.try_get("lane")).collect()
+    }
+
+    /// Marks every claimed event as processed, and appends each lane's entry; `COMMIT` is the caller's. Returns the source's clock.
+    pub async fn settle(
+        &mut self,
+        keys: &HashMap<Lane, BatchKey>,
+        peer: &Identity,
+    ) -> Result<DateTime<Utc>, SettleError> {
+        let events = || self.parts.iter().flat_map(|part| &part.claim.events);
+        let ids: Vec<_> = events().map(|event| event.id).collect();
+        let done = self
+            .source
+            .query(&self.source.statements.settle_processed)
+            .bind(&ids)
+            .bind(events().map(|event| event.created_at).min())
+            .bind(events().map(|event| event.created_at).max())
+            .execute(self.session.connection())
+            .await?;
+        if done.rows_affected() != ids.len() as u64 {
+            return Err(SettleError::Vanished { expected: ids.len() as u64, found: done.rows_affected() });
+        }
+        let scans: Vec<_> = self.parts.iter().map(|part| next_scan(&part.claim, None)).collect();
+        let parents: Vec<_> = self.parts.iter().map(|part| part.newest.as_ref().map(|entry| entry.key)).collect();
+        let keys: Vec<_> = self.parts.iter().filter_map(|part| keys.get(&part.lane)).collect();
+        let (skipped, counts) = spans(self.parts.iter().map(|part| part.claim.events.len()));
+        let holders = scans.iter().map(|scan| {
+            let holders = scan.mark.as_ref().map(|mark| mark.holders.as_slice()).unwrap_or_default();
+            serde_json::Value::from(holders).to_string()
+        });
+        let rows: Vec<DateTime<Utc>> = self
+            .source
+            .query_scalar(&self.source.statements.append_lanes)
+            .bind(self.lanes())
+            .bind(keys.iter().map(|key| key.token).collect::<Vec<_>>())
+            .bind(keys.iter().map(|key| key.nonce).collect::<Vec<_>>())
+            .bind(parents.iter().map(|parent| parent.map(|key| key.token)).collect::<Vec<_>>())
+            .bind(parents.iter().map(|parent| parent.map(|key| key.nonce)).collect::<Vec<_>>())
+            .bind(&peer.0)
+            .bind(&ids)
+            .bind(skipped)
+            .bind(counts)
+            .bind(scans.iter().map(|scan| scan.position).collect::<Vec<_>>())
+            .bind(scans.first().map(|scan| scan.passed.clone()).unwrap_or_default())
+            .bind(scans.iter().map(|scan| scan.mark.as_ref().map(|mark| mark.sequence)).collect::<Vec<_>>())
+            .bind(holders.collect::<Vec<_>>())
+            .bind(scans.iter().map(|scan| scan.mark.as_ref().map(|mark| mark.age.as_secs_f64())).collect::<Vec<_>>())
+            .fetch_all(self.session.connection())
+            .await?;
+        match rows.first() {
+            Some(at) if rows.len() == self.parts.len() => Ok(*at),
+            _ => Err(SettleError::NotTheNewest),
+        }
+    }
+
+    /// `COMMIT`; gives the leases back.
+    pub async fn commit(self) -> sqlx::Result<()> {
+        self.session.commit().await
+    }
+
+    /// `ROLLBACK`; gives the leases back.
+    pub async fn release_leases(self) {
+        self.session.rollback().await;
+    }
+}
+
+/// What lies one after the other: how many come before each, and how many each has.
+pub(crate) fn spans(counts: impl Iterator<Item = usize>) -> (Vec<i32>, Vec<i32>) {
+    let counts: Vec<i32> = counts.map(|count| i32::try_from(count).unwrap_or(i32::MAX)).collect();
+    let before = counts.iter().scan(0, |before, count| {
+        let skipped = *before;
+        *before += count;
+        Some(skipped)
+    });
+    (before.collect(), counts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_one_after_the_other_is_found_again() {
+        assert_eq!(spans([2, 1, 3].into_iter()), (vec![0, 2, 3], vec![2, 1, 3]));
+        assert_eq!(spans([].into_iter()), (vec![], vec![]));
+    }
+}
