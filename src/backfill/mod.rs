@@ -8,6 +8,7 @@
 //! lock for a few dozen milliseconds, then it is forgotten.
 
 mod chunk;
+mod error;
 mod gate;
 mod lanes;
 mod left;
@@ -19,13 +20,15 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
+pub use self::error::BackfillError;
+use self::error::{legacy, new, sequence, tables_of_this_version};
 use self::gate::Gate;
 use self::pace::Pace;
 use crate::config::{Action, Config, Entity};
 use crate::connect::{self, ConnectError};
 use crate::disposition::{self, logged, told};
 use crate::job::{Ending, Kind, Order, Place, Who, Working};
-use crate::mapping::{self, MappingError};
+use crate::mapping;
 use crate::plan;
 use crate::retry::Pause;
 use crate::source::{Legacy, Source};
@@ -108,108 +111,6 @@ impl Summary {
     pub fn is_whole(&self) -> bool {
         !self.interrupted && self.copies.iter().all(|copy| copy.left() == 0)
     }
-}
-
-impl BackfillError {
-    /// Whether it passes by itself.
-    fn is_transient(&self) -> bool {
-        match self {
-            BackfillError::Database { error, .. } => disposition::is_transient(error),
-            BackfillError::Connect(ConnectError::Away { .. }) => true,
-            _ => false,
-        }
-    }
-
-    /// As the log may have it: what a server quotes of a row is left out.
-    pub(crate) fn logged(&self) -> String {
-        match self {
-            BackfillError::Database { side, error } => format!("{side}: {}", logged(error)),
-            BackfillError::Mapping(error) => error.logged(),
-            BackfillError::Rows { logged, .. } => logged.clone(),
-            BackfillError::Connect(_) | BackfillError::Refused(_) | BackfillError::BegunAnew { .. } => self.to_string(),
-        }
-    }
-
-    fn ending(&self) -> Ending {
-        let database = match self {
-            BackfillError::BegunAnew { .. } => {
-                return Ending::Failed { code: "begun_anew".to_owned(), message: self.to_string() };
-            }
-            BackfillError::Database { error, .. } | BackfillError::Connect(ConnectError::Away { error, .. }) => {
-                Some(error)
-            }
-            _ => None,
-        };
-        Ending::failed(database, self.to_string())
-    }
-}
-
-/// Why it cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub enum BackfillError {
-    /// A database is away at the start, or not ready.
-    #[error(transparent)]
-    Connect(#[from] ConnectError),
-    /// The mapping is wrong.
-    #[error("{0}")]
-    Mapping(Box<MappingError>),
-    /// Refused, with what to do.
-    #[error("{0}")]
-    Refused(String),
-    /// Likewise, because of rows that may be quoted.
-    #[error("{message}")]
-    Rows {
-        /// What is to be done.
-        message: String,
-        /// The same without a row's values, for the log.
-        logged: String,
-    },
-    /// Somebody has begun it anew meanwhile.
-    #[error(
-        "the copy of {entity} was begun anew by somebody else, and this one notes nothing any more: outbox-relay backfill --status tells \
-         how far the other one is"
-    )]
-    BegunAnew {
-        /// Whose.
-        entity: String,
-    },
-    /// A database said no.
-    #[error("{side}: {}", told(error))]
-    Database {
-        /// `legacy` or `new`.
-        side: &'static str,
-        /// What it said.
-        error: sqlx::Error,
-    },
-}
-
-fn legacy(error: sqlx::Error) -> BackfillError {
-    BackfillError::Database { side: "legacy", error }
-}
-
-fn new(error: sqlx::Error) -> BackfillError {
-    BackfillError::Database { side: "new", error }
-}
-
-fn tables_of_this_version(error: sqlx::Error) -> BackfillError {
-    if connect::is_undefined(&error) || connect::is_undefined_column(&error) {
-        return BackfillError::Refused(
-            "the new database does not have the tables of this version yet: run outbox-relay init".to_owned(),
-        );
-    }
-    new(error)
-}
-
-fn sequence(entity: &Entity, error: sqlx::Error) -> BackfillError {
-    if crate::session::sqlstate(&error).as_deref() != Some("42501") {
-        return new(error);
-    }
-    BackfillError::Refused(format!(
-        "entity {}: its rows are copied, but the sequences of its table could not be set past the highest value: {}. GRANT USAGE, SELECT, \
-         UPDATE on them to the relay's role, then: outbox-relay backfill {0}",
-        entity.name,
-        told(&error)
-    ))
 }
 
 /// One entity's copy, as all of its lanes share it.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use outbox_relay::job::{Kind, Order, Who, Working};
 use outbox_relay::metrics::Metrics;
@@ -10,7 +11,9 @@ use outbox_relay::relay::Shared;
 use outbox_relay::target::JobId;
 use outbox_relay::{connect, verify};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Api, Client, tokens};
@@ -20,17 +23,24 @@ use crate::support::stage::Stage;
 use crate::support::{self, DEADLINE, eventually, pair};
 use crate::verify::verified;
 
-/// A server that takes connections, and never says a word.
-async fn mute() -> (u16, tokio::task::JoinHandle<()>) {
+/// The way to a server that takes connections at once, and answers late: each time a little before nobody waits any more.
+async fn late(url: &str) -> (String, tokio::task::JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
+    let (_, rest) = url.rsplit_once("127.0.0.1:").unwrap();
+    let (server, database) = rest.split_once('/').unwrap();
+    let (server, own) = (format!("127.0.0.1:{server}"), listener.local_addr().unwrap());
     let accepting = tokio::spawn(async move {
-        let mut taken = Vec::new();
-        while let Ok((client, _)) = listener.accept().await {
-            taken.push(client);
+        let mut connections = JoinSet::new();
+        while let Ok((mut client, _)) = listener.accept().await {
+            let server = server.clone();
+            connections.spawn(async move {
+                tokio::time::sleep(Duration::from_secs(8)).await;
+                let mut server = TcpStream::connect(server).await?;
+                copy_bidirectional(&mut client, &mut server).await
+            });
         }
     });
-    (port, accepting)
+    (format!("postgres://postgres@{own}/{database}"), accepting)
 }
 
 async fn api(stage: &Stage) -> Api {
@@ -243,11 +253,10 @@ async fn work_whose_process_is_gone_is_lost_and_not_running() {
 async fn work_that_waits_for_a_server_to_answer_is_under_way_and_ends_when_told_to() {
     let stage = copying::stage(pair().await, 20, |_| {}).await;
     let (source, target) = connect::open(&stage.config).await.unwrap();
-    let (port, accepting) = mute().await;
+    let (late, accepting) = late(&stage.pair.legacy.url).await;
     // What is begun connects anew.
-    let silent = support::stage::config(&format!("postgres://relay@127.0.0.1:{port}/legacy"), &stage.pair.new.url);
     let mut config = stage.config.clone();
-    config.legacy.url = silent.legacy.url;
+    config.legacy.url = support::stage::config(&late, &stage.pair.new.url).legacy.url;
     let shared = Shared::new(config, source, target.clone(), Metrics::default()).await.unwrap();
     let api = Api::start(&stage.config, tokens(), Some(Arc::new(shared))).await;
     let admin = api.client.with(Some("all-of-it"));

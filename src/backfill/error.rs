@@ -1,0 +1,109 @@
+//! Why a copy cannot go on.
+
+use crate::config::Entity;
+use crate::connect::{self, ConnectError};
+use crate::disposition::{self, logged, told};
+use crate::job::Ending;
+use crate::mapping::MappingError;
+
+/// Why it cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum BackfillError {
+    /// A database is away at the start, or not ready.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The mapping is wrong.
+    #[error("{0}")]
+    Mapping(Box<MappingError>),
+    /// Refused, with what to do.
+    #[error("{0}")]
+    Refused(String),
+    /// Likewise, because of rows that may be quoted.
+    #[error("{message}")]
+    Rows {
+        /// What is to be done.
+        message: String,
+        /// The same without a row's values, for the log.
+        logged: String,
+    },
+    /// Somebody has begun it anew meanwhile.
+    #[error(
+        "the copy of {entity} was begun anew by somebody else, and this one notes nothing any more: outbox-relay backfill --status tells \
+         how far the other one is"
+    )]
+    BegunAnew {
+        /// Whose.
+        entity: String,
+    },
+    /// A database said no.
+    #[error("{side}: {}", told(error))]
+    Database {
+        /// `legacy` or `new`.
+        side: &'static str,
+        /// What it said.
+        error: sqlx::Error,
+    },
+}
+
+impl BackfillError {
+    /// Whether it passes by itself.
+    pub(super) fn is_transient(&self) -> bool {
+        match self {
+            BackfillError::Database { error, .. } => disposition::is_transient(error),
+            BackfillError::Connect(ConnectError::Away { .. }) => true,
+            _ => false,
+        }
+    }
+
+    /// As the log may have it: what a server quotes of a row is left out.
+    pub(crate) fn logged(&self) -> String {
+        match self {
+            BackfillError::Database { side, error } => format!("{side}: {}", logged(error)),
+            BackfillError::Mapping(error) => error.logged(),
+            BackfillError::Rows { logged, .. } => logged.clone(),
+            BackfillError::Connect(_) | BackfillError::Refused(_) | BackfillError::BegunAnew { .. } => self.to_string(),
+        }
+    }
+
+    pub(super) fn ending(&self) -> Ending {
+        let database = match self {
+            BackfillError::BegunAnew { .. } => {
+                return Ending::Failed { code: "begun_anew".to_owned(), message: self.to_string() };
+            }
+            BackfillError::Database { error, .. } | BackfillError::Connect(ConnectError::Away { error, .. }) => {
+                Some(error)
+            }
+            _ => None,
+        };
+        Ending::failed(database, self.to_string())
+    }
+}
+
+pub(super) fn legacy(error: sqlx::Error) -> BackfillError {
+    BackfillError::Database { side: "legacy", error }
+}
+
+pub(super) fn new(error: sqlx::Error) -> BackfillError {
+    BackfillError::Database { side: "new", error }
+}
+
+pub(super) fn tables_of_this_version(error: sqlx::Error) -> BackfillError {
+    if connect::is_undefined(&error) || connect::is_undefined_column(&error) {
+        return BackfillError::Refused(
+            "the new database does not have the tables of this version yet: run outbox-relay init".to_owned(),
+        );
+    }
+    new(error)
+}
+
+pub(super) fn sequence(entity: &Entity, error: sqlx::Error) -> BackfillError {
+    if crate::session::sqlstate(&error).as_deref() != Some("42501") {
+        return new(error);
+    }
+    BackfillError::Refused(format!(
+        "entity {}: its rows are copied, but the sequences of its table could not be set past the highest value: {}. GRANT USAGE, SELECT, \
+         UPDATE on them to the relay's role, then: outbox-relay backfill {0}",
+        entity.name,
+        told(&error)
+    ))
+}
