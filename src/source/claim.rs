@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use futures_util::TryStreamExt as _;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
@@ -58,20 +59,18 @@ impl SourceLane {
         let (decided, mark) = self.decided().await?;
         let from = self.start(stopped, full);
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        let rows = self
-            .source
-            .query(&self.source.statements.claim)
-            .bind(self.lane)
-            .bind(from)
-            .bind(stopped)
-            .bind(i64::from(events))
-            .bind(bytes)
-            .fetch_all(self.session.connection())
-            .await?;
-        let locked: i64 = rows.first().map(|row| row.try_get("locked")).transpose()?.unwrap_or(0);
-        let mut claimed = rows.iter().map(|row| event(row, Status::Pending)).collect::<sqlx::Result<Vec<_>>>()?;
+        let query = self.source.query(&self.source.statements.claim);
+        let query = query.bind(self.lane).bind(from).bind(stopped).bind(i64::from(events)).bind(bytes);
+        // Row by row, for each lies in memory twice while it is read.
+        let mut rows = query.fetch(self.session.connection());
+        let (mut locked, mut claimed): (i64, Vec<Event>) = (0, Vec::new());
+        while let Some(row) = rows.try_next().await? {
+            locked = row.try_get("locked")?;
+            claimed.push(event(&row, Status::Pending)?);
+        }
+        drop(rows);
         claimed.sort_by_key(|e| e.id);
-        let all = locked < i64::from(events) && rows.len() as i64 == locked;
+        let all = locked < i64::from(events) && claimed.len() as i64 == locked;
         let bound = if all { i64::MAX } else { claimed.last().map_or(i64::MAX, |e| e.id.0) };
         if due {
             let used: u64 = claimed.iter().map(|e| e.payload.len() as u64).sum();
