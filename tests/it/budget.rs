@@ -155,6 +155,29 @@ async fn a_batch_touches_and_writes_little_however_much_is_pending_processed_or_
     long.execute("ROLLBACK").await.expect("its end");
 }
 
+/// What a batch's events cost the relay itself. In one thread, in which they are counted.
+#[test]
+fn an_event_asks_for_memory_a_stated_number_of_times() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let (stage, shared) = runtime.block_on(async {
+        let stage = Stage::with(|config| config.relay.lanes = 1).await;
+        stage.pair.legacy.run(&mapped(10_000)).await;
+        let shared = stage.shared().await;
+        // It connects and prepares.
+        batches(&shared, 0, 1).await;
+        (stage, shared)
+    });
+    let mut events = 0;
+    let asked = allocation_counter::measure(|| events = runtime.block_on(batches(&shared, 0, 4)));
+    println!("{events} events: {asked:?}");
+    let (times, bytes) = (asked.count_total / events, asked.bytes_total / events);
+    assert!(times <= 9, "{times} times an event: {asked:?}");
+    assert!(bytes <= 5_000, "{bytes} bytes an event: {asked:?}");
+    // At once no more than a batch or two, whatever is pending.
+    assert!(asked.bytes_max <= 8 << 20, "{asked:?}");
+    drop(stage);
+}
+
 #[tokio::test]
 async fn a_copy_costs_a_few_statements_a_chunk_and_a_few_pages_a_row() {
     let servers = counting_servers().await;
