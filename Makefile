@@ -44,10 +44,10 @@ soak:
 		cargo test --locked --package outbox-relay-model -- --nocapture the_protocol_keeps_its_promises
 
 # make bench CASE=drain,far SIZE=200000 ROUNDS=5; without, all of it at full size, for hours. SECONDS for what is measured by time.
-# CASE=copy and CASE=verify are of the tools around the relay, SIZE in rows.
+# CASE=copy, CASE=verify and CASE=capture are of the tools around the relay, SIZE in rows.
 bench:
 	@scripts/setup
-	cargo bench --locked --bench $(if $(filter copy verify,$(CASE)),migration,beside) -- $(if $(CASE),--case $(CASE)) $(if $(SIZE),--size $(SIZE)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+	cargo bench --locked --bench $(if $(filter copy verify capture,$(CASE)),migration,beside) -- $(if $(CASE),--case $(CASE)) $(if $(SIZE),--size $(SIZE)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
 		$(if $(filter file,$(origin SECONDS)),,--seconds $(SECONDS)) $(ARGS)
 
 # Every case of it, tiny: that each still works, and passes its check.

@@ -1,9 +1,10 @@
 //! The tools around the relay beside what one would pick instead, on throwaway servers that write as safely as Postgres ships:
-//! `make bench CASE=copy` and `CASE=verify`. What it found is in docs/performance.md.
+//! `make bench CASE=copy`, `CASE=verify` and `CASE=capture`. What it found is in docs/performance.md.
 //!
 //! Contenders take turns, and ratios are of neighbours in the same round. After each copy both sides are compared, and a verification
 //! that tells a difference ends the program.
 
+mod capture;
 mod copy;
 mod ground;
 #[path = "../shared/mod.rs"]
@@ -19,12 +20,14 @@ enum Case {
     Copy,
     /// verify beside reladiff, over equal tables; and what it costs those who write
     Verify,
+    /// what capture costs whoever writes
+    Capture,
 }
 
 /// Measures the first copy and verification, on throwaway servers of its own.
 #[derive(Parser)]
 struct Args {
-    /// What to measure; without, both
+    /// What to measure; without, all
     #[arg(long, value_enum, value_delimiter = ',')]
     case: Vec<Case>,
     /// Rows of a table
@@ -66,6 +69,7 @@ async fn main() -> Result<()> {
         let table = match case {
             Case::Copy => copy::measure(&ground, scale).await?,
             Case::Verify => verify::measure(&ground, scale).await?,
+            Case::Capture => capture::measure(&ground, scale).await?,
         };
         println!("\n{} rows, {} rounds\n\n{table}", scale.size, scale.rounds);
     }
