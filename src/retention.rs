@@ -6,6 +6,7 @@
 //! back, both logs remember one batch. While the target is away, no processed event is deleted.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use crate::config::Config;
 use crate::source::Source;
@@ -29,6 +30,9 @@ pub struct Counts {
     pub entries: u64,
 }
 
+/// How long a lane is waited for: while events flow, it is free for a moment only between one batch and the next.
+const A_MOMENT: Duration = Duration::from_millis(500);
+
 /// Deletes a bounded amount. More may be left when anything was deleted.
 pub async fn run_once(config: &Config, source: &Source, target: &Target) -> sqlx::Result<Counts> {
     let mut counts = Counts::default();
@@ -38,8 +42,8 @@ pub async fn run_once(config: &Config, source: &Source, target: &Target) -> sqlx
     let there = if lanes.is_empty() { HashMap::new() } else { target.heads().await? };
     for lane in lanes {
         let Some(Some(there)) = there.get(&lane) else { continue };
-        // Busy: its turn comes.
-        let Some(mut locked) = source.lock_lane(lane).await? else { continue };
+        // Busy all the while: its turn comes.
+        let Some(mut locked) = source.wait_for_lane(lane, A_MOMENT).await? else { continue };
         let retired = locked.retire(age, ENTRIES, *there).await?;
         locked.commit().await?;
         counts.processed += retired.events;

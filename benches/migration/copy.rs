@@ -50,7 +50,7 @@ pub(crate) async fn measure(ground: &Ground, scale: Scale) -> Result<Table> {
         let by_hand = f64::from(scale.size) / emptied(ground, &pair, by_hand(&pair)).await?.as_secs_f64();
         let mut memory = 0.0;
         let backfill = async {
-            let done = pair.tell(&["backfill", "--restart", "--json"]).await?;
+            let done = pair.tell(&["backfill", "--restart", "--yes", "--json"]).await?;
             memory = done.peak_mb;
             Ok(done.took)
         };

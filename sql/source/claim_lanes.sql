@@ -1,6 +1,6 @@
 -- The oldest pending events of several locked lanes. $1 lanes, $2 their positions, $3 stopped aggregate types, $4 events of a lane,
--- $5 bytes of all. Like claim.sql, but all or none: where they are too large together, or one of them is large, no event is
--- sent, and each lane is claimed by itself. The first row only counts.
+-- $5 bytes of all, as stored. Like claim.sql, but all of a lane or nothing: a lane with a large event has one row without an id, and so
+-- has each lane where all are too large together. They are claimed one by one.
 WITH locked AS MATERIALIZED (
     SELECT n.at, e.*
     FROM unnest($1::int[], $2::bigint[]) WITH ORDINALITY AS n (lane, position, at)
@@ -15,17 +15,16 @@ WITH locked AS MATERIALIZED (
         LIMIT $4
         FOR NO KEY UPDATE SKIP LOCKED
     ) e
-), whole AS MATERIALIZED (
-    SELECT coalesce(max(bytes) <= 30000, true)
-           AND coalesce(sum(CASE WHEN bytes <= 1500 THEN bytes WHEN bytes <= 30000 THEN octet_length(payload::text) END), 0) < $5 AS fits
-    FROM locked
+), large AS MATERIALIZED (
+    SELECT at FROM locked GROUP BY at
+    HAVING max(bytes) > 30000 OR (SELECT sum(bytes) FROM locked WHERE bytes <= 30000) > $5
 )
-SELECT NULL::bigint AS at, NULL::bigint AS id, NULL::uuid AS event_id, NULL::text AS aggregate_type, NULL::text AS aggregate_id,
+SELECT at, NULL::bigint AS id, NULL::uuid AS event_id, NULL::text AS aggregate_type, NULL::text AS aggregate_id,
        NULL::text AS event_type, NULL::text AS payload, NULL::text AS headers, NULL::timestamptz AS created_at, NULL::int AS attempts,
-       NULL::float8 AS failing_for, fits
-FROM whole
+       NULL::float8 AS failing_for
+FROM large
 UNION ALL
 SELECT at, id::bigint, event_id::uuid, aggregate_type::text, aggregate_id::text, coalesce(event_type::text, ''),
-       coalesce(payload::text, 'null'), headers::text, created_at, coalesce(attempts::int, 0), NULL, NULL
+       coalesce(payload::text, 'null'), headers::text, created_at, coalesce(attempts::int, 0), NULL
 FROM locked
-WHERE (SELECT fits FROM whole)
+WHERE at NOT IN (SELECT at FROM large)

@@ -87,8 +87,6 @@ pub enum Told {
         /// How far.
         #[serde(flatten)]
         copied: Copied,
-        /// Sequences that were set past the highest value.
-        sequences: Vec<String>,
     },
 }
 
@@ -316,9 +314,8 @@ async fn each(
         let place = options.job.as_ref().and_then(Working::place).cloned();
         let job = Job { place, ..job(config, entity, source, target, tell, stop).await? };
         let finished = copy(&job, options.patience).await?;
-        let mut sequences = Vec::new();
         if let Some(table) = entity.table.as_ref().filter(|_| finished) {
-            sequences = target.raise_sequences(table).await.map_err(|error| sequence(entity, error))?;
+            let sequences = target.raise_sequences(table).await.map_err(|error| sequence(entity, error))?;
             target.note_sequences(&job.copy, &sequences).await.map_err(new)?;
         }
         let copies = target.copies().await.map_err(new)?;
@@ -335,7 +332,7 @@ async fn each(
                 .to_owned();
             }
             if finished {
-                tell(Told::Ended { copied: copied.clone(), sequences });
+                tell(Told::Ended { copied: copied.clone() });
             }
             summary.copies.push(copied);
         }
@@ -429,7 +426,7 @@ async fn job<'a>(
     };
     let estimate = source.estimate(rows).await.map_err(legacy)?;
     let mut transaction = target.pool.begin().await.map_err(new)?;
-    let compiled = mapping::compile(entity, &mut transaction, &target.search_path_sql(), &target.schema).await;
+    let compiled = mapping::compile(entity, &mut transaction, &target.settings_sql(), &target.schema).await;
     transaction.rollback().await.map_err(new)?;
     let statement = compiled.map_err(|error| BackfillError::Mapping(Box::new(error)))?.upsert;
     let Some(statement) = statement else {

@@ -151,13 +151,13 @@ impl View {
                 }
                 self.progress(entity, *rows, *estimate, &text);
             }
-            Told::Ended { copied, sequences } => {
+            Told::Ended { copied } => {
                 if let Some(bar) = &self.bar {
                     bar.suspend(|| say(&line(copied)));
                 } else {
                     say(&line(copied));
                 }
-                for sequence in sequences {
+                for sequence in &copied.sequences {
                     say(&format!("  sequence {sequence} was set past the highest value"));
                 }
             }

@@ -61,7 +61,7 @@ impl fmt::Display for Difference {
 pub(super) async fn compare(shared: &Shared, entity: &Entity, legacy: &str) -> anyhow::Result<Compared> {
     // Never committed: the temporary table goes with it.
     let mut transaction = shared.target.pool.begin().await?;
-    let search_path = shared.target.search_path_sql();
+    let search_path = shared.target.settings_sql();
     let mapping = mapping::compile(entity, &mut transaction, &search_path, &shared.target.schema).await?;
     let (Some(preview), Some(table)) = (mapping.preview, &entity.table) else {
         anyhow::bail!("entity {} has no mapping to compare by", entity.name)

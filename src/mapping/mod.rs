@@ -42,7 +42,7 @@ struct Table {
     columns: Vec<TableColumn>,
 }
 
-/// Prepares every statement of an entity on the target. `search_path` is what [`crate::target::Target::search_path_sql`]
+/// Prepares every statement of an entity on the target. `search_path` is what [`crate::target::Target::settings_sql`]
 /// says; `relay` the relay's schema, unquoted.
 pub async fn compile(
     entity: &Entity,

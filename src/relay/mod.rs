@@ -176,9 +176,47 @@ struct Board {
 struct Rounds {
     /// Queued or under way.
     open: AtomicUsize,
-    /// How long the last one took, if it found anything: then the next one need not be preceded by a look.
-    flow: Mutex<Option<Duration>>,
+    last: Mutex<LastRound>,
     ended: tokio::sync::Notify,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct LastRound {
+    took: Duration,
+    /// The quickest of late: what rounds take here when the servers have nothing else to do.
+    quickest: Duration,
+    /// At least half of its lanes had something to do: then the next one need not be preceded by a look.
+    flows: bool,
+}
+
+impl LastRound {
+    /// After another round. `took` if it settled anything.
+    fn then(self, took: Option<Duration>, flows: bool) -> LastRound {
+        let Some(took) = took else { return LastRound { flows, ..self } };
+        // What was quick once is forgotten by a fiftieth a round.
+        let quickest = if self.quickest.is_zero() { took } else { took.min(self.quickest * 51 / 50) };
+        LastRound { took, quickest, flows }
+    }
+
+    /// How long to rest: a third of a quick round, and twice what the last one took longer than that. So servers that are busy are given time,
+    /// rounds there are fewer and larger; and those that are only far are not taken for busy.
+    fn rest(self) -> Duration {
+        let longer = self.took.saturating_sub(self.quickest);
+        (self.quickest / 3 + longer * 2).clamp(REST_MIN, REST_MAX)
+    }
+}
+
+const REST_MIN: Duration = Duration::from_millis(1);
+const REST_MAX: Duration = Duration::from_millis(50);
+
+impl Rounds {
+    fn last(&self) -> std::sync::MutexGuard<'_, LastRound> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn rest(&self) -> Duration {
+        self.last().rest()
+    }
 }
 
 /// What a worker is sent for.
@@ -231,25 +269,24 @@ impl Board {
         }
     }
 
-    /// Sends workers to all of these lanes that are free: on rounds, as far as they have company. Not while a round is under way: what is
+    /// Sends workers to all of these lanes that are free: on rounds, as far as they have company. Not while a round is open: what is
     /// written meanwhile waits for its end, and for company.
     fn offer_together(&self, lanes: impl Iterator<Item = Lane>) {
-        if self.rounds.open.load(Ordering::Relaxed) > 0 {
+        if self.round_is_open() {
             return;
         }
-        let mut free = Vec::new();
-        {
-            let mut places = self.lock();
+        let mut places = self.lock();
+        let is_free =
+            |lane: &Lane| places.get(lane).is_none_or(|place| !place.taken && !place.rests() && place.joins_rounds());
+        let free: Vec<Lane> = lanes.filter(is_free).collect();
+        // Alike in size, so that none is left without company.
+        let each = free.len().div_ceil(free.len().div_ceil(round::LANES).max(1)).max(1);
+        for lanes in free.chunks(each) {
             for lane in lanes {
-                let place = places.entry(lane).or_default();
-                if !place.taken && !place.rests() && place.joins_rounds() {
-                    place.taken = true;
-                    place.in_round = true;
-                    free.push(lane);
-                }
+                let place = places.entry(*lane).or_default();
+                place.taken = true;
+                place.in_round = lanes.len() > 1;
             }
-        }
-        for lanes in free.chunks(round::LANES) {
             let job = match lanes {
                 [lane] => Job::Batch(*lane, Errand::default()),
                 _ => {
@@ -266,16 +303,22 @@ impl Board {
         self.lock().entry(lane).or_default().joins_rounds()
     }
 
-    /// A round is over. How long it took, if it found anything.
-    fn round_done(&self, found: Option<Duration>) {
-        *self.rounds.flow.lock().unwrap_or_else(PoisonError::into_inner) = found;
+    fn round_is_open(&self) -> bool {
+        self.rounds.open.load(Ordering::Relaxed) > 0
+    }
+
+    /// A round is over. `took` if it settled anything; whether most lanes had something to do.
+    fn round_done(&self, took: Option<Duration>, flows: bool) {
+        let mut last = self.rounds.last();
+        *last = last.then(took, flows);
+        drop(last);
         self.rounds.open.fetch_sub(1, Ordering::Relaxed);
         self.rounds.ended.notify_one();
     }
 
-    /// While events flow: how long the last round took.
-    fn flow(&self) -> Option<Duration> {
-        *self.rounds.flow.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether most lanes have something to do at any time.
+    fn flows(&self) -> bool {
+        self.rounds.last().flows
     }
 
     /// The worker is done there.
@@ -301,15 +344,11 @@ impl Place {
         self.wanted.advance |= errand.advance;
     }
 
-    /// Whether nothing is known to be the matter.
+    /// Whether nothing is known to be the matter. Once in vain is a race with the look.
     fn joins_rounds(&self) -> bool {
         let alone = self.alone_until.is_some_and(|until| until > Instant::now());
-        !alone
-            && !self.isolate
-            && self.narrow == 0
-            && self.in_vain == 0
-            && self.busy_since.is_none()
-            && self.wanted == Errand::default()
+        let asked_for_more = self.wanted.full || self.wanted.due;
+        !alone && !self.isolate && self.narrow == 0 && self.in_vain < 2 && !asked_for_more
     }
 
     fn rests(&self) -> bool {
@@ -406,6 +445,32 @@ mod tests {
     }
 
     #[test]
+    fn rounds_rest_longer_where_servers_are_busy_than_where_they_are_far() {
+        let rest = |rounds: &[u64]| {
+            let took = |last: LastRound, took: &u64| last.then(Some(Duration::from_millis(*took)), true);
+            rounds.iter().fold(LastRound::default(), took).rest().as_millis()
+        };
+        for (rounds, milliseconds) in [
+            (&[][..], 1),
+            (&[3, 3], 1),
+            // Far: it is always so.
+            (&[60, 60], 20),
+            // Busy: it was quicker.
+            (&[3, 9], 12),
+            (&[3, 60], 50),
+            // Not any more.
+            (&[3, 9, 3], 1),
+        ] {
+            assert_eq!(rest(rounds), milliseconds, "{rounds:?}");
+        }
+        // Nothing was settled: that says nothing.
+        let last = LastRound::default().then(Some(Duration::from_millis(9)), true);
+        assert_eq!(last.then(None, false), LastRound { flows: false, ..last });
+        // It is forgotten.
+        assert_eq!(rest(&[&[3][..], &[9; 100]].concat()), 3);
+    }
+
+    #[test]
     fn free_lanes_share_a_round_and_those_where_something_is_the_matter_do_not() {
         let (queue, mut workers) = tokio::sync::mpsc::unbounded_channel();
         let board = Board { lanes: Mutex::default(), queue, rounds: Rounds::default() };
@@ -415,7 +480,7 @@ mod tests {
         assert_eq!(workers.try_recv(), Ok(Job::Batch(Lane(1), Errand::default())));
         board.lock().entry(Lane(2)).or_default().alone_until = Some(soon);
         board.lock().entry(Lane(3)).or_default().not_before = Some(soon);
-        board.lock().entry(Lane(4)).or_default().in_vain = 1;
+        board.lock().entry(Lane(4)).or_default().in_vain = 2;
         board.offer_together(lanes());
         let left: Vec<Lane> = lanes().filter(|lane| !(1..=4).contains(&lane.0)).collect();
         assert_eq!(workers.try_recv(), Ok(Job::Round(left.clone())));
@@ -424,16 +489,16 @@ mod tests {
         board.offer_together(lanes());
         assert!(workers.try_recv().is_err());
         left.iter().for_each(|lane| board.done(*lane, None, |_| {}));
-        board.round_done(None);
+        board.round_done(None, false);
         // Who has no company gets a batch.
         board.offer_together([Lane(7)].into_iter());
         assert_eq!(workers.try_recv(), Ok(Job::Batch(Lane(7), Errand::default())));
-        // More than share a round.
-        board.offer_together((20..60).map(Lane));
+        // More than share a round: none of them alone.
+        board.offer_together((20..53).map(Lane));
         let sizes = [(); 3].map(|()| match workers.try_recv() {
             Ok(Job::Round(lanes)) => lanes.len(),
             other => panic!("{other:?}"),
         });
-        assert_eq!(sizes, [16, 16, 8]);
+        assert_eq!(sizes, [11, 11, 11]);
     }
 }

@@ -6,7 +6,7 @@
 //! drops out, and where something goes wrong the whole round is undone, before it has taken effect. Both are then left to batches.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
@@ -38,6 +38,8 @@ pub struct Round {
     pub idle: Vec<Lane>,
     /// Something is the matter: to be looked at in a batch of its own.
     pub alone: Vec<Lane>,
+    /// How long the events' own statements took.
+    pub applying: Duration,
 }
 
 /// One round over these lanes.
@@ -63,7 +65,8 @@ async fn attempt(shared: &Shared, lanes: &[Lane]) -> Result<Round, BatchError> {
     }
     // One after the other, as in a batch: who asks for both connections at once, and others one by one, wait in a circle behind a
     // pooler that has few.
-    let mut target = shared.target.lock_lanes(&source.lanes()).await.map_err(BatchError::Target)?;
+    let mut target =
+        shared.target.lock_lanes(&source.lanes(), !shared.router().has_own_sql()).await.map_err(BatchError::Target)?;
     reach("target_locked");
     let here = source.identity.clone();
     round.alone = source.drop_unless(|part| agrees(part, &here, &target));
@@ -73,14 +76,14 @@ async fn attempt(shared: &Shared, lanes: &[Lane]) -> Result<Round, BatchError> {
         return Ok(round);
     }
     // Only now, as in a batch: that the source still answers is the proof that this worker is no ghost.
-    let (mut paused, relay) = (source.paused.clone(), &shared.config.relay);
-    paused.sort();
+    let (mut excluded, relay) = (shared.stops.excluded(), &shared.config.relay);
+    excluded.append(&mut source.paused);
+    excluded.sort();
+    excluded.dedup();
     let each = EVENTS.min(relay.batch / u32::try_from(source.parts.len()).unwrap_or(u32::MAX)).max(1);
-    let fits = source.claim(&paused, each, relay.batch_bytes).await.map_err(BatchError::Source)?;
+    let large = source.claim(&excluded, each, relay.batch_bytes).await.map_err(BatchError::Source)?;
     reach("claimed");
-    if !fits {
-        round.alone.extend(source.drop_unless(|_| false));
-    }
+    round.alone.extend(source.drop_unless(|part| !large.contains(&part.lane)));
     round.idle = source.drop_unless(|part| !part.claim.events.is_empty());
     let router = shared.router();
     let pass = router.passing();
@@ -93,8 +96,13 @@ async fn attempt(shared: &Shared, lanes: &[Lane]) -> Result<Round, BatchError> {
         source.release_leases().await;
         return Ok(round);
     }
-    let events: Vec<&Event> = source.parts.iter().flat_map(|part| &part.claim.events).collect();
-    if let Err(refusal) = together(&router, target.hand(), &events).await {
+    // In the order in which they were written, for a parent's lane may be behind its child's.
+    let mut events: Vec<&Event> = source.parts.iter().flat_map(|part| &part.claim.events).collect();
+    events.sort_unstable_by_key(|event| event.id);
+    let applying = Instant::now();
+    let applied = together(&router, target.hand(), &events).await;
+    round.applying = applying.elapsed();
+    if let Err(refusal) = applied {
         let code = sqlstate(&refusal.error);
         tracing::debug!(code = code.as_deref(), "refused in a round; each lane by itself");
         round.alone.extend(source.lanes());
@@ -156,7 +164,9 @@ async fn take_effect(
     });
     let counted: Vec<(Lane, Counts)> = counted.collect();
     for kind in counted.iter().flat_map(|(_, counts)| counts.processed.keys()) {
-        shared.stops.passed(kind);
+        if shared.stops.passed(kind) {
+            tracing::info!(aggregate_type = kind, "flows again");
+        }
     }
     Ok(counted)
 }

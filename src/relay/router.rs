@@ -61,7 +61,7 @@ impl Router {
         let mut compiled: Vec<(&Entity, Option<Mapping>)> = Vec::new();
         for entity in entities {
             let mut transaction = target.pool.begin().await?;
-            let result = mapping::compile(entity, &mut transaction, &target.search_path_sql(), &target.schema).await;
+            let result = mapping::compile(entity, &mut transaction, &target.settings_sql(), &target.schema).await;
             match result {
                 Ok(mapping) => compiled.push((entity, Some(mapping))),
                 Err(error) if error.unreachable => return Err(sqlx::Error::Protocol(error.message)),
@@ -91,6 +91,11 @@ impl Router {
 
     pub(crate) fn route(&self, route: usize) -> &Route {
         &self.routes[route]
+    }
+
+    /// Whether an event may go through a statement that the operator wrote whole.
+    pub(crate) fn has_own_sql(&self) -> bool {
+        self.routes.iter().any(|route| !route.in_runs)
     }
 
     /// Whether failed events of this aggregate type hold back later ones: they do unless every entity lets them pass.

@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::visit::Errand;
-use super::{Board, Shared};
+use super::{Board, Shared, round};
 use crate::event::Lane;
 use crate::retry::Pause;
 use crate::source::Sighting;
 
 /// The shortest pause between looks.
 const POLL_MIN: Duration = Duration::from_millis(2);
-/// The shortest rest between two rounds. It is a third of what a round took: where the servers are busy, rounds are fewer and larger.
-const REST_MIN: Duration = Duration::from_millis(1);
+/// How long a round is waited for before lanes that are not in it get batches.
+const PATIENCE: Duration = Duration::from_millis(100);
 /// The longest pause while all workers are busy and lanes queue for them: a look takes its share of the processors from them.
 const POLL_CROWDED: Duration = Duration::from_millis(50);
 /// How often lanes are looked at while round follows round: for retries that are due, and what lies below a lane's start.
@@ -57,18 +57,15 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
     let mut advance = Rarely::new(Duration::from_secs(2));
     let mut looked = Instant::now();
     while !stop.is_cancelled() {
-        if let Some(took) = board.flow().filter(|_| looked.elapsed() < LOOK_WHILE_IT_FLOWS && all_is_well(&shared)) {
-            let rest = async {
-                tokio::time::sleep((took / 3).clamp(REST_MIN, POLL_CROWDED)).await;
-                board.offer_together((0..i32::from(shared.config.relay.lanes)).map(Lane));
-                board.rounds.ended.notified().await;
-            };
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = rest => {}
-                () = tokio::time::sleep(LOOK_WHILE_IT_FLOWS) => {}
+        if looked.elapsed() < LOOK_WHILE_IT_FLOWS && board.flows() && rounds_make_sense(&shared) {
+            board.offer_together((0..i32::from(shared.config.relay.lanes)).map(Lane));
+            if board.round_is_open() {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = after_the_round(&board) => {}
+                }
+                continue;
             }
-            continue;
         }
         looked = Instant::now();
         let stopped = shared.stops.excluded();
@@ -103,19 +100,36 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
                 shared.source_away(&error);
             }
         }
+        let rest = async {
+            match board.round_is_open() {
+                true => after_the_round(&board).await,
+                false => tokio::time::sleep(pause).await,
+            }
+        };
         tokio::select! {
             () = stop.cancelled() => {}
-            () = tokio::time::sleep(pause) => {}
+            () = rest => {}
         }
     }
 }
 
-/// Sends workers to lanes with work: on rounds where there is nothing but pending events, and nothing is the matter anywhere.
+/// Waits for the end of the round that is open, and rests; not for ever, for a round may be held up and other lanes not.
+async fn after_the_round(board: &Board) {
+    let over = async {
+        while board.round_is_open() {
+            board.rounds.ended.notified().await;
+        }
+        tokio::time::sleep(board.rounds.rest()).await;
+    };
+    let _ = tokio::time::timeout(PATIENCE, over).await;
+}
+
+/// Sends workers to lanes with work: on a round where there is nothing but pending events, and nothing is the matter anywhere.
 fn offer(shared: &Shared, board: &Board, sightings: &[Sighting]) {
-    let all_is_well = all_is_well(shared);
+    let in_rounds = rounds_make_sense(shared) && !board.round_is_open();
     let (plain, others): (Vec<&Sighting>, Vec<&Sighting>) = sightings
         .iter()
-        .partition(|sighting| all_is_well && !sighting.below && !sighting.due && board.joins_rounds(sighting.lane));
+        .partition(|sighting| in_rounds && !sighting.below && !sighting.due && board.joins_rounds(sighting.lane));
     for sighting in others {
         let errand = Errand { full: sighting.below, due: sighting.due, ..Errand::default() };
         board.offer(sighting.lane, errand);
@@ -123,9 +137,11 @@ fn offer(shared: &Shared, board: &Board, sightings: &[Sighting]) {
     board.offer_together(plain.into_iter().map(|sighting| sighting.lane));
 }
 
-/// Whether nothing is stopped or away, so that rounds can be made.
-fn all_is_well(shared: &Shared) -> bool {
-    shared.stops.report().is_empty() && shared.breaker.report().is_none()
+/// Whether nothing is away or probed, and a lane's part of a batch is more than an event or two.
+fn rounds_make_sense(shared: &Shared) -> bool {
+    let relay = &shared.config.relay;
+    let lanes = u32::from(relay.lanes).min(round::LANES as u32);
+    relay.batch / lanes.max(1) >= 4 && !shared.stops.any_probed() && shared.breaker.report().is_none()
 }
 
 /// Compares both logs' newest entries. Read without locks, so a difference is only a prompt to look under them. It is also what

@@ -166,6 +166,11 @@ impl Stops {
         self.lock().stopped.values().any(|s| s.stop.code != StopCode::Unmapped)
     }
 
+    /// Whether a type is stopped that batches try again and again.
+    pub fn any_probed(&self) -> bool {
+        self.lock().stopped.values().any(|stopped| stopped.stop.code.is_probed())
+    }
+
     /// What a look leaves out: types that are stopped and not due to be probed.
     pub fn excluded(&self) -> Vec<String> {
         self.lock().stopped.iter().filter(|(_, s)| !s.is_due(None)).map(|(kind, _)| kind.clone()).collect()

@@ -31,7 +31,7 @@ impl Errand {
 
 /// A batch that takes more of the deadline than one part in so many is too large: its lane is locked, and a transaction is open on both
 /// sides, for all of that time.
-pub(super) const SHARE: u32 = 10;
+const SHARE: u32 = 10;
 /// A sixteenth: what is slow even so is slow for another reason than its size (far servers, a slow trigger), and more halving would only
 /// make more batches of it.
 const NARROW: u32 = 4;

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::batch;
-use super::visit::{BatchError, Counts, Errand, Healed, NARROWEST, Outcome, SHARE, narrower};
+use super::visit::{BatchError, Counts, Errand, Healed, NARROWEST, Outcome, narrower};
 use super::{Board, Job, Place, Shared, round};
 use crate::disposition::told;
 use crate::event::{EventId, Lane};
@@ -37,8 +37,8 @@ pub(super) async fn work(
             Job::Batch(lane, errand) => (lane, errand),
             Job::Round(lanes) => {
                 let started = Instant::now();
-                let found = make_round(&shared, &board, &lanes).await;
-                board.round_done(found.then(|| started.elapsed()));
+                let settled = make_round(&shared, &board, &lanes).await;
+                board.round_done((settled > 0).then(|| started.elapsed()), settled * 2 >= lanes.len());
                 continue;
             }
         };
@@ -47,7 +47,7 @@ pub(super) async fn work(
             continue;
         }
         let span = tracing::debug_span!("batch", lane = lane.0);
-        let result = watched(&shared, lane, batch::run_once(&shared, lane, errand).instrument(span)).await;
+        let result = watched(&shared, &[lane], batch::run_once(&shared, lane, errand).instrument(span)).await;
         let pause = report(&shared, &board, lane, errand, result, &mut source_pause).await;
         if let Some(pause) = pause {
             tokio::select! {
@@ -60,72 +60,100 @@ pub(super) async fn work(
 
 /// So long a lane is left to batches of its own, after something was the matter there.
 const ALONE: Duration = Duration::from_secs(1);
-/// The same for all lanes of a round that went wrong as a whole, or took too long.
+/// The same for all lanes of a round that went wrong as a whole, or was held up by the target.
 const NO_ROUNDS: Duration = Duration::from_secs(5);
 
 /// A round over lanes that have a little to do each. Where it cannot be had, batches do the work, and meet and tell what is the matter.
-/// Whether anything was settled.
-async fn make_round(shared: &Shared, board: &Board, lanes: &[Lane]) -> bool {
-    let alone = |lane: Lane, pause: Duration| {
-        board.done(lane, Some(Errand::default()), |place| place.alone_until = Some(Instant::now() + pause));
-    };
+/// How many lanes had something to do.
+async fn make_round(shared: &Shared, board: &Board, lanes: &[Lane]) -> usize {
+    let without = |pause: Duration| move |place: &mut Place| place.alone_until = Some(Instant::now() + pause);
     if shared.breaker.admit().is_err() {
-        lanes.iter().for_each(|lane| alone(*lane, NO_ROUNDS));
-        return false;
+        lanes.iter().for_each(|lane| board.done(*lane, None, without(NO_ROUNDS)));
+        return 0;
     }
     let span = tracing::debug_span!("round", lanes = lanes.len());
-    let first = lanes.first().copied().unwrap_or(Lane(0));
-    let result = watched(shared, first, round::run_once(shared, lanes).instrument(span)).await;
-    let round = match result {
+    let round = match watched(shared, lanes, round::run_once(shared, lanes).instrument(span)).await {
         Ok(round) => round,
         Err(error) => {
-            shared.breaker.learned_nothing();
-            tracing::debug!(code = error.code().as_deref(), "a round went wrong; each lane by itself");
-            lanes.iter().for_each(|lane| alone(*lane, NO_ROUNDS));
-            return false;
+            // Before the lanes are free: whoever comes next must know. What can be said of one lane, its batch says.
+            match &error {
+                BatchError::Target(error) => target_failed(shared, lanes, told(error)),
+                BatchError::Deadline(_) => target_failed(shared, lanes, error.to_string()),
+                BatchError::Stopped(why) => {
+                    shared.breaker.learned_nothing();
+                    tracing::warn!("a round could not be settled: {why}; each lane is healed by itself");
+                }
+                error => {
+                    shared.breaker.learned_nothing();
+                    tracing::debug!(code = error.code().as_deref(), "a round went wrong; each lane by itself");
+                }
+            }
+            lanes.iter().for_each(|lane| board.done(*lane, None, without(NO_ROUNDS)));
+            return 0;
         }
     };
     shared.source_answers();
-    let found = !round.settled.is_empty();
-    if !found {
+    let found = round.settled.len();
+    if round.settled.is_empty() {
         shared.breaker.learned_nothing();
     } else if shared.breaker.succeeded() {
         shared.metrics.breaker("target", false);
         tracing::info!("the target answers again");
     }
+    let held_up = round.applying > HELD_UP;
     for (lane, counts) in round.settled {
         lane_goes_on(shared, lane);
         settled(shared, lane, &counts);
-        let slow = counts.took > shared.config.relay.deadline / SHARE;
         board.done(lane, counts.more.then(Errand::default), |place| {
-            place.alone_until = slow.then(|| Instant::now() + NO_ROUNDS);
+            place.busy_since = None;
+            place.in_vain = 0;
+            place.alone_until = held_up.then(|| Instant::now() + NO_ROUNDS);
         });
     }
     for lane in round.busy {
         busy(shared, board, lane, Errand::default()).await;
     }
-    round.idle.into_iter().for_each(|lane| board.done(lane, None, |_| {}));
-    round.alone.into_iter().for_each(|lane| alone(lane, ALONE));
+    round.idle.into_iter().for_each(|lane| board.done(lane, None, |place| place.busy_since = None));
+    let pause = if held_up { NO_ROUNDS } else { ALONE };
+    round.alone.into_iter().for_each(|lane| board.done(lane, Some(Errand::default()), without(pause)));
     found
 }
+
+/// The target hindered these lanes: one worker tries it from now on, instead of all.
+fn target_failed(shared: &Shared, lanes: &[Lane], why: String) {
+    if shared.breaker.failed(why.clone()) {
+        shared.metrics.breaker("target", true);
+        let lanes = lanes.iter().map(Lane::to_string).collect::<Vec<_>>().join(",");
+        tracing::warn!(
+            lane = lanes,
+            error = why,
+            "the target does not answer; no attempts are counted, trying again until it does"
+        );
+    }
+}
+
+/// Statements that take longer hold all lanes of a round up: those that cost much are for batches, which are made side by side.
+const HELD_UP: Duration = Duration::from_millis(200);
 
 /// A batch takes milliseconds. One that takes this long is told of: a server that hangs says nothing until the deadline.
 const SLOW: Duration = Duration::from_secs(5);
 
-async fn watched<T>(shared: &Shared, lane: Lane, batch: impl Future<Output = T>) -> T {
+async fn watched<T>(shared: &Shared, lanes: &[Lane], batch: impl Future<Output = T>) -> T {
     tokio::pin!(batch);
     tokio::select! {
         done = &mut batch => return done,
         () = tokio::time::sleep(SLOW) => {}
     }
-    tracing::warn!(
-        lane = lane.0,
-        "a batch has been in flight for {SLOW:?}: a database is slow or hangs; given up, and tried again, after {:?}",
-        shared.config.relay.deadline
-    );
-    shared.change_state(|state| state.slow_lanes.insert(lane));
+    for lane in lanes {
+        tracing::warn!(
+            lane = lane.0,
+            "a batch has been in flight for {SLOW:?}: a database is slow or hangs; given up, and tried again, after {:?}",
+            shared.config.relay.deadline
+        );
+    }
+    shared.change_state(|state| state.slow_lanes.extend(lanes));
     let done = batch.await;
-    shared.change_state(|state| state.slow_lanes.remove(&lane));
+    shared.change_state(|state| state.slow_lanes.retain(|lane| !lanes.contains(lane)));
     done
 }
 
@@ -284,14 +312,7 @@ async fn failed(
             Some(pause)
         }
         BatchError::Target(error) => {
-            if shared.breaker.failed(told(&error)) {
-                shared.metrics.breaker("target", true);
-                tracing::warn!(
-                    lane = lane.0,
-                    error = told(&error),
-                    "the target does not answer; no attempts are counted, trying again until it does"
-                );
-            }
+            target_failed(shared, &[lane], told(&error));
             board.done(lane, Some(errand), soon);
             None
         }

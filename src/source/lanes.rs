@@ -7,6 +7,7 @@
 use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
+use futures_util::TryStreamExt as _;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
@@ -17,6 +18,9 @@ use super::settle::SettleError;
 use super::{PLANS, Source, json_list};
 use crate::event::{BatchKey, Identity, Lane, Status, Token};
 use crate::session::Session;
+
+/// Bytes of a round's payloads at most, as they are stored: small ones, and a compressed one may be fifty times as large.
+const STORED: u64 = 1 << 20;
 
 /// One of the lanes.
 pub struct Part {
@@ -99,9 +103,9 @@ impl SourceLanes {
         self.parts.extract_if(.., |part| !kept(part)).map(|part| part.lane).collect()
     }
 
-    /// Locks the oldest pending events of each lane, at most `events` of each. False: together they have more than `bytes`, or one
-    /// of them is large, and nothing was claimed.
-    pub async fn claim(&mut self, stopped: &[String], events: u32, bytes: u64) -> sqlx::Result<bool> {
+    /// Locks the oldest pending events of each lane, at most `events` of each, and of all about `bytes`. The lanes where nothing was claimed,
+    /// because an event is large, or all are too large together.
+    pub async fn claim(&mut self, stopped: &[String], events: u32, bytes: u64) -> sqlx::Result<HashSet<Lane>> {
         let decided = self.decided().await?;
         for (part, (decided, mark)) in self.parts.iter_mut().zip(decided) {
             let scan = last_scan(part.newest.as_ref());
@@ -114,31 +118,30 @@ impl SourceLanes {
                 ..Claim::default()
             };
         }
-        let rows = self
-            .source
-            .query(&self.source.statements.claim_lanes)
+        let query = self.source.query(&self.source.statements.claim_lanes);
+        let query = query
             .bind(self.lanes())
             .bind(self.parts.iter().map(|part| part.claim.from).collect::<Vec<_>>())
             .bind(stopped)
             .bind(i64::from(events))
-            .bind(i64::try_from(bytes).unwrap_or(i64::MAX))
-            .fetch_all(self.session.connection())
-            .await?;
-        let mut fits = false;
-        for row in &rows {
-            let Some(at) = row.try_get::<Option<i64>, _>("at")? else {
-                fits = row.try_get("fits")?;
-                continue;
-            };
-            let at = usize::try_from(at - 1).unwrap_or(usize::MAX);
+            .bind(i64::try_from(bytes.min(STORED)).unwrap_or(i64::MAX));
+        let mut large = HashSet::new();
+        let mut rows = query.fetch(self.session.connection());
+        while let Some(row) = rows.try_next().await? {
+            let at = usize::try_from(row.try_get::<i64, _>("at")? - 1).unwrap_or(usize::MAX);
             let part = self.parts.get_mut(at).ok_or_else(|| sqlx::Error::ColumnNotFound(format!("lane {at}")))?;
-            part.claim.events.push(event(row, Status::Pending)?);
+            if row.try_get::<Option<i64>, _>("id")?.is_none() {
+                large.insert(part.lane);
+            } else {
+                part.claim.events.push(event(&row, Status::Pending)?);
+            }
         }
+        drop(rows);
         for part in &mut self.parts {
             part.claim.events.sort_by_key(|event| event.id);
             part.claim.more = part.claim.events.len() >= events as usize;
         }
-        Ok(fits)
+        Ok(large)
     }
 
     /// For each lane, up to where every id is committed or rolled back: see [`SourceLane::decided`](super::SourceLane::decided).

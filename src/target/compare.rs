@@ -68,7 +68,7 @@ fn array_text(parts: &[String]) -> String {
 
 impl Target {
     fn read_only(&self) -> String {
-        format!("SET TRANSACTION READ ONLY; {} {} {CANONICAL}", self.limits.sql(), self.search_path_sql())
+        format!("SET TRANSACTION READ ONLY; {} {} {CANONICAL}", self.limits.sql(), self.settings_sql())
     }
 
     async fn read(&self, question: Query<'_, Postgres, PgArguments>) -> sqlx::Result<Vec<PgRow>> {

@@ -1,6 +1,7 @@
 //! Several lanes of the target, locked in one transaction: what is applied takes effect for all of them, or for none.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use sqlx::Row;
 
@@ -8,6 +9,9 @@ use super::{Hand, Target};
 use crate::event::{BatchKey, Event, Identity, Lane};
 use crate::session::Session;
 use crate::source::{lane_numbers, spans};
+
+/// How long a statement may take while several lanes wait with it; a tenth of it for a lock: less than `deadlock_timeout`.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Several locked lanes.
 pub struct TargetLanes {
@@ -30,12 +34,16 @@ pub struct LaneEntry<'a> {
 }
 
 impl Target {
-    /// Locks the lanes' rows, as far as nobody else has, then, in a later statement, reads the newest entries. One round trip.
-    pub async fn lock_lanes(&self, lanes: &[Lane]) -> sqlx::Result<TargetLanes> {
-        // For few events a plan costs more than it is good for.
+    /// Locks the lanes' rows, as far as nobody else has, then, in a later statement, reads the newest entries. One round trip. What
+    /// follows has little patience, for many lanes wait with it. `generic`: for few events a plan costs more than it is good for, unless
+    /// it is of a statement that the operator wrote.
+    pub async fn lock_lanes(&self, lanes: &[Lane], generic: bool) -> sqlx::Result<TargetLanes> {
+        let plans = if generic { "SET LOCAL plan_cache_mode = force_generic_plan;" } else { "" };
+        let patience = (self.limits.deadline / 3).min(PATIENCE).as_millis().max(1);
         let script = format!(
-            "{} SET LOCAL plan_cache_mode = force_generic_plan;",
-            self.opening(&self.statements.lock_lanes, &self.statements.read_lanes, &lane_numbers(lanes))
+            "{} SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {patience}; {plans}",
+            self.opening(&self.statements.lock_lanes, &self.statements.read_lanes, &lane_numbers(lanes)),
+            (patience / 10).max(1),
         );
         let (session, rows) = Session::begin(&self.pool, &script).await?;
         // Last come as many rows as lanes were asked for; those before name the locked ones.

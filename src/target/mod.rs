@@ -117,9 +117,9 @@ impl Target {
         crate::sql::query_scalar(sql, self.prepared)
     }
 
-    /// `SET LOCAL search_path` to `pg_catalog` and the configured schema: a mapping means the same whoever runs it. What runs with
-    /// it is the relay's own, and no news to whoever captures the changes of these tables.
-    pub fn search_path_sql(&self) -> String {
+    /// What holds for whatever is applied here: `search_path` is `pg_catalog` and the configured schema, so that a mapping means the same
+    /// whoever runs it. And it is the relay's own work, no news to whoever captures the changes of these tables.
+    pub fn settings_sql(&self) -> String {
         format!(
             "SET LOCAL search_path = pg_catalog, {}; SET LOCAL outbox_relay.applying = 'on';",
             ident(&self.search_path)
@@ -158,7 +158,7 @@ impl Target {
             self.limits.sql(),
             render(lock, lanes),
             render(read, lanes),
-            self.search_path_sql(),
+            self.settings_sql(),
         )
     }
 

@@ -104,7 +104,7 @@ impl Target {
     pub async fn mapping(&self, entity: &Entity) -> Result<Mapping, MappingError> {
         let away = |error| MappingError::database(entity, error);
         let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await.map_err(away)?;
-        let made = mapping::compile(entity, session.connection(), &self.search_path_sql(), &self.schema).await;
+        let made = mapping::compile(entity, session.connection(), &self.settings_sql(), &self.schema).await;
         session.rollback().await;
         made
     }
