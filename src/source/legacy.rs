@@ -217,9 +217,9 @@ impl Source {
         }))
     }
 
-    /// Which of these events are not applied yet, or never will be.
-    pub async fn unapplied(&self, events: &[EventId]) -> sqlx::Result<HashSet<EventId>> {
-        let sql = self.names.render(include_str!("../../sql/source/unapplied.sql"));
+    /// Which of these events are seen to be applied. Of one that is gone nobody knows whether it was.
+    pub async fn applied(&self, events: &[EventId]) -> sqlx::Result<HashSet<EventId>> {
+        let sql = self.names.render(include_str!("../../sql/source/applied.sql"));
         let rows = self.ask("", crate::sql::query(&sql, false).bind(events)).await?;
         rows.iter().map(|row| row.try_get(0)).collect()
     }

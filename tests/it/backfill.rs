@@ -303,6 +303,21 @@ async fn a_row_with_an_event_that_is_not_applied_is_left_to_it() {
 }
 
 #[tokio::test]
+async fn a_row_whose_event_is_gone_without_having_been_applied_is_copied() {
+    let stage = copying::stage(pair().await, 10, |_| {}).await;
+    let events = [stage.user(1, "UserUpdated", "older", 1).await, stage.user(2, "UserUpdated", "older", 1).await];
+    let copied = copy(&stage).await.copies.remove(0);
+    assert_eq!((copied.rows, copied.pending), (8, 2), "{copied:?}");
+    // One is skipped and retired, the other one lost with the server that had it.
+    for event in events {
+        stage.pair.legacy.run(&format!("DELETE FROM outbox WHERE id = {event}")).await;
+    }
+    let summary = copy(&stage).await;
+    assert!(summary.is_whole() && summary.copies[0].rows == 10, "{summary:?}");
+    agree(&stage).await;
+}
+
+#[tokio::test]
 async fn logs_that_differ_are_healed_first_though_no_relay_runs() {
     if !has_failpoints() {
         return;
