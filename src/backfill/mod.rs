@@ -97,12 +97,14 @@ pub struct Summary {
     pub copies: Vec<Copied>,
     /// It was told to end before it was done.
     pub interrupted: bool,
+    /// What was to be forgotten was: whoever goes on must not restart once more.
+    pub forgotten: bool,
 }
 
 impl Summary {
     /// Told to end before anything was copied.
     fn stopped() -> Summary {
-        Summary { copies: Vec::new(), interrupted: true }
+        Summary { copies: Vec::new(), interrupted: true, forgotten: false }
     }
 
     /// Whether all rows were copied.
@@ -301,13 +303,13 @@ async fn each(
     tell: &(dyn Fn(Told) + Sync),
     stop: &CancellationToken,
 ) -> Result<Summary, BackfillError> {
-    let mut summary = Summary { copies: Vec::new(), interrupted: false };
+    // All of them before the first is copied: whoever goes on after that copies all of them anew.
+    if options.restart && !forget(target, &names(entities), stop).await? {
+        return Ok(Summary::stopped());
+    }
+    let mut summary = Summary { copies: Vec::new(), interrupted: false, forgotten: options.restart };
     for entity in entities {
         if stop.is_cancelled() {
-            summary.interrupted = true;
-            break;
-        }
-        if options.restart && !forget(target, &entity.name, stop).await? {
             summary.interrupted = true;
             break;
         }
@@ -341,10 +343,10 @@ async fn each(
     Ok(summary)
 }
 
-/// Waits for who hands out a page of it at that moment. False: it was told to end.
-async fn forget(target: &Target, entity: &str, stop: &CancellationToken) -> Result<bool, BackfillError> {
+/// Waits for who hands out a page of one at that moment. False: it was told to end, and nothing was forgotten.
+async fn forget(target: &Target, entities: &[String], stop: &CancellationToken) -> Result<bool, BackfillError> {
     let mut pause = Pause::new(Duration::from_millis(100), Duration::from_secs(1));
-    while let Err(error) = target.forget_copy(entity).await {
+    while let Err(error) = target.forget_copies(entities).await {
         if !disposition::is_transient(&error) {
             return Err(tables_of_this_version(error));
         }

@@ -39,8 +39,7 @@ pub(super) async fn command(args: &BackfillArgs, mut config: Config) -> anyhow::
     let summary = backfill::run(&config, &options, &|told| view.told(&told), &stop).await?;
     view.end();
     if summary.interrupted {
-        let again = if args.restart { "without --restart the same command" } else { "the same command" };
-        say(&format!("ended before it was done: {again} goes on from here"));
+        say(how_to_go_on(args.restart, summary.forgotten));
         return Ok(Exit::Found);
     }
     if summary.is_whole() {
@@ -62,6 +61,14 @@ pub(super) async fn command(args: &BackfillArgs, mut config: Config) -> anyhow::
     Ok(Exit::Found)
 }
 
+fn how_to_go_on(restart: bool, forgotten: bool) -> &'static str {
+    match (restart, forgotten) {
+        (false, _) => "ended before it was done: the same command goes on from here",
+        (true, true) => "ended before it was done: the same command without --restart goes on from here",
+        (true, false) => "ended before anything was forgotten or copied: begin again with the same command, --restart too",
+    }
+}
+
 /// Says what `--restart` forgets, and asks; where nothing was copied yet, there is nothing to be asked.
 async fn forgets(args: &BackfillArgs, config: &Config) -> anyhow::Result<()> {
     let (_, target) = connect::open(config).await?;
@@ -71,7 +78,11 @@ async fn forgets(args: &BackfillArgs, config: &Config) -> anyhow::Result<()> {
         return Ok(());
     }
     for copy in &copies {
-        let ends = if copy.state == "running" { ". Somebody copies it now: that ends" } else { "" };
+        let ends = match copy.state.as_str() {
+            "running" => ". Somebody copies it now: that ends",
+            "paused" => ". It rests: the pause is lifted, and whoever copies it ends",
+            _ => "",
+        };
         say(&format!("{}{ends}", line(copy)));
     }
     let question = "How far this has come is forgotten, and all rows are copied again: rows of the new tables are overwritten, none is deleted. Go on?";
@@ -209,6 +220,19 @@ impl View {
     fn end(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restart_is_gone_on_with_without_restarting_only_once_all_was_forgotten() {
+        assert!(how_to_go_on(true, true).contains("without --restart"));
+        for (restart, forgotten, words) in [(false, false, "the same command goes on"), (true, false, "--restart too")] {
+            assert!(how_to_go_on(restart, forgotten).contains(words), "{restart} {forgotten}");
         }
     }
 }

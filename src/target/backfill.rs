@@ -225,14 +225,14 @@ impl Target {
         Ok(CopyId { entity: entity.to_owned(), generation })
     }
 
-    /// Forgets how far an entity's copy had come. Whoever copies it still notes nothing any more.
-    pub async fn forget_copy(&self, entity: &str) -> sqlx::Result<()> {
+    /// Forgets how far the copies of these had come, all or none. Whoever copies one still notes nothing any more.
+    pub async fn forget_copies(&self, entities: &[String]) -> sqlx::Result<()> {
         let lock = self.render(include_str!("../../sql/target/backfill_forget_lock.sql"));
         let forget = self.render(include_str!("../../sql/target/backfill_forget.sql"));
         crate::session::within(self.limits.deadline, async {
             let (mut session, _) = Session::begin(&self.pool, &self.limits.sql()).await?;
-            self.query(&lock).bind(entity).execute(session.connection()).await?;
-            self.query(&forget).bind(entity).execute(session.connection()).await?;
+            self.query(&lock).bind(entities).execute(session.connection()).await?;
+            self.query(&forget).bind(entities).execute(session.connection()).await?;
             session.commit().await
         })
         .await

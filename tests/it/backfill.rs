@@ -19,7 +19,7 @@ use crate::support::child::{Child, has_failpoints};
 use crate::support::copying::{self, Copier, agree, copied, copy, copy_as_told, copy_with, install, rows};
 use crate::support::past::Past;
 use crate::support::stage::{Stage, file};
-use crate::support::{DEADLINE, Database, eventually, own_servers, pair};
+use crate::support::{DEADLINE, Database, Pair, eventually, own_servers, pair};
 
 /// Not a test: the process that others kill.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -223,6 +223,41 @@ async fn a_copy_that_is_begun_anew_ends_the_one_that_is_under_way() {
     let (_, target) = connect::open(&stage.config).await.unwrap();
     assert_eq!(target.copies().await.unwrap()[0].rows, 3_000);
     agree(&stage).await;
+}
+
+/// Another entity, of the same legacy rows.
+async fn with_people(pair: Pair) -> Stage {
+    pair.new.run("CREATE TABLE people (id bigint PRIMARY KEY, name text NOT NULL, version int NOT NULL)").await;
+    copying::stage(pair, 300, |config| {
+        let people = Entity::new("Person", table("people"), &["id"]).made_of(table("users"), "id");
+        let people = Entity { mapping: config.entities[0].mapping.clone(), ..people };
+        config.entities.push(people.on("PersonUpdated", Action::Upsert));
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_restart_of_two_that_ends_in_the_first_and_is_gone_on_with_copies_both_anew() {
+    let stage = with_people(pair().await).await;
+    assert!(copy(&stage).await.is_whole());
+    stage.pair.new.run("DROP TRIGGER watch ON users").await;
+    stage.pair.new.run("UPDATE users SET name = 'wrong'; UPDATE people SET name = 'wrong'").await;
+    let options = Options { restart: true, ..Options::default() };
+    let stop = CancellationToken::new();
+    let tell = |told| {
+        if matches!(told, backfill::Told::Began { .. }) {
+            stop.cancel();
+        }
+    };
+    let summary = backfill::run(&stage.config, &options, &tell, &stop).await.unwrap();
+    assert!(summary.interrupted && summary.forgotten && summary.copies.len() == 1, "{summary:?}");
+    let summary = copy(&stage).await;
+    assert!(summary.is_whole() && summary.copies.iter().all(|copy| copy.rows == 300), "{summary:?}");
+    let wrong = "SELECT count(*) FROM (SELECT name FROM users UNION ALL SELECT name FROM people) t WHERE name = 'wrong'";
+    assert_eq!(stage.pair.new.value::<i64>(wrong).await, 0);
+    // Told to end before anything was: then nothing is forgotten.
+    let summary = backfill::run(&stage.config, &options, &|_| {}, &stop).await.unwrap();
+    assert!(summary.interrupted && !summary.forgotten, "{summary:?}");
 }
 
 #[tokio::test]
@@ -493,6 +528,9 @@ async fn what_cannot_be_copied_is_said() {
     // A column of a table that is there.
     stage.pair.new.run("ALTER TABLE outbox_relay.backfill DROP COLUMN generation").await;
     assert!(refused(one.clone(), &stage).await.contains("run outbox-relay init"));
+    assert!(refused(Options { restart: true, ..one.clone() }, &stage).await.contains("run outbox-relay init"));
+    let kept: i64 = stage.pair.new.value("SELECT count(*) FROM outbox_relay.backfill").await;
+    assert_eq!(kept, 1, "nothing is forgotten that could not be begun again");
     stage.init(Choices::default()).await.unwrap();
     assert!(copy(&stage).await.is_whole());
 }
