@@ -42,6 +42,14 @@ pub struct Installation {
 }
 
 impl ConnectError {
+    /// What a database said, if one did.
+    pub fn database(&self) -> Option<&sqlx::Error> {
+        match self {
+            ConnectError::Away { error, .. } => Some(error),
+            ConnectError::NotReady(_) => None,
+        }
+    }
+
     /// Whether it is a matter of TLS, which no waiting mends.
     pub fn is_about_tls(&self) -> bool {
         matches!(self, ConnectError::Away { error, .. } if tls::refusal(error).is_some())

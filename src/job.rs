@@ -14,6 +14,7 @@ use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use crate::source::KeyTrouble;
 use crate::target::{Begun, Job, JobId, Progress, Target};
 
 /// What kind of work.
@@ -86,11 +87,13 @@ pub struct Order {
 }
 
 impl Order {
-    /// Whether a job does what is ordered: the same, of the same entities, whoever asked for it, why and however fast.
+    /// Whether a job does what is ordered: the same, of the same entities, whoever asked for it, why and however fast. A copy that is to
+    /// begin anew is done by none that has begun; one that is to go on, by one that has begun anew.
     pub fn is_done_by(&self, job: &Job) -> bool {
         let Ok(request) = serde_json::from_str(job.request.get()) else { return false };
         let sorted = |entities: &[String]| entities.iter().cloned().collect::<BTreeSet<_>>();
-        job.kind == self.kind.as_str()
+        self.request["restart"] != true
+            && job.kind == self.kind.as_str()
             && sorted(&job.entities) == sorted(&self.entities)
             && essence(request) == essence(self.request.clone())
     }
@@ -100,7 +103,7 @@ impl Order {
 fn essence(mut request: Value) -> Value {
     if let Some(words) = request.as_object_mut() {
         words.retain(|word, said| {
-            !matches!(word.as_str(), "entity" | "entities" | "rate" | "rows_per_second") && !said.is_null()
+            !matches!(word.as_str(), "entity" | "entities" | "rate" | "restart" | "rows_per_second") && !said.is_null()
         });
     }
     request
@@ -161,8 +164,7 @@ pub enum Ending {
 impl Ending {
     /// For an error of a database, or one in other words.
     pub fn failed(database: Option<&sqlx::Error>, message: impl Into<String>) -> Ending {
-        let code = database.and_then(crate::session::sqlstate).map_or_else(|| "failed".to_owned(), Into::into);
-        Ending::Failed { code, message: message.into() }
+        Ending::Failed { code: code(database), message: message.into() }
     }
 
     /// As it is kept.
@@ -196,6 +198,15 @@ impl Ending {
             Ending::Failed { .. } => None,
         }
     }
+}
+
+/// By which programs tell why: of a key that does not tell rows apart its own, the SQLSTATE of what else a database said, else `failed`.
+pub(crate) fn code(database: Option<&sqlx::Error>) -> String {
+    let of = |error| match KeyTrouble::of(error) {
+        Some(trouble) => Some(trouble.code().to_owned()),
+        None => crate::session::sqlstate(error).map(Into::into),
+    };
+    database.and_then(of).unwrap_or_else(|| "failed".to_owned())
 }
 
 /// Between two words of whoever does it.
@@ -384,7 +395,9 @@ mod tests {
             // A command's has other words for the same.
             (&whole, &copy(json!({ "entities": [], "restart": false })), true),
             (&whole, &copy(json!({ "restart": false, "rows_per_second": 9 })), true),
-            (&whole, &copy(json!({ "restart": true })), false),
+            (&whole, &copy(json!({ "restart": true })), true),
+            (&copy(json!({ "restart": true })), &whole, false),
+            (&copy(json!({ "restart": true })), &copy(json!({ "restart": true })), false),
             (&whole, &order(Kind::Backfill, &["users", "orders"], json!({ "restart": false })), false),
             (&whole, &order(Kind::Resync, &["users"], whole.request.clone()), false),
             (&verify(&["a", "b"], None), &verify(&["b", "a"], None), true),

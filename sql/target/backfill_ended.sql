@@ -1,4 +1,4 @@
--- Nothing is left to be handed out or done. Lanes that somebody else did once more are forgotten. No row: the copy was begun anew meanwhile.
+-- Nothing is left to be handed out or done, and the sequences are set. Lanes that somebody else did once more are forgotten. No row: the copy was begun anew meanwhile.
 -- $1 entity, $2 generation.
 WITH this AS (
     SELECT exhausted FROM {relay}.backfill WHERE source_id = {source} AND entity = $1 AND generation = $2

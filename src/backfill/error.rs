@@ -5,6 +5,7 @@ use crate::connect::{self, ConnectError};
 use crate::disposition::{self, logged, told};
 use crate::job::Ending;
 use crate::mapping::MappingError;
+use crate::redact::Sight;
 
 /// Why it cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +22,8 @@ pub enum BackfillError {
     /// Likewise, because of rows that may be quoted.
     #[error("{message}")]
     Rows {
+        /// SQLSTATE, or `too_many_refused`.
+        code: String,
         /// What is to be done.
         message: String,
         /// The same without a row's values, for the log.
@@ -51,6 +54,7 @@ impl BackfillError {
         match self {
             BackfillError::Database { error, .. } => disposition::is_transient(error),
             BackfillError::Connect(ConnectError::Away { .. }) => true,
+            BackfillError::Mapping(error) => error.unreachable,
             _ => false,
         }
     }
@@ -65,17 +69,26 @@ impl BackfillError {
         }
     }
 
-    pub(super) fn ending(&self) -> Ending {
-        let database = match self {
-            BackfillError::BegunAnew { .. } => {
-                return Ending::Failed { code: "begun_anew".to_owned(), message: self.to_string() };
-            }
-            BackfillError::Database { error, .. } | BackfillError::Connect(ConnectError::Away { error, .. }) => {
-                Some(error)
-            }
-            _ => None,
-        };
-        Ending::failed(database, self.to_string())
+    /// As whoever may see so much is told: what a server quotes of a row is left out where anything is hidden. What is wrong with a mapping
+    /// was found before it was given a row.
+    pub fn shown_to(&self, sight: &Sight) -> String {
+        match self {
+            BackfillError::Mapping(error) => error.to_string(),
+            other if sight.is_limited_anywhere() => other.logged(),
+            other => other.to_string(),
+        }
+    }
+
+    /// As its job ends, and is kept for those who may see most.
+    pub(crate) fn ending(&self, sight: &Sight) -> Ending {
+        let message = self.shown_to(sight);
+        match self {
+            BackfillError::BegunAnew { .. } => Ending::Failed { code: "begun_anew".to_owned(), message },
+            BackfillError::Rows { code, .. } => Ending::Failed { code: code.clone(), message },
+            BackfillError::Database { error, .. } => Ending::failed(Some(error), message),
+            BackfillError::Connect(error) => Ending::failed(error.database(), message),
+            BackfillError::Mapping(_) | BackfillError::Refused(_) => Ending::failed(None, message),
+        }
     }
 }
 

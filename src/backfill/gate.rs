@@ -12,6 +12,8 @@ use crate::job::Place;
 use crate::source::Source;
 use crate::target::Target;
 
+/// How what is waited for begins while an operator wants it to rest.
+pub(crate) const PAUSED: &str = "paused";
 /// How often the databases are asked.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -38,7 +40,7 @@ pub(super) enum Wait {
 impl Wait {
     fn why(&self) -> String {
         match self {
-            Wait::Paused => "paused: outbox-relay backfill --resume".to_owned(),
+            Wait::Paused => format!("{PAUSED}: outbox-relay backfill --resume"),
             Wait::Busy(why) => why.clone(),
         }
     }

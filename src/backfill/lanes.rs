@@ -13,6 +13,7 @@ use super::{BackfillError, Job, new};
 use crate::disposition::{is_transient, told};
 use crate::event::Lane;
 use crate::failpoint::reach;
+use crate::redact::without_values;
 use crate::retry::Pause;
 use crate::source::{Lanes, RowKey};
 use crate::target::{Page, Reason};
@@ -197,9 +198,17 @@ fn count(job: &Job<'_>, left: &[crate::target::LeftRow], rows: u64) -> Result<()
         return Ok(());
     }
     let like = new.last().and_then(|row| row.message.as_deref()).unwrap_or_default();
-    let why = format!("entity {}: more than {most} rows were refused (backfill.max_refused)", job.entity.name);
+    let code = new.last().and_then(|row| row.code.as_deref()).unwrap_or_default();
+    let why = |like: &str| {
+        format!(
+            "entity {}: more than {most} rows were refused (backfill.max_refused), such as: {like}. Mend the mapping or the table, then: \
+             outbox-relay backfill",
+            job.entity.name
+        )
+    };
     Err(BackfillError::Rows {
-        message: format!("{why}, such as: {like}. Mend the mapping or the table, then: outbox-relay backfill"),
-        logged: why,
+        code: "too_many_refused".to_owned(),
+        message: why(like),
+        logged: why(&without_values(code, like)),
     })
 }

@@ -23,13 +23,16 @@ use tokio_util::sync::CancellationToken;
 pub use self::error::BackfillError;
 use self::error::{legacy, new, sequence, tables_of_this_version};
 use self::gate::Gate;
+pub(crate) use self::gate::PAUSED;
 use self::pace::Pace;
 use crate::config::{Action, Config, Entity};
 use crate::connect::{self, ConnectError};
-use crate::disposition::{self, logged, told};
+use crate::disposition::{logged, told};
+use crate::failpoint::reach;
 use crate::job::{Ending, Kind, Order, Place, Who, Working};
 use crate::mapping;
 use crate::plan;
+use crate::redact::Sight;
 use crate::retry::Pause;
 use crate::source::{Legacy, Source};
 use crate::target::{Copied, CopyId, Prepared, Progress, Target};
@@ -159,7 +162,8 @@ impl Job<'_> {
         let place = self.statement.file.as_deref().map(|file| format!(" ({file})")).unwrap_or_default();
         let of =
             |said: String| format!("entity {}{place}: {said}: mend it, then: outbox-relay backfill", self.entity.name);
-        BackfillError::Rows { message: of(told(error)), logged: of(logged(error)) }
+        let code = crate::job::code(Some(error));
+        BackfillError::Rows { code, message: of(told(error)), logged: of(logged(error)) }
     }
 
     fn begun_anew(&self) -> BackfillError {
@@ -201,7 +205,7 @@ pub async fn run(
         Ok(entities) => entities,
         Err(error) => {
             if let Some(job) = &options.job {
-                job.end(&error.ending()).await;
+                job.end(&error.ending(&config.redact.for_admins())).await;
             }
             return Err(error);
         }
@@ -229,14 +233,14 @@ pub async fn run(
         tell(told);
     };
     let done = job.during(Box::pin(audited(config, options, (entities, opened), &tell, job.stop()))).await;
-    job.end(&ending(&done)).await;
+    job.end(&ending(&done, &config.redact.for_admins())).await;
     done
 }
 
-fn ending(done: &Result<Summary, BackfillError>) -> Ending {
+fn ending(done: &Result<Summary, BackfillError>, sight: &Sight) -> Ending {
     let summary = match done {
         Ok(summary) => summary,
-        Err(error) => return error.ending(),
+        Err(error) => return error.ending(sight),
     };
     let result = serde_json::json!({ "copies": summary.copies });
     if summary.interrupted {
@@ -313,14 +317,22 @@ async fn each(
             summary.interrupted = true;
             break;
         }
+        let waits = |why| {
+            let (entity, waits_for) = (entity.name.clone(), Some(why));
+            tell(Told::Progress { entity, rows: 0, estimate: None, rate: 0.0, waits_for });
+        };
+        let begun = patiently(stop, waits, || job(config, entity, source, target, tell, stop)).await?;
+        let Some(job) = begun else {
+            summary.interrupted = true;
+            break;
+        };
         let place = options.job.as_ref().and_then(Working::place).cloned();
-        let job = Job { place, ..job(config, entity, source, target, tell, stop).await? };
-        let finished = copy(&job, options.patience).await?;
-        if let Some(table) = entity.table.as_ref().filter(|_| finished) {
-            let sequences = target.raise_sequences(table).await.map_err(|error| sequence(entity, error))?;
-            target.note_sequences(&job.copy, &sequences).await.map_err(new)?;
-        }
-        let copies = target.copies().await.map_err(new)?;
+        let finished = copy(&Job { place, ..job }, options.patience).await?;
+        let copies = patiently(stop, |_| {}, || async { target.copies().await.map_err(new) }).await?;
+        let Some(copies) = copies else {
+            summary.interrupted = true;
+            break;
+        };
         if let Some(mut copied) = copies.into_iter().find(|copy| copy.entity == entity.name) {
             // This one's own work, which is over, counts as somebody's.
             if copied.state == "running" {
@@ -345,16 +357,27 @@ async fn each(
 
 /// Waits for who hands out a page of one at that moment. False: it was told to end, and nothing was forgotten.
 async fn forget(target: &Target, entities: &[String], stop: &CancellationToken) -> Result<bool, BackfillError> {
+    let forget = || async { target.forget_copies(entities).await.map_err(tables_of_this_version) };
+    Ok(patiently(stop, |_| {}, forget).await?.is_some())
+}
+
+/// Does it, once more whenever a database was away, as each chunk is; `waits` is told. `None`: it was told to end.
+async fn patiently<T, F: Future<Output = Result<T, BackfillError>>>(
+    stop: &CancellationToken,
+    waits: impl Fn(String),
+    mut attempt: impl FnMut() -> F,
+) -> Result<Option<T>, BackfillError> {
     let mut pause = Pause::new(Duration::from_millis(100), Duration::from_secs(1));
-    while let Err(error) = target.forget_copies(entities).await {
-        if !disposition::is_transient(&error) {
-            return Err(tables_of_this_version(error));
+    loop {
+        match attempt().await {
+            Ok(done) => return Ok(Some(done)),
+            Err(error) if error.is_transient() => waits(error.to_string()),
+            Err(error) => return Err(error),
         }
         if !gate::rest(pause.next_pause(), stop).await {
-            return Ok(false);
+            return Ok(None);
         }
     }
-    Ok(true)
 }
 
 /// Lets the copies of these entities rest, whoever makes them, or go on; those that changed.
@@ -480,10 +503,12 @@ async fn copy(job: &Job<'_>, patience: Duration) -> Result<bool, BackfillError> 
         if !(one && other && lanes::leftover_pages(job, &gate, &slots).await?) {
             return Ok(false);
         }
-        if !job.target.copy_ended(&job.copy).await.map_err(new)? {
-            return Err(job.begun_anew());
+        if !left::rows(job, &gate, patience).await? {
+            return Ok(false);
         }
-        left::rows(job, &gate, patience).await
+        reach("rows_copied");
+        let ended = patiently(job.stop, |why| job.counts.waits_for(Some(why)), || end(job)).await?;
+        Ok(ended.is_some())
     };
     let watch = async {
         loop {
@@ -495,4 +520,14 @@ async fn copy(job: &Job<'_>, patience: Duration) -> Result<bool, BackfillError> 
         done = work => done,
         () = watch => Ok(false),
     }
+}
+
+/// Sets the sequences, and then notes that it has ended: a copy whose sequences could not be set has not.
+async fn end(job: &Job<'_>) -> Result<(), BackfillError> {
+    if let Some(table) = &job.entity.table {
+        let raised = job.target.raise_sequences(table).await;
+        let sequences = raised.map_err(|error| sequence(job.entity, error))?;
+        job.target.note_sequences(&job.copy, &sequences).await.map_err(new)?;
+    }
+    if job.target.copy_ended(&job.copy).await.map_err(new)? { Ok(()) } else { Err(job.begun_anew()) }
 }

@@ -36,7 +36,9 @@ pub(super) async fn command(args: &BackfillArgs, mut config: Config) -> anyhow::
     };
     let view = View::new(args.json);
     let stop = on_signals()?;
-    let summary = backfill::run(&config, &options, &|told| view.told(&told), &stop).await?;
+    let sight = config.redact.for_admins();
+    let done = backfill::run(&config, &options, &|told| view.told(&told), &stop).await;
+    let summary = done.map_err(|error| anyhow::anyhow!("{}", error.shown_to(&sight)))?;
     view.end();
     if summary.interrupted {
         say(how_to_go_on(args.restart, summary.forgotten));
@@ -53,9 +55,15 @@ pub(super) async fn command(args: &BackfillArgs, mut config: Config) -> anyhow::
         let mut rows = target.left_rows(&copy.entity, None, 1000).await?;
         // What the new table refused is the rarer, and said nowhere else.
         rows.sort_by_key(|row| row.reason != Reason::Refused);
-        for row in rows.iter().filter(|row| row.message.is_some()).take(5) {
-            let code = row.code.as_deref().map(|code| format!(" ({code})")).unwrap_or_default();
-            say(&format!("  {} {}: {}{code}", copy.entity, row.key, row.message.as_deref().unwrap_or_default()));
+        let entity = map::entity(&config, &copy.entity)?;
+        for (row, message) in rows.iter().filter_map(|row| Some((row, row.message.clone()?))).take(5) {
+            let code = row.code.as_deref();
+            let message = match &entity.table {
+                Some(table) => sight.message_of_row(&entity.aggregate_type, table, code.unwrap_or_default(), message),
+                None => sight.message(&entity.aggregate_type, code.unwrap_or_default(), message),
+            };
+            let code = code.map(|code| format!(" ({code})")).unwrap_or_default();
+            say(&format!("  {} {}: {message}{code}", copy.entity, row.key));
         }
     }
     Ok(Exit::Found)
@@ -65,7 +73,9 @@ fn how_to_go_on(restart: bool, forgotten: bool) -> &'static str {
     match (restart, forgotten) {
         (false, _) => "ended before it was done: the same command goes on from here",
         (true, true) => "ended before it was done: the same command without --restart goes on from here",
-        (true, false) => "ended before anything was forgotten or copied: begin again with the same command, --restart too",
+        (true, false) => {
+            "ended before anything was forgotten or copied: begin again with the same command, --restart too"
+        }
     }
 }
 
@@ -101,14 +111,22 @@ async fn steer(args: &BackfillArgs, config: &Config) -> anyhow::Result<Exit> {
         backfill::pause(&source, &target, &entities, args.pause, &who).await?;
     }
     let copies: Vec<Copied> = target.copies().await?;
+    let not_begun = |name: &&String| copies.iter().all(|copy| copy.entity != **name);
+    let restless: Vec<&String> = args.entities.iter().filter(|_| args.pause).filter(not_begun).collect();
+    for name in &restless {
+        say(&format!("the copy of {name} was not begun: it cannot rest"));
+    }
     if args.json {
         output::json(&copies)?;
     } else {
         for copy in &copies {
             output::print(format_args!("{}\n", line(copy)))?;
+            if let Some(left) = copy.what_is_left() {
+                output::print(format_args!("  {left}\n"))?;
+            }
         }
     }
-    Ok(Exit::Done)
+    Ok(if restless.is_empty() { Exit::Done } else { Exit::Found })
 }
 
 fn line(copy: &Copied) -> String {
@@ -231,7 +249,8 @@ mod tests {
     #[test]
     fn a_restart_is_gone_on_with_without_restarting_only_once_all_was_forgotten() {
         assert!(how_to_go_on(true, true).contains("without --restart"));
-        for (restart, forgotten, words) in [(false, false, "the same command goes on"), (true, false, "--restart too")] {
+        for (restart, forgotten, words) in [(false, false, "the same command goes on"), (true, false, "--restart too")]
+        {
             assert!(how_to_go_on(restart, forgotten).contains(words), "{restart} {forgotten}");
         }
     }

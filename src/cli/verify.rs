@@ -35,7 +35,8 @@ pub(super) async fn command(args: &VerifyArgs, config: Config) -> anyhow::Result
     let stop = on_signals()?;
     let progress = ProgressLine::new();
     let tell = |entity: &str, rows: u64, took: Duration| progress.tell(entity, rows, took);
-    let report = verify::verify(&config, &source, &target, &options, &stop, &tell).await?;
+    let done = verify::verify(&config, &source, &target, &options, &stop, &tell).await;
+    let report = done.map_err(|error| anyhow::anyhow!("{}", error.shown_to(&config.redact.for_admins())))?;
     progress.clear();
     if args.json {
         output::json(&report)?;

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{MigrationError, named};
-use crate::backfill;
+use crate::backfill::{self, BackfillError};
 use crate::config::{Config, Entity};
 use crate::connect;
 use crate::job::{Ending, Kind, Order, Place, Taken, Who, Working};
@@ -129,12 +129,16 @@ impl Jobs {
         let working = match begun.map_err(MigrationError::Target)? {
             Ok(working) => working.at(place),
             // It was begun between the two looks.
-            Err(taken) => return Ok(Started { job: same(*taken)?, began: false }),
+            Err(taken) => {
+                let job = same(*taken)?;
+                wake(shared, &work, &who).await?;
+                return Ok(Started { job, began: false });
+            }
         };
         let job = working.id;
         if let Err(error) = working.during(wake(shared, &work, &who)).await {
-            working.end(&Ending::failed(None, error.to_string())).await;
-            return Err(error);
+            working.end(&error.ending(&config.redact.for_admins())).await;
+            return Err(error.into());
         }
         tracing::info!(job = job.0, kind = order.kind.as_str(), actor = %who.actor, "work begins");
         let done = self.tasks.spawn(run(config, work, who, working));
@@ -150,7 +154,7 @@ fn same(taken: Taken) -> Result<JobId, MigrationError> {
 }
 
 /// Whoever starts a copy wants it to run.
-async fn wake(shared: &Shared, work: &Work, who: &Who) -> Result<(), MigrationError> {
+async fn wake(shared: &Shared, work: &Work, who: &Who) -> Result<(), BackfillError> {
     let Work::Backfill { entity, .. } = work else { return Ok(()) };
     backfill::pause(&shared.source, &shared.target, std::slice::from_ref(entity), false, who).await?;
     Ok(())
@@ -234,7 +238,7 @@ async fn run(mut config: Config, work: Work, who: Who, working: Working) {
                     Box::pin(compare(&config, (&source, &target), &work, &who, working)).await.err()
                 }
                 Some(Err(error)) => {
-                    working.end(&Ending::failed(None, error.to_string())).await;
+                    working.end(&Ending::failed(error.database(), error.to_string())).await;
                     Some(error.to_string())
                 }
                 None => {

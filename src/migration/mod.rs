@@ -16,7 +16,7 @@ use crate::backfill::{self, BackfillError};
 use crate::capture;
 use crate::config::{Config, Entity, RowsFrom};
 use crate::job::Who;
-use crate::redact::{HIDDEN, Sight};
+use crate::redact::{HIDDEN, Sight, without_values};
 use crate::relay::Shared;
 pub use crate::repair::Apply;
 use crate::repair::{Action, Repaired};
@@ -77,7 +77,12 @@ fn other_work(job: &Job) -> String {
     if job.stop_asked {
         return format!("{is}, and was asked to end: ask again when it has, which GET /v1/jobs/{id} tells");
     }
-    format!("{is}, and not what is asked for: wait until it has ended, or end it: POST /v1/jobs/{id}/stop")
+    let rests = job.progress.as_ref().and_then(|progress| progress.waits_for.as_ref());
+    let go_on = match (&job.progress, rests.is_some_and(|why| why.starts_with(backfill::PAUSED))) {
+        (Some(progress), true) => format!(", which rests: POST /v1/backfill/{}/resume", progress.entity),
+        _ => String::new(),
+    };
+    format!("{is}, and not what is asked for: wait until it has ended{go_on}, or end it: POST /v1/jobs/{id}/stop")
 }
 
 /// All of it, now.
@@ -370,10 +375,8 @@ fn jobs_seen(jobs: Vec<Job>, sight: &Sight) -> Vec<Job> {
 /// What a repair says of each row has values in it, and what a server says of a failure may have.
 fn job_seen(mut job: Job, sight: &Sight) -> Job {
     if sight.is_limited_anywhere() {
-        job.message = job.message.map(|message| match job.code.as_deref() {
-            Some("lost" | "not_as_expected" | "rows_left" | "begun_anew") => message,
-            _ => HIDDEN.to_owned(),
-        });
+        let code = job.code.as_deref();
+        job.message = job.message.map(|message| reason_seen(code, message));
     }
     let tells_rows = matches!(job.kind.as_str(), "repair" | "resync");
     if let Some(result) = job.result.as_ref().filter(|_| tells_rows && !sight.shows_values()) {
@@ -381,6 +384,14 @@ fn job_seen(mut job: Job, sight: &Sight) -> Job {
         job.result = repaired.ok().and_then(|repaired| to_raw_value(&repaired_seen(repaired)).ok());
     }
     job
+}
+
+/// Why a job failed, without what may quote a row: what is kept may be from before anything was to be hidden.
+fn reason_seen(code: Option<&str>, message: String) -> String {
+    match code {
+        None | Some("failed" | "too_many_refused" | "legacy.key_repeated") => HIDDEN.to_owned(),
+        Some(code) => without_values(code, &message),
+    }
 }
 
 fn repaired_seen(mut repaired: Repaired) -> Repaired {
@@ -399,6 +410,25 @@ fn raw(text: String) -> Box<RawValue> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn why_a_job_failed_is_told_where_nothing_of_a_row_can_be_in_it() {
+        for (code, said, seen) in [
+            (Some("42P01"), "new: relation \"users\" does not exist (42P01)", true),
+            (Some("08006"), "legacy: connection refused", true),
+            (Some("begun_anew"), "the copy of users was begun anew", true),
+            (Some("legacy.key"), "entity users: no unique index", true),
+            (Some("legacy.key_repeated"), "two rows have the same key, mail = a@b.c", false),
+            (Some("too_many_refused"), "such as: no place for ada", false),
+            (Some("22P02"), "legacy: invalid input syntax for type integer: \"ada\" (22P02)", false),
+            (Some("P0001"), "new: no place for ada (P0001)", false),
+            (Some("failed"), "a row cannot be read: ada", false),
+            (None, "ada", false),
+        ] {
+            let expected = if seen { said } else { HIDDEN };
+            assert_eq!(reason_seen(code, said.to_owned()), expected, "{code:?}");
+        }
+    }
 
     #[test]
     fn a_page_ends_where_the_next_one_begins() {

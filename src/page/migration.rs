@@ -43,7 +43,9 @@ fn sentence(entities: &[EntityState]) -> Option<String> {
     Some(match least {
         Phase::Nothing => format!("{which} {has} no first copy yet: only what events bring is in the new database."),
         Phase::Copying => format!("{which} {is} being copied."),
-        Phase::Left => format!("{which} {is} copied but for rows that were left out: outbox-relay backfill says why."),
+        Phase::Left => {
+            format!("{which} {is} copied but for rows that were left out: outbox-relay backfill --status says why.")
+        }
         Phase::Copied => format!("{which} {is} copied and {has} not been verified yet."),
         Phase::Differing => format!("{which} differed from the legacy one when last verified."),
         Phase::Following => format!("{which} {is} copied, followed by events, and {has} been found equal."),

@@ -162,9 +162,11 @@ impl Task<'_> {
                 json!({ "report": report.map(|id| id.0), "entity": entity.map(|entity| &entity.name) })
             }
             Task::Resync(entity, Wanted::Keys(keys)) => {
-                // Not all of them are kept: which they were, the digest tells.
+                // Not all of them are kept: which they were, in whatever order, the digest tells.
+                let mut keys: Vec<&RowKey> = keys.iter().collect();
+                keys.sort();
                 let first: Vec<_> = keys.iter().take(100).map(|key| &key.0).collect();
-                json!({ "entity": entity.name, "keys": first, "rows": keys.len(), "keys_sha256": digest(keys) })
+                json!({ "entity": entity.name, "keys": first, "rows": keys.len(), "keys_sha256": digest(&keys) })
             }
             Task::Resync(entity, Wanted::Since(Since { since, until })) => {
                 json!({ "entity": entity.name, "since": since, "until": until })
@@ -175,7 +177,7 @@ impl Task<'_> {
 }
 
 /// Of all keys, in their order.
-fn digest(keys: &[RowKey]) -> String {
+fn digest(keys: &[&RowKey]) -> String {
     let text = json!(keys.iter().map(|key| &key.0).collect::<Vec<_>>()).to_string();
     let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
     digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()

@@ -113,7 +113,7 @@ pub struct Copied {
     pub began_at: DateTime<Utc>,
     /// When somebody last copied something.
     pub touched_at: DateTime<Utc>,
-    /// When the last page was done.
+    /// When all was done: its rows, those that were left out tried again, the sequences set.
     pub ended_at: Option<DateTime<Utc>>,
     /// The sequences behind the table's columns that were set past the highest value at the end.
     pub sequences: Vec<String>,

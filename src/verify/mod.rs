@@ -32,7 +32,7 @@ use crate::lease::LeaseError;
 use crate::mapping::MappingError;
 use crate::mapping::compare::{Comparison, Hash};
 use crate::redact::Sight;
-use crate::source::{KeyTrouble, Legacy, RowKey, Source};
+use crate::source::{Legacy, RowKey, Source};
 use crate::target::{Progress as Told, ReportId, Target};
 
 /// How it is done.
@@ -124,10 +124,7 @@ impl VerifyError {
             VerifyError::NotAsExpected { .. } => {
                 Ending::Failed { code: "not_as_expected".to_owned(), message: self.to_string() }
             }
-            _ => match database.and_then(KeyTrouble::of) {
-                Some(trouble) => Ending::Failed { code: trouble.code().to_owned(), message: self.shown_to(sight) },
-                None => Ending::failed(database, self.shown_to(sight)),
-            },
+            _ => Ending::failed(database, self.shown_to(sight)),
         }
     }
 }

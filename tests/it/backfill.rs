@@ -177,6 +177,26 @@ async fn a_copy_that_dies_between_any_two_steps_goes_on_where_it_was() {
 }
 
 #[tokio::test]
+async fn an_outage_between_the_last_row_and_the_end_is_waited_for() {
+    if !has_failpoints() {
+        return;
+    }
+    let mut servers = own_servers().await;
+    let stage = copying::stage(servers.pair().await, 20, |_| {}).await;
+    let mut copier = Copier::start(&stage, Some("rows_copied=stop"));
+    copier.stands_still().await;
+    let (_, target) = connect::open(&stage.config).await.unwrap();
+    assert_eq!(target.copies().await.unwrap()[0].ended_at, None, "the sequences are not set yet");
+    servers.new.kill().await;
+    servers.new.restart().await.unwrap();
+    copier.go_on();
+    assert!(copier.ended().await, "it goes on where it was");
+    let (_, target) = connect::open(&stage.config).await.unwrap();
+    assert!(target.copies().await.unwrap()[0].ended_at.is_some());
+    agree(&stage).await;
+}
+
+#[tokio::test]
 async fn what_was_read_before_a_copy_was_begun_anew_is_not_noted_of_the_new_one() {
     if !has_failpoints() {
         return;
@@ -240,7 +260,6 @@ async fn with_people(pair: Pair) -> Stage {
 async fn a_restart_of_two_that_ends_in_the_first_and_is_gone_on_with_copies_both_anew() {
     let stage = with_people(pair().await).await;
     assert!(copy(&stage).await.is_whole());
-    stage.pair.new.run("DROP TRIGGER watch ON users").await;
     stage.pair.new.run("UPDATE users SET name = 'wrong'; UPDATE people SET name = 'wrong'").await;
     let options = Options { restart: true, ..Options::default() };
     let stop = CancellationToken::new();
@@ -253,7 +272,8 @@ async fn a_restart_of_two_that_ends_in_the_first_and_is_gone_on_with_copies_both
     assert!(summary.interrupted && summary.forgotten && summary.copies.len() == 1, "{summary:?}");
     let summary = copy(&stage).await;
     assert!(summary.is_whole() && summary.copies.iter().all(|copy| copy.rows == 300), "{summary:?}");
-    let wrong = "SELECT count(*) FROM (SELECT name FROM users UNION ALL SELECT name FROM people) t WHERE name = 'wrong'";
+    let wrong =
+        "SELECT count(*) FROM (SELECT name FROM users UNION ALL SELECT name FROM people) t WHERE name = 'wrong'";
     assert_eq!(stage.pair.new.value::<i64>(wrong).await, 0);
     // Told to end before anything was: then nothing is forgotten.
     let summary = backfill::run(&stage.config, &options, &|_| {}, &stop).await.unwrap();
@@ -651,7 +671,12 @@ async fn what_a_restart_forgets_is_told_and_nothing_is_without_a_yes() {
         let output = program(&folder, arguments).output().await.unwrap();
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
-    // Nothing is to be forgotten yet.
+    // Nothing is there yet to rest, or to be forgotten.
+    let (code, said) = backfill(&["--pause", "users"]).await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("the copy of users was not begun: it cannot rest"), "{said}");
+    let (code, said) = backfill(&["--pause"]).await;
+    assert_eq!(code, Some(0), "{said}");
     let (code, said) = backfill(&["--restart"]).await;
     assert_eq!(code, Some(0), "{said}");
     stage.pair.new.run("UPDATE users SET name = 'wrong' WHERE id = 7").await;
@@ -660,10 +685,41 @@ async fn what_a_restart_forgets_is_told_and_nothing_is_without_a_yes() {
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("users: done, 300 rows") && said.contains("give --yes. Nothing was changed"), "{said}");
     assert_eq!(wrong().await, 1);
+    let (code, said) = backfill(&["--pause", "users"]).await;
+    assert_eq!(code, Some(0), "{said}");
     let (code, said) = backfill(&["users", "--restart", "--yes"]).await;
     assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("It rests: the pause is lifted"), "{said}");
     assert!(said.contains("users: done, 300 rows"), "{said}");
     agree(&stage).await;
+}
+
+#[tokio::test]
+async fn what_the_new_database_quotes_of_a_row_is_neither_said_nor_kept_where_it_is_hidden() {
+    let stage = copying::stage(pair().await, 20, |_| {}).await;
+    let refuses = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN RAISE EXCEPTION 'no place for %', NEW.name; END $$;
+         CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON users FOR EACH ROW WHEN (NEW.name = 'n1') EXECUTE FUNCTION refuse()";
+    stage.pair.new.run(refuses).await;
+    for (redact, shown) in [("", true), ("[redact]\npaths = [\"User: $.name\"]", false)] {
+        let folder = folder_of(&stage, redact);
+        let output = program(&folder, &[]).output().await.unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), said.contains("no place for n1")), (Some(1), shown), "{said}");
+        assert!(said.contains("  users 1: ") && said.contains("(P0001)"), "{said}");
+        let told = program(&folder, &["--status"]).output().await.unwrap();
+        let told = String::from_utf8_lossy(&told.stdout).into_owned();
+        assert!(told.contains("rows were left out: 1 were refused") && !told.contains("n1"), "{told}");
+
+        let folder = folder_of(&stage, &format!("max_refused = 0\n{redact}"));
+        let output = program(&folder, &[]).output().await.unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), said.contains("no place for n1")), (Some(2), shown), "{said}");
+        assert!(said.contains("more than 0 rows were refused"), "{said}");
+        let kept = "SELECT message FROM outbox_relay.job WHERE code = 'too_many_refused' ORDER BY id DESC LIMIT 1";
+        let kept: String = stage.pair.new.value(kept).await;
+        assert_eq!(kept.contains("no place for n1"), shown, "{kept}");
+    }
 }
 
 /// By hand: rows a second beside a COPY through the same mapping, and memory, for as many rows as

@@ -23,7 +23,7 @@ use crate::support::stage::Stage;
 use crate::support::{self, DEADLINE, eventually, pair};
 use crate::verify::verified;
 
-/// The way to a server that takes connections at once, and answers late: each time a little before nobody waits any more.
+/// The way to a server that takes connections at once, and answers late, while it is waited for.
 async fn late(url: &str) -> (String, tokio::task::JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (_, rest) = url.rsplit_once("127.0.0.1:").unwrap();
@@ -34,7 +34,7 @@ async fn late(url: &str) -> (String, tokio::task::JoinHandle<()>) {
         while let Ok((mut client, _)) = listener.accept().await {
             let server = server.clone();
             connections.spawn(async move {
-                tokio::time::sleep(Duration::from_secs(8)).await;
+                tokio::time::sleep(Duration::from_secs(6)).await;
                 let mut server = TcpStream::connect(server).await?;
                 copy_bidirectional(&mut client, &mut server).await
             });
@@ -452,6 +452,9 @@ async fn whoever_asks_for_other_work_than_what_is_under_way_is_refused_and_a_cop
     assert_eq!(admin.post("/v1/verify", json!({})).await.problem(409), "too_many_jobs");
     let again = admin.post("/v1/resync", resync(101, false)).await;
     assert_eq!((again.status, &again.json()["changed"], &again.json()["job"]["id"]), (202, &json!(false), &resyncing));
+    let mut turned = resync(101, false);
+    turned["keys"].as_array_mut().unwrap().reverse();
+    assert_eq!(admin.post("/v1/resync", turned).await.json()["job"]["id"], resyncing, "in another order");
     // The last key is another one, of those that are not kept with the job.
     let other = admin.post("/v1/resync", resync(102, false)).await;
     assert_eq!(other.problem(409), "other_work");
@@ -459,6 +462,7 @@ async fn whoever_asks_for_other_work_than_what_is_under_way_is_refused_and_a_cop
     let other = admin.post("/v1/backfill/users/start", start(true, 100)).await;
     assert_eq!(other.problem(409), "other_work");
     assert!(other.text.contains(&format!("job {copying} is under way, backfill of users for ops")), "{}", other.text);
+    assert!(other.text.contains("POST /v1/backfill/users/resume"), "{}", other.text);
     assert_eq!(copy("state").await, "paused", "it rests on");
     // The same, if faster: this lifts the pause, though no more can be begun; and so it has to wait.
     let same = admin.post("/v1/backfill/users/start", start(false, 200)).await;

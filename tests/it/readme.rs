@@ -101,7 +101,7 @@ const MIGRATION: &[(&str, i32)] = &[
     ("outbox-relay run --until-empty", 0),
     ("outbox-relay backfill", 0),
     ("outbox-relay backfill users --rate 2000", 0),
-    ("outbox-relay backfill --status --json", 0),
+    ("outbox-relay backfill --status", 0),
     ("outbox-relay backfill --pause", 0),
     ("outbox-relay backfill --resume", 0),
     ("outbox-relay plan", 0),

@@ -498,7 +498,9 @@ async fn of_two_processes_one_verifies_at_its_rate_and_the_other_goes_on_when_it
     stage
         .pair
         .new
-        .run("UPDATE outbox_relay.job SET beat_at = beat_at - interval '1 minute' WHERE ended_at IS NULL")
+        .run(&format!(
+            "UPDATE outbox_relay.job SET beat_at = beat_at - interval '1 minute' WHERE ended_at IS NULL AND host LIKE '%:{pid}'"
+        ))
         .await;
     eventually(DEADLINE, "the other one verifies", || async {
         passes(&stage).await.iter().any(|(_, ended, _, process)| *process != pid && ended.is_some())
