@@ -13,7 +13,9 @@ use crate::source::Source;
 use crate::target::Target;
 
 /// Log entries a step: a step is one transaction under the lane's lock, and workers wait for it.
-const ENTRIES: i64 = 4;
+const ENTRIES: i64 = 500;
+/// Events of these.
+const EVENTS: i64 = 4000;
 /// Entries that one lane of the target forgets at once.
 const FORGOTTEN: i64 = 1000;
 /// Skipped events a step.
@@ -44,7 +46,7 @@ pub async fn run_once(config: &Config, source: &Source, target: &Target) -> sqlx
         let Some(Some(there)) = there.get(&lane) else { continue };
         // Busy all the while: its turn comes.
         let Some(mut locked) = source.wait_for_lane(lane, A_MOMENT).await? else { continue };
-        let retired = locked.retire(age, ENTRIES, *there).await?;
+        let retired = locked.retire(age, ENTRIES, EVENTS, *there).await?;
         locked.commit().await?;
         counts.processed += retired.events;
         counts.entries += retired.entries;

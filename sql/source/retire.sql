@@ -1,15 +1,16 @@
 -- Deletes a lane's oldest entries together with their processed events, and leaves the mark. Under the lane's lock.
 -- $1 lane, $2 seconds: entries and events older than that, $3 entries at the most, $4 and $5 token and nonce of the newest entry
--- that the target is seen to have. One that is old enough, and that the target has, always stays: whatever healing puts back or
+-- that the target is seen to have, $6 events at the most, or one entry: an entry has one event while they trickle, and thousands of a
+-- backlog. One that is old enough, and that the target has, always stays: whatever healing puts back or
 -- settles above it, both sides remember that one. Always a prefix of the log, whatever a failover did to the clock. An event of an
 -- old entry that was processed again since (replayed) belongs to a newer entry, and stays.
 WITH oldest AS MATERIALIZED (
-    SELECT token, ids, settled_at,
+    SELECT token, ids, settled_at, sum(cardinality(ids)) OVER (ORDER BY token) - cardinality(ids) AS before,
            bool_and(settled_at < now() - make_interval(secs => $2)) OVER (ORDER BY token) AS is_old
     FROM (SELECT * FROM {relay}.batch_log WHERE lane = $1 ORDER BY lane, token LIMIT $3 + 1) b
 ), old AS MATERIALIZED (
     SELECT token, ids, settled_at FROM oldest
-    WHERE token < (SELECT max(token) FROM oldest WHERE is_old AND token <= $4)
+    WHERE before < $6 AND token < (SELECT max(token) FROM oldest WHERE is_old AND token <= $4)
       AND EXISTS (SELECT FROM {relay}.batch_log WHERE lane = $1 AND token = $4 AND nonce = $5)
 ), ids AS MATERIALIZED (
     SELECT unnest(ids) AS id FROM old

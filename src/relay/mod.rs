@@ -193,19 +193,21 @@ impl LastRound {
     /// After another round. `took` if it settled anything.
     fn then(self, took: Option<Duration>, flows: bool) -> LastRound {
         let Some(took) = took else { return LastRound { flows, ..self } };
-        // What was quick once is forgotten by a fiftieth a round.
-        let quickest = if self.quickest.is_zero() { took } else { took.min(self.quickest * 51 / 50) };
+        // What was quick once is forgotten, but not before an hour that is busy is over.
+        let quickest = if self.quickest.is_zero() { took } else { took.min(self.quickest + self.quickest / FORGET) };
         LastRound { took, quickest, flows }
     }
 
-    /// How long to rest: a third of a quick round, and twice what the last one took longer than that. So servers that are busy are given time,
-    /// rounds there are fewer and larger; and those that are only far are not taken for busy.
+    /// How long to rest: a third of a quick round, and twice what the last one took longer than two of these. So servers that are busy are
+    /// given time, rounds there are fewer and larger; and those that are only far are not taken for busy.
     fn rest(self) -> Duration {
-        let longer = self.took.saturating_sub(self.quickest);
+        let longer = self.took.saturating_sub(self.quickest * 2);
         (self.quickest / 3 + longer * 2).clamp(REST_MIN, REST_MAX)
     }
 }
 
+/// A round makes what is taken for quick longer by so small a part.
+const FORGET: u32 = 100_000;
 const REST_MIN: Duration = Duration::from_millis(1);
 const REST_MAX: Duration = Duration::from_millis(50);
 
@@ -456,10 +458,12 @@ mod tests {
             // Far: it is always so.
             (&[60, 60], 20),
             // Busy: it was quicker.
-            (&[3, 9], 12),
+            (&[4, 14], 13),
+            // As ever.
+            (&[4, 7], 1),
             (&[3, 60], 50),
             // Not any more.
-            (&[3, 9, 3], 1),
+            (&[4, 14, 3], 1),
         ] {
             assert_eq!(rest(rounds), milliseconds, "{rounds:?}");
         }
@@ -467,7 +471,7 @@ mod tests {
         let last = LastRound::default().then(Some(Duration::from_millis(9)), true);
         assert_eq!(last.then(None, false), LastRound { flows: false, ..last });
         // It is forgotten.
-        assert_eq!(rest(&[&[3][..], &[9; 100]].concat()), 3);
+        assert_eq!(rest(&[&[3][..], &[9; 200_000]].concat()), 3);
     }
 
     #[test]

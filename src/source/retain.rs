@@ -56,10 +56,10 @@ impl Source {
 impl SourceLane {
     /// Deletes this lane's oldest entries, at most `entries` and none younger than `age`, with their events. `there`: the newest
     /// entry that the target was seen to have; what it does not have may have to be put back.
-    pub async fn retire(&mut self, age: Duration, entries: i64, there: BatchKey) -> sqlx::Result<Retired> {
+    pub async fn retire(&mut self, age: Duration, entries: i64, events: i64, there: BatchKey) -> sqlx::Result<Retired> {
         let sql = self.source.names.render(include_str!("../../sql/source/retire.sql"));
         let retire = self.source.query(&sql).bind(self.lane).bind(age.as_secs_f64()).bind(entries);
-        let retire = retire.bind(there.token).bind(there.nonce);
+        let retire = retire.bind(there.token).bind(there.nonce).bind(events);
         let row = retire.fetch_one(self.session.connection()).await?;
         let count = |column| row.try_get::<i64, _>(column).map(i64::unsigned_abs);
         Ok(Retired { events: count("events")?, entries: count("entries")? })
