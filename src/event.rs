@@ -1,5 +1,6 @@
 //! The words of the protocol as types: ids, tokens, lanes, states.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -39,6 +40,22 @@ number! {
 #[sqlx(transparent)]
 #[serde(transparent)]
 pub struct Lane(pub i32);
+
+impl Lane {
+    /// As a script has several: `ARRAY[3,7]::int[]`.
+    pub(crate) fn list(lanes: &[Lane]) -> String {
+        let numbers: Vec<String> = lanes.iter().map(Lane::to_string).collect();
+        format!("ARRAY[{}]::int[]", numbers.join(","))
+    }
+
+    /// What a script says that locks `asked` lanes, as far as it can, and then reads all of them: first the locked ones, a row each with
+    /// `locked`, and then `asked` rows. Which were locked, and the rows that were read.
+    pub(crate) fn locked(rows: &[PgRow], asked: usize) -> sqlx::Result<(HashSet<Lane>, &[PgRow])> {
+        let (locked, read) = rows.split_at(rows.len().saturating_sub(asked));
+        let locked = locked.iter().map(|row| Ok(Lane(row.try_get("locked")?))).collect::<sqlx::Result<_>>()?;
+        Ok((locked, read))
+    }
+}
 
 impl fmt::Display for Lane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::source::KeyTrouble;
-use crate::target::{Begun, Job, JobId, Progress, Target};
+use crate::target::{Job, JobId, Progress, Target};
 
 /// What kind of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -224,7 +224,7 @@ impl Place {
     /// One of these; none: all are taken.
     pub fn of(all: &Arc<Semaphore>) -> Option<Place> {
         let place = Place { all: all.clone(), held: Arc::default() };
-        place.is_held_now().then_some(place)
+        place.take().then_some(place)
     }
 
     fn held(&self) -> MutexGuard<'_, Option<OwnedSemaphorePermit>> {
@@ -237,7 +237,7 @@ impl Place {
     }
 
     /// Takes one again, if it was given back. False: all are taken.
-    pub fn is_held_now(&self) -> bool {
+    pub fn take(&self) -> bool {
         let mut held = self.held();
         if held.is_none() {
             *held = self.all.clone().try_acquire_owned().ok();
@@ -266,11 +266,7 @@ impl std::fmt::Debug for Working {
 impl Working {
     /// Begins it. It is told to end with `stop`, or by whoever asks for it on the target.
     pub async fn begin(target: &Target, order: &Order, stop: &CancellationToken) -> sqlx::Result<Working> {
-        match target.begin_job(order, &[]).await? {
-            Begun::New(id) => Ok(Working::of(target, id, stop)),
-            // Nothing was asked for that it must not be begun beside.
-            Begun::Beside(taken) => Ok(Working::of(target, JobId(taken.job.id), stop)),
-        }
+        Ok(Working::of(target, target.begin_job(order).await?, stop))
     }
 
     /// Begins it unless one of these kinds is under way for one of its entities.
@@ -280,10 +276,7 @@ impl Working {
         unless: &[Kind],
         stop: &CancellationToken,
     ) -> sqlx::Result<Result<Working, Box<Taken>>> {
-        Ok(match target.begin_job(order, &words(unless)).await? {
-            Begun::New(id) => Ok(Working::of(target, id, stop)),
-            Begun::Beside(taken) => Err(taken),
-        })
+        Ok(target.begin_job_unless(order, &words(unless)).await?.map(|id| Working::of(target, id, stop)))
     }
 
     fn of(target: &Target, id: JobId, stop: &CancellationToken) -> Working {
@@ -412,12 +405,12 @@ mod tests {
     fn a_place_that_is_given_back_is_anothers_until_that_one_is_gone() {
         let all = Arc::new(Semaphore::new(1));
         let first = Place::of(&all).unwrap();
-        assert!(Place::of(&all).is_none() && first.clone().is_held_now());
+        assert!(Place::of(&all).is_none() && first.clone().take());
         first.give_back();
         let other = Place::of(&all).unwrap();
-        assert!(!first.is_held_now());
+        assert!(!first.take());
         drop(other);
-        assert!(first.is_held_now() && Place::of(&all).is_none());
+        assert!(first.take() && Place::of(&all).is_none());
         drop(first);
         assert!(Place::of(&all).is_some());
     }

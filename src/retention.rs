@@ -32,8 +32,8 @@ pub struct Counts {
     pub entries: u64,
 }
 
-/// How long a lane is waited for: while events flow, it is free for a moment only between one batch and the next.
-const A_MOMENT: Duration = Duration::from_millis(500);
+/// How long housekeeping waits for a lane: while events flow, it is free for a moment only between one batch and the next.
+pub(crate) const A_MOMENT: Duration = Duration::from_millis(500);
 
 /// Deletes a bounded amount. More may be left when anything was deleted.
 pub async fn run_once(config: &Config, source: &Source, target: &Target) -> sqlx::Result<Counts> {

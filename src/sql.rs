@@ -63,6 +63,17 @@ where
     sqlx::query_scalar(trusted(sql)).persistent(prepared)
 }
 
+/// What lies one after the other: how many come before each, and how many each has.
+pub(crate) fn spans(counts: impl Iterator<Item = usize>) -> (Vec<i32>, Vec<i32>) {
+    let counts: Vec<i32> = counts.map(|count| i32::try_from(count).unwrap_or(i32::MAX)).collect();
+    let before = counts.iter().scan(0, |before, count| {
+        let skipped = *before;
+        *before += count;
+        Some(skipped)
+    });
+    (before.collect(), counts)
+}
+
 /// Text whose only variable parts came through [`ident`], [`literal`] or a number.
 pub fn trusted(sql: &str) -> AssertSqlSafe<String> {
     AssertSqlSafe(sql.to_owned())
@@ -79,5 +90,11 @@ mod tests {
             render("SELECT {outbox}, {pending}, '{}'", &names),
             "SELECT \"od\"\"d\", E'it''s \\\\ pending', '{}'"
         );
+    }
+
+    #[test]
+    fn what_lies_one_after_the_other_is_found_again() {
+        assert_eq!(spans([2, 1, 3].into_iter()), (vec![0, 2, 3], vec![2, 1, 3]));
+        assert_eq!(spans([].into_iter()), (vec![], vec![]));
     }
 }

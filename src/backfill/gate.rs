@@ -67,7 +67,7 @@ impl Gate<'_> {
             let mut why = wait.as_ref().map(Wait::why);
             match (&wait, self.place) {
                 (Some(Wait::Paused), Some(place)) => place.give_back(),
-                (None, Some(place)) if !place.is_held_now() => {
+                (None, Some(place)) if !place.take() => {
                     why = Some(
                         "this process does as much as it may at a time: it goes on when something ends".to_owned(),
                     );

@@ -22,8 +22,6 @@ const SWEEP_AGAIN: Duration = Duration::from_millis(500);
 
 /// Aggregates that a sweep looks at under one lock.
 const AGGREGATES_A_STEP: u32 = 2000;
-/// How long a lane is waited for: while events flow, it is free for a moment only between one batch and the next.
-const A_MOMENT: Duration = Duration::from_millis(500);
 
 /// Deletes what is old enough until the shutdown.
 pub(super) async fn retain(shared: Arc<Shared>, stop: CancellationToken) {
@@ -107,7 +105,7 @@ async fn sweep_lane(shared: &Shared, lane: Lane) -> sqlx::Result<SweptLane> {
     let mut from = Some(i64::MIN);
     // Step by step, so that the lane's workers go on in between.
     while let Some(hash) = from {
-        let Some(mut locked) = shared.source.wait_for_lane(lane, A_MOMENT).await? else {
+        let Some(mut locked) = shared.source.wait_for_lane(lane, retention::A_MOMENT).await? else {
             return Ok(SweptLane { released, whole: false });
         };
         let swept = locked.sweep(hash, AGGREGATES_A_STEP, &mapped, &pass, shared.config.relay.batch).await?;

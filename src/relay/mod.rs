@@ -152,7 +152,12 @@ impl Shared {
 
     /// A look was answered, so that an idle relay knows that the target is back.
     pub(crate) fn target_seen(&self) {
-        if self.breaker.seen() {
+        self.target_answers(self.breaker.seen());
+    }
+
+    /// The target answered; whether that is news.
+    fn target_answers(&self, news: bool) {
+        if news {
             self.metrics.breaker("target", false);
             tracing::info!("the target answers again");
         }

@@ -5,17 +5,14 @@
 //! gets an entry of its own in both logs, so that healing knows no rounds. Does only what is plain: a lane where anything is the matter
 //! drops out, and where something goes wrong the whole round is undone, before it has taken effect. Both are then left to batches.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
-
-use uuid::Uuid;
 
 use super::Shared;
 use super::apply::together;
 use super::router::{Destination, Router};
 use super::tally::{Tally, count};
 use super::visit::{BatchError, Counts};
-use crate::event::{BatchKey, Event, Identity, Lane};
+use crate::event::{Event, Identity, Lane};
 use crate::failpoint::reach;
 use crate::lease::LeaseError;
 use crate::session::sqlstate;
@@ -88,7 +85,7 @@ async fn attempt(shared: &Shared, lanes: &[Lane]) -> Result<Round, BatchError> {
     let router = shared.router();
     let pass = router.passing();
     if !source.parts.is_empty() {
-        let disturbed = source.disturbed(&pass).await.map_err(BatchError::Source)?;
+        let disturbed = source.disturbed(&excluded, &pass).await.map_err(BatchError::Source)?;
         round.alone.extend(source.drop_unless(|part| !disturbed.contains(&part.lane) && is_plain(part, &router)));
     }
     if source.parts.is_empty() {
@@ -119,7 +116,7 @@ async fn attempt(shared: &Shared, lanes: &[Lane]) -> Result<Round, BatchError> {
 fn agrees(part: &Part, here: &Identity, target: &TargetLanes) -> bool {
     let Some(entry) = &part.newest else { return false };
     let Some((key, peer)) = target.newest.get(&part.lane) else { return false };
-    entry.key == *key && entry.peer == target.identity && peer == here && part.token > key.token && !part.put_back
+    entry.key == *key && entry.peer == target.identity && peer == here && part.key.token > key.token && !part.put_back
 }
 
 /// Whether every claimed event has a way through the mapping.
@@ -134,12 +131,10 @@ async fn take_effect(
     mut target: TargetLanes,
     started: Instant,
 ) -> Result<Vec<(Lane, Counts)>, BatchError> {
-    let key = |part: &Part| BatchKey { token: part.token, nonce: Uuid::new_v4() };
-    let keys: HashMap<Lane, BatchKey> = source.parts.iter().map(|part| (part.lane, key(part))).collect();
     let entries: Vec<LaneEntry<'_>> = source
         .parts
         .iter()
-        .map(|part| LaneEntry { lane: part.lane, key: keys[&part.lane], applied: &part.claim.events })
+        .map(|part| LaneEntry { lane: part.lane, key: part.key, applied: &part.claim.events })
         .collect();
     let appended = target.append(&entries, &source.identity).await.map_err(BatchError::Target)?;
     if !appended {
@@ -150,7 +145,7 @@ async fn take_effect(
     target.commit().await.map_err(BatchError::Target)?;
     // From here on it has taken effect.
     reach("target_committed");
-    let settled_at = source.settle(&keys, &there).await.map_err(LeaseError::of_settling)?;
+    let settled_at = source.settle(&there).await.map_err(LeaseError::of_settling)?;
     reach("settled");
     let parts = std::mem::take(&mut source.parts);
     source.commit().await.map_err(BatchError::Source)?;

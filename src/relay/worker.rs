@@ -96,9 +96,8 @@ async fn make_round(shared: &Shared, board: &Board, lanes: &[Lane]) -> usize {
     let found = round.settled.len();
     if round.settled.is_empty() {
         shared.breaker.learned_nothing();
-    } else if shared.breaker.succeeded() {
-        shared.metrics.breaker("target", false);
-        tracing::info!("the target answers again");
+    } else {
+        shared.target_answers(shared.breaker.succeeded());
     }
     let held_up = round.applying > HELD_UP;
     for (lane, counts) in round.settled {
@@ -178,10 +177,7 @@ async fn report(
         busy(shared, board, lane, errand).await;
         return None;
     }
-    if shared.breaker.succeeded() {
-        shared.metrics.breaker("target", false);
-        tracing::info!("the target answers again");
-    }
+    shared.target_answers(shared.breaker.succeeded());
     if !charged.is_empty() {
         give_back(shared, charged).await;
     }

@@ -4,12 +4,13 @@
 //! Guarantees for each of its lanes what [`SourceLane`](super::SourceLane) and its claim do, or drops the lane out. Does not
 //! know retries, failures, holds and healing: a lane with anything of the kind is for a batch of its own.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt as _;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
+use uuid::Uuid;
 
 use super::claim::{Claim, event};
 use super::lane::{Entry, entry};
@@ -18,6 +19,7 @@ use super::settle::SettleError;
 use super::{PLANS, Source, json_list};
 use crate::event::{BatchKey, Identity, Lane, Status, Token};
 use crate::session::Session;
+use crate::sql::spans;
 
 /// Bytes of a round's payloads at most, as they are stored: small ones, and a compressed one may be fifty times as large.
 const STORED: u64 = 1 << 20;
@@ -26,8 +28,8 @@ const STORED: u64 = 1 << 20;
 pub struct Part {
     /// Which.
     pub lane: Lane,
-    /// Drawn for this batch.
-    pub token: Token,
+    /// Of the batch: its token was drawn for it.
+    pub key: BatchKey,
     /// The newest entry of the log, if there is one.
     pub newest: Option<Entry>,
     /// Somebody put events back below the lane's position.
@@ -48,16 +50,10 @@ pub struct SourceLanes {
     pub paused: Vec<String>,
 }
 
-/// `ARRAY[3,7]::int[]`
-pub(crate) fn lane_numbers(lanes: &[Lane]) -> [(&'static str, String); 1] {
-    let numbers: Vec<String> = lanes.iter().map(Lane::to_string).collect();
-    [("lane_numbers", format!("ARRAY[{}]::int[]", numbers.join(",")))]
-}
-
 impl Source {
     /// Takes the leases of these lanes, as far as no other worker has them. One round trip.
     pub async fn lock_lanes(&self, lanes: &[Lane]) -> sqlx::Result<SourceLanes> {
-        let numbers = lane_numbers(lanes);
+        let numbers = [("lane_numbers", Lane::list(lanes))];
         let script = format!(
             "{} {PLANS} {} {}",
             self.limits.sql(),
@@ -65,16 +61,14 @@ impl Source {
             crate::sql::render(&self.statements.read_lanes, &numbers)
         );
         let (session, rows) = Session::begin(&self.pool, &script).await?;
-        // Last come as many rows as lanes were asked for; those before name the locked ones.
-        let (locked, read) = rows.split_at(rows.len().saturating_sub(lanes.len()));
-        let locked =
-            locked.iter().map(|row| Ok(Lane(row.try_get("locked")?))).collect::<sqlx::Result<HashSet<Lane>>>()?;
-        let parts = read.iter().map(part).collect::<sqlx::Result<Vec<Part>>>()?;
+        let (locked, read) = Lane::locked(&rows, lanes.len())?;
         let first = read.first().ok_or(sqlx::Error::RowNotFound)?;
+        let mut parts = read.iter().map(part).collect::<sqlx::Result<Vec<Part>>>()?;
+        parts.retain(|part| locked.contains(&part.lane));
         Ok(SourceLanes {
             identity: Identity(first.try_get("identity")?),
             paused: json_list(first, "paused")?,
-            parts: parts.into_iter().filter(|part| locked.contains(&part.lane)).collect(),
+            parts,
             source: self.clone(),
             session,
         })
@@ -85,7 +79,7 @@ fn part(row: &PgRow) -> sqlx::Result<Part> {
     let put_back: Option<i64> = row.try_get("put_back")?;
     Ok(Part {
         lane: row.try_get("lane")?,
-        token: Token(row.try_get("drawn")?),
+        key: BatchKey { token: Token(row.try_get("drawn")?), nonce: Uuid::new_v4() },
         newest: BatchKey::of_row(row)?.map(|key| entry(row, key)).transpose()?,
         put_back: put_back.is_some(),
         claim: Claim::default(),
@@ -167,13 +161,13 @@ impl SourceLanes {
     }
 
     /// Reads again what the claim may have missed: the lanes where something is the matter, and what was claimed may not just be
-    /// applied. `pass`: aggregate types whose failed events hold nobody back.
-    pub async fn disturbed(&mut self, pass: &[String]) -> sqlx::Result<HashSet<Lane>> {
+    /// applied. `stopped`: the types that it left out; `pass`:
+    /// aggregate types whose failed events hold nobody back.
+    pub async fn disturbed(&mut self, stopped: &[String], pass: &[String]) -> sqlx::Result<HashSet<Lane>> {
         let mut aggregates = HashSet::new();
         for part in &self.parts {
             aggregates.extend(part.claim.events.iter().map(|event| (part.lane, &event.aggregate)));
         }
-        let first = self.parts.first().map(|part| part.claim.stopped.clone()).unwrap_or_default();
         let rows = self
             .source
             .query(&self.source.statements.disturbed_lanes)
@@ -183,7 +177,7 @@ impl SourceLanes {
                 self.parts.iter().map(|part| part.claim.events.last().map_or(i64::MIN, |e| e.id.0)).collect::<Vec<_>>(),
             )
             .bind(self.parts.iter().map(|part| part.claim.events.len() as i64).collect::<Vec<_>>())
-            .bind(first)
+            .bind(stopped)
             .bind(aggregates.iter().map(|(lane, _)| *lane).collect::<Vec<_>>())
             .bind(aggregates.iter().map(|(_, aggregate)| aggregate.kind.as_str()).collect::<Vec<_>>())
             .bind(aggregates.iter().map(|(_, aggregate)| aggregate.id.as_str()).collect::<Vec<_>>())
@@ -194,11 +188,7 @@ impl SourceLanes {
     }
 
     /// Marks every claimed event as processed, and appends each lane's entry; `COMMIT` is the caller's. Returns the source's clock.
-    pub async fn settle(
-        &mut self,
-        keys: &HashMap<Lane, BatchKey>,
-        peer: &Identity,
-    ) -> Result<DateTime<Utc>, SettleError> {
+    pub async fn settle(&mut self, peer: &Identity) -> Result<DateTime<Utc>, SettleError> {
         let events = || self.parts.iter().flat_map(|part| &part.claim.events);
         let ids: Vec<_> = events().map(|event| event.id).collect();
         let done = self
@@ -214,7 +204,6 @@ impl SourceLanes {
         }
         let scans: Vec<_> = self.parts.iter().map(|part| next_scan(&part.claim, None)).collect();
         let parents: Vec<_> = self.parts.iter().map(|part| part.newest.as_ref().map(|entry| entry.key)).collect();
-        let keys: Vec<_> = self.parts.iter().filter_map(|part| keys.get(&part.lane)).collect();
         let (skipped, counts) = spans(self.parts.iter().map(|part| part.claim.events.len()));
         let holders = scans.iter().map(|scan| {
             let holders = scan.mark.as_ref().map(|mark| mark.holders.as_slice()).unwrap_or_default();
@@ -224,8 +213,8 @@ impl SourceLanes {
             .source
             .query_scalar(&self.source.statements.append_lanes)
             .bind(self.lanes())
-            .bind(keys.iter().map(|key| key.token).collect::<Vec<_>>())
-            .bind(keys.iter().map(|key| key.nonce).collect::<Vec<_>>())
+            .bind(self.parts.iter().map(|part| part.key.token).collect::<Vec<_>>())
+            .bind(self.parts.iter().map(|part| part.key.nonce).collect::<Vec<_>>())
             .bind(parents.iter().map(|parent| parent.map(|key| key.token)).collect::<Vec<_>>())
             .bind(parents.iter().map(|parent| parent.map(|key| key.nonce)).collect::<Vec<_>>())
             .bind(&peer.0)
@@ -253,27 +242,5 @@ impl SourceLanes {
     /// `ROLLBACK`; gives the leases back.
     pub async fn release_leases(self) {
         self.session.rollback().await;
-    }
-}
-
-/// What lies one after the other: how many come before each, and how many each has.
-pub(crate) fn spans(counts: impl Iterator<Item = usize>) -> (Vec<i32>, Vec<i32>) {
-    let counts: Vec<i32> = counts.map(|count| i32::try_from(count).unwrap_or(i32::MAX)).collect();
-    let before = counts.iter().scan(0, |before, count| {
-        let skipped = *before;
-        *before += count;
-        Some(skipped)
-    });
-    (before.collect(), counts)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_lies_one_after_the_other_is_found_again() {
-        assert_eq!(spans([2, 1, 3].into_iter()), (vec![0, 2, 3], vec![2, 1, 3]));
-        assert_eq!(spans([].into_iter()), (vec![], vec![]));
     }
 }

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 
 use super::Target;
 use crate::job::{Ending, Order, Taken};
+use crate::session::Session;
 use crate::sql::from_json;
 
 /// Names a job.
@@ -104,26 +105,35 @@ fn job(row: &PgRow) -> sqlx::Result<Job> {
     })
 }
 
-/// What came of asking for work that must not be done twice at once.
-pub(crate) enum Begun {
-    /// It has begun.
-    New(JobId),
-    /// Somebody is at work beside which it is not begun.
-    Beside(Box<Taken>),
-}
+/// What a job is read from: the columns of every statement that reads some.
+pub(super) const COLUMNS: &str = "id, kind, entities, request::text AS request, actor, reason, via, host, began_at, beat_at, \
+     progress::text AS progress, stop, ended_at, \
+     CASE WHEN ended_at IS NOT NULL THEN state WHEN beat_at > clock_timestamp() - interval '30 seconds' THEN 'running' ELSE 'lost' END AS state, \
+     code, message, result::text AS result";
 
 impl Target {
-    /// Begins a job. `unless`: not if one of these kinds is under way for one of its entities.
-    pub(crate) async fn begin_job(&self, order: &Order, unless: &[&str]) -> sqlx::Result<Begun> {
+    /// Begins a job.
+    pub(crate) async fn begin_job(&self, order: &Order) -> sqlx::Result<JobId> {
+        self.begin(self.alone().await?, order).await
+    }
+
+    /// The same, unless one of these kinds is under way for one of its entities: that one.
+    pub(crate) async fn begin_job_unless(
+        &self,
+        order: &Order,
+        unless: &[&str],
+    ) -> sqlx::Result<Result<JobId, Box<Taken>>> {
         let mut session = self.alone().await?;
-        if !unless.is_empty() {
-            let sql = self.render(include_str!("../../sql/target/job_beside.sql"));
-            let beside = self.query(&sql).bind(unless).bind(&order.entities).fetch_all(session.connection()).await?;
-            if let Some(taken) = Taken::of(beside.iter().map(job).collect::<sqlx::Result<_>>()?, order) {
-                session.rollback().await;
-                return Ok(Begun::Beside(Box::new(taken)));
-            }
+        let sql = self.render(include_str!("../../sql/target/job_beside.sql"));
+        let beside = self.query(&sql).bind(unless).bind(&order.entities).fetch_all(session.connection()).await?;
+        if let Some(taken) = Taken::of(beside.iter().map(job).collect::<sqlx::Result<_>>()?, order) {
+            session.rollback().await;
+            return Ok(Err(Box::new(taken)));
         }
+        self.begin(session, order).await.map(Ok)
+    }
+
+    async fn begin(&self, mut session: Session, order: &Order) -> sqlx::Result<JobId> {
         let sql = self.render(include_str!("../../sql/target/job_begin.sql"));
         let begin = self
             .query_scalar(&sql)
@@ -136,7 +146,7 @@ impl Target {
             .bind(crate::job::host());
         let id = begin.fetch_one(session.connection()).await?;
         session.commit().await?;
-        Ok(Begun::New(JobId(id)))
+        Ok(JobId(id))
     }
 
     /// Jobs of these kinds that are under way for one of the order's entities, the first that began first.

@@ -1,6 +1,6 @@
 //! Several lanes of the target, locked in one transaction: what is applied takes effect for all of them, or for none.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use sqlx::Row;
@@ -8,7 +8,7 @@ use sqlx::Row;
 use super::{Hand, Target};
 use crate::event::{BatchKey, Event, Identity, Lane};
 use crate::session::Session;
-use crate::source::{lane_numbers, spans};
+use crate::sql::spans;
 
 /// How long a statement may take while several lanes wait with it; a tenth of it for a lock: less than `deadlock_timeout`.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -42,14 +42,15 @@ impl Target {
         let patience = (self.limits.deadline / 3).min(PATIENCE).as_millis().max(1);
         let script = format!(
             "{} SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {patience}; {plans}",
-            self.opening(&self.statements.lock_lanes, &self.statements.read_lanes, &lane_numbers(lanes)),
+            self.opening(
+                &self.statements.lock_lanes,
+                &self.statements.read_lanes,
+                &[("lane_numbers", Lane::list(lanes))]
+            ),
             (patience / 10).max(1),
         );
         let (session, rows) = Session::begin(&self.pool, &script).await?;
-        // Last come as many rows as lanes were asked for; those before name the locked ones.
-        let (locked, read) = rows.split_at(rows.len().saturating_sub(lanes.len()));
-        let locked =
-            locked.iter().map(|row| Ok(Lane(row.try_get("locked")?))).collect::<sqlx::Result<HashSet<Lane>>>()?;
+        let (locked, read) = Lane::locked(&rows, lanes.len())?;
         let first = read.first().ok_or(sqlx::Error::RowNotFound)?;
         let identity = Identity(first.try_get("identity")?);
         let mut newest = HashMap::new();

@@ -24,7 +24,6 @@ use uuid::Uuid;
 
 pub use self::backfill::{Copied, CopyId, HandingOut, LeftRow, Page, Reason};
 pub use self::compare::{Found, Looked, Shipped};
-pub(crate) use self::job::Begun;
 pub use self::job::{Job, JobId, Progress};
 pub(crate) use self::lanes::{LaneEntry, TargetLanes};
 pub use self::repair::{Repair, RepairedLast, RepairedRow};
@@ -228,6 +227,7 @@ pub fn names(schema: &str, source_id: Uuid) -> Vec<(&'static str, String)> {
         ("relay", ident(schema)),
         ("source", format!("{}::uuid", literal(&source_id.to_string()))),
         ("identity", Identity::SQL.to_owned()),
+        ("job_columns", job::COLUMNS.to_owned()),
     ]
 }
 
