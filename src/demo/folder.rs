@@ -35,11 +35,9 @@ impl Folder {
     pub(super) fn create() -> anyhow::Result<Folder> {
         let id = Uuid::new_v4().simple().to_string();
         let path = std::env::temp_dir().join(format!("outbox-relay-demo-{}", &id[..8]));
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&path)
+        let guard = Guard::make(&path)
             .with_context(|| format!("cannot create the folder {}; set TMPDIR to where it may be", path.display()))?;
-        let folder = Folder { _guard: Guard::over(&path)?, path };
+        let folder = Folder { _guard: guard, path };
         for (name, text) in FILES {
             folder.write(name, text, 0o600)?;
         }

@@ -15,8 +15,7 @@ mod replica;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::TcpListener;
-use std::os::unix::fs::{DirBuilderExt, chown};
-use std::os::unix::process::CommandExt;
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -155,12 +154,10 @@ impl Server {
             None => process::temporary_folder(account.as_ref())?,
         };
         let dir = parent.join(format!("outbox-relay-{name}-{}", Uuid::new_v4().simple()));
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&dir)
+        let guard = Guard::make(&dir)
             .with_context(|| format!("cannot create the folder {} for a Postgres server", dir.display()))?;
         let server = Self {
-            _guard: Guard::over(&dir)?,
+            _guard: guard,
             name: name.to_owned(),
             binaries,
             account,
@@ -294,11 +291,11 @@ impl Server {
     }
 
     async fn copy_to(&self, folder: &Path) -> anyhow::Result<()> {
-        let mut command = self.command("pg_basebackup");
+        let mut command = self.worker("pg_basebackup");
         command.arg("--pgdata").arg(folder).args(["--host=127.0.0.1", "--username=postgres", "--no-password"]);
         command.arg(format!("--port={}", self.port)).env("PGPASSWORD", self.password.as_deref().unwrap_or_default());
         command.args(["--checkpoint=fast", "--no-sync", "--no-manifest", "--wal-method=stream"]);
-        run(command).await
+        self.run(command, "pg_basebackup").await
     }
 
     /// The server dies, and a replica that had received nothing since the snapshot takes over, on the same port: commits
@@ -310,14 +307,14 @@ impl Server {
         self.kill().await;
         let data = self.dir.join("data");
         fs::remove_dir_all(&data)?;
-        let mut copy = self.command_of(Path::new("cp"));
+        let mut copy = self.worker("cp");
         copy.arg("-Rp").arg(&snapshot.dir).arg(&data);
-        run(copy).await?;
+        self.run(copy, "cp").await?;
         self.launch().await
     }
 
     async fn initdb(&self, options: &Options) -> anyhow::Result<()> {
-        let mut command = self.command("initdb");
+        let mut command = self.worker("initdb");
         command.arg("--pgdata").arg(self.dir.join("data"));
         command.args(["--username=postgres", "--no-locale", "--encoding=UTF8", "--no-sync"]);
         command.arg(format!("--wal-segsize={}", options.wal_segment_megabytes));
@@ -331,7 +328,7 @@ impl Server {
         } else {
             command.arg("--auth=trust");
         }
-        run(command).await?;
+        self.run(command, "initdb").await?;
         let mut file = File::options().append(true).open(self.dir.join("data/postgresql.conf"))?;
         for (setting, value) in &options.settings {
             writeln!(file, "{setting} = {value}")?;
@@ -356,13 +353,14 @@ impl Server {
     /// Starts the postmaster and waits until it says, in the file that `pg_ctl --wait` reads too, that it is ready.
     async fn launch(&mut self) -> anyhow::Result<()> {
         let log = File::create(self.dir.join("log"))?;
-        let mut command = self.command("postgres").into_std();
+        let mut command = self.worker("postgres").into_std();
         command.arg("-D").arg(self.dir.join("data")).arg("-p").arg(self.port.to_string());
-        command.stdout(log.try_clone()?).stderr(log).process_group(0);
+        command.stdout(log.try_clone()?).stderr(log);
         let mut postmaster = command.spawn().context("cannot start postgres")?;
         let until = Instant::now() + DEADLINE;
         let ready = loop {
             if postmaster.try_wait()?.is_some() {
+                self.forget_worker(postmaster.id());
                 bail!("the {} server has ended while it started\n{}", self.name, self.log_tail());
             }
             if self.says_ready(postmaster.id()) {
@@ -379,8 +377,12 @@ impl Server {
                 None => bail!("the {} server was taken away while it started", self.name),
             }
         };
+        let id = postmaster.id();
         self.postmaster = Some(postmaster);
-        if !ready {
+        if ready {
+            // From here on its lock file tells of it.
+            self.forget_worker(id);
+        } else {
             bail!("the {} server is not ready after {DEADLINE:?}\n{}", self.name, self.log_tail());
         }
         Ok(())
@@ -405,12 +407,8 @@ impl Server {
         let _ = fs::remove_file(lock);
     }
 
-    fn command(&self, binary: &str) -> tokio::process::Command {
-        self.command_of(&self.binaries.path(binary))
-    }
-
     /// A command that runs as the server's account, in the server's folder, untouched by the caller's `PG…` variables.
-    fn command_of(&self, program: &Path) -> tokio::process::Command {
+    fn command(&self, program: &Path) -> tokio::process::Command {
         let mut command = tokio::process::Command::new(program);
         for (variable, _) in std::env::vars_os() {
             if variable.to_string_lossy().starts_with("PG") {
@@ -422,6 +420,35 @@ impl Server {
         }
         command.env("LC_ALL", "C").current_dir(&self.dir).stdin(Stdio::null());
         command
+    }
+
+    /// A program that works in the server's folder, and in a process group of its own. It tells the guard of itself, and does not begin where
+    /// the folder is gone.
+    fn worker(&self, program: &str) -> tokio::process::Command {
+        let ours = self.binaries.path(program);
+        let program = if ours.is_file() { ours } else { PathBuf::from(program) };
+        let mut command = self.command(Path::new("/bin/sh"));
+        command.args(["-c", r#": > "worker.$$" && exec "$0" "$@""#]).arg(program).process_group(0);
+        command
+    }
+
+    /// The guard need not see to it any more.
+    fn forget_worker(&self, id: u32) {
+        // Not there if it could not begin.
+        let _ = fs::remove_file(self.dir.join(format!("worker.{id}")));
+    }
+
+    /// Runs a worker to its end; a failure carries what it said.
+    async fn run(&self, mut worker: tokio::process::Command, name: &str) -> anyhow::Result<()> {
+        worker.kill_on_drop(true).stdout(Stdio::null()).stderr(Stdio::piped());
+        let child = worker.spawn().with_context(|| format!("cannot run {name}"))?;
+        let id = child.id().unwrap_or_default();
+        let output = child.wait_with_output().await.with_context(|| format!("cannot wait for {name}"))?;
+        self.forget_worker(id);
+        if !output.status.success() {
+            bail!("{name} failed ({})\n{}", output.status, String::from_utf8_lossy(&output.stderr).trim_end());
+        }
+        Ok(())
     }
 }
 
@@ -452,17 +479,6 @@ impl Mode {
             Self::Immediate => Signal::SIGQUIT,
         }
     }
-}
-
-/// Runs a command to its end; a failure carries what it said.
-async fn run(mut command: tokio::process::Command) -> anyhow::Result<()> {
-    let program = command.as_std().get_program().to_string_lossy().into_owned();
-    let output =
-        command.process_group(0).kill_on_drop(true).output().await.with_context(|| format!("cannot run {program}"))?;
-    if !output.status.success() {
-        bail!("{program} failed ({})\n{}", output.status, String::from_utf8_lossy(&output.stderr).trim_end());
-    }
-    Ok(())
 }
 
 fn free_port() -> io::Result<u16> {

@@ -122,12 +122,18 @@ async fn ctrl_c_ends_a_demo_and_nothing_is_left() {
 
 #[tokio::test]
 async fn a_killed_demo_leaves_nothing() {
-    for sign_of_life in ["Starting two", "written"] {
+    // From its first breath until events flow; most of it is making and starting the servers.
+    for milliseconds in [0, 2, 5, 10, 20, 50, 100, 200, 400, 800, 1600] {
         let mut program = Program::start(&[]);
-        program.line(|line| line.contains(sign_of_life));
+        program.line(|line| line.contains("Starting two"));
+        tokio::time::sleep(Duration::from_millis(milliseconds)).await;
         program.signal(Signal::SIGKILL);
-        assert_eq!(program.end().await.0, None);
+        assert_eq!(program.end().await.0, None, "after {milliseconds} ms");
     }
+    let mut program = Program::start(&[]);
+    program.line(|line| line.contains("written"));
+    program.signal(Signal::SIGKILL);
+    assert_eq!(program.end().await.0, None);
 }
 
 #[tokio::test]
