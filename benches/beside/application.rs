@@ -20,6 +20,9 @@ use crate::report::{Report, Target, of, rounds, spread, table};
 const FULL: u64 = 20;
 const CLIENTS: u32 = 8;
 const ACCOUNTS: i64 = 100_000;
+/// What a relay's part is measured beside.
+const WITHOUT: usize = 3;
+const LINGER: &str = "linger = \"50ms\"\n";
 /// Events a second, from others, while the relay's part is measured.
 const EVENTS: u32 = 1_000;
 
@@ -35,14 +38,17 @@ enum Way {
     Beside,
     /// and a relay carries them over
     Relay,
+    /// and one that lingers
+    Lingering,
 }
 
-const LINES: [(&str, Way); 5] = [
+const LINES: [(&str, Way); 6] = [
     ("two writes a transaction", Way::Alone),
     ("… and an event, no relay", Way::Outbox),
     ("… and an event with a `NOTIFY`, no relay", Way::Notify),
     ("two writes, while others write 1,000 events/s, no relay", Way::Beside),
     ("… and a relay carries them over", Way::Relay),
+    ("… or one with `linger = \"50ms\"`", Way::Lingering),
 ];
 
 pub(crate) async fn measure(ground: &Ground, scale: Scale, relay: &str) -> Result<Report> {
@@ -52,9 +58,9 @@ pub(crate) async fn measure(ground: &Ground, scale: Scale, relay: &str) -> Resul
     let kept_apart = [ground.legacy.pid(), Some(own)].into_iter().flatten().all(|pid| keep_to("0", pid))
         && ground.new.pid().is_some_and(|pid| keep_to("1", pid));
     let mut rates: [Vec<f64>; LINES.len()] = Default::default();
-    let mut spent = Vec::new();
+    let mut spent: [Vec<f64>; LINES.len()] = Default::default();
     for _ in 0..scale.rounds {
-        for ((label, way), rates) in LINES.iter().zip(&mut rates) {
+        for (((label, way), rates), spent) in LINES.iter().zip(&mut rates).zip(&mut spent) {
             let (rate, cpu) = once(ground, *way, seconds, relay).await?;
             eprintln!("{label}: {rate:.0}/s");
             rates.push(rate);
@@ -64,10 +70,14 @@ pub(crate) async fn measure(ground: &Ground, scale: Scale, relay: &str) -> Resul
     for pid in [ground.legacy.pid(), ground.new.pid(), Some(own)].into_iter().flatten() {
         keep_to(&format!("0-{last}"), pid);
     }
-    let mut table = table(["", "transactions/s", "to the first line's", "to the line's before", "which is to be"]);
+    let mut table = table(["", "transactions/s", "to the first line's", "to the one without", "which is to be"]);
     for (at, ((label, way), runs)) in LINES.iter().zip(&rates).enumerate() {
         let to = |other: &[f64]| spread(runs.iter().zip(other).map(|(one, other)| one / other).collect());
-        let before = at.checked_sub(1).map(|before| to(&rates[before]));
+        let without = match way {
+            Way::Relay | Way::Lingering => Some(WITHOUT),
+            _ => at.checked_sub(1),
+        };
+        let before = without.map(|before| to(&rates[before]));
         table.add_row([
             (*label).to_owned(),
             spread(runs.clone()).told(0),
@@ -75,20 +85,21 @@ pub(crate) async fn measure(ground: &Ground, scale: Scale, relay: &str) -> Resul
             before.map(|ratio| ratio.told(2)).unwrap_or_default(),
             // The relay's part: what is left with one of what was there without.
             before
-                .filter(|_| *way == Way::Relay)
+                .filter(|_| matches!(way, Way::Relay | Way::Lingering))
                 .map(|ratio| Target::AtLeast(0.95).told(ratio.middle))
                 .unwrap_or_default(),
         ]);
     }
     let done = format!(
-        "{CLIENTS} clients, {} each, {}; {}. The relay itself took {} % of a core.",
+        "{CLIENTS} clients, {} each, {}; {}. The relay itself took {} % of a core, the one that lingers {}.",
         of(seconds, FULL, "seconds"),
         rounds(scale.rounds),
         match kept_apart {
             true => "legacy database and writers on one core, relay and new database on the other",
             false => "all on the same cores",
         },
-        spread(spent).told(0),
+        spread(spent[WITHOUT + 1].clone()).told(0),
+        spread(spent[WITHOUT + 2].clone()).told(0),
     );
     Ok(Report { done, table })
 }
@@ -104,7 +115,8 @@ fn keep_to(cores: &str, pid: u32) -> bool {
 /// Transactions a second; and the share of a core that the relay took, if one ran.
 async fn once(ground: &Ground, way: Way, seconds: u64, relay: &str) -> Result<(f64, Option<f64>)> {
     let pair = ground.pair().await?;
-    let setup = Setup { relay: relay.to_owned(), ..Setup::default() };
+    let linger = if way == Way::Lingering { LINGER } else { "" };
+    let setup = Setup { relay: format!("{linger}{relay}"), ..Setup::default() };
     let installed = Installed::new(ground, &pair, Effect::Upsert, &setup).await?;
     run(
         &pair.legacy,
@@ -124,7 +136,7 @@ async fn once(ground: &Ground, way: Way, seconds: u64, relay: &str) -> Result<(f
         .await?;
     }
     let mut process = match way {
-        Way::Relay => Some(installed.start(&[])?),
+        Way::Relay | Way::Lingering => Some(installed.start(&[])?),
         _ => None,
     };
     if let Some(process) = &process {
@@ -133,7 +145,7 @@ async fn once(ground: &Ground, way: Way, seconds: u64, relay: &str) -> Result<(f
     }
     ground.settled().await?;
     let others = match way {
-        Way::Beside | Way::Relay => {
+        Way::Beside | Way::Relay | Way::Lingering => {
             let url = pair.legacy.clone();
             Some(tokio::spawn(async move { write_evenly(&url, EVENTS, seconds, "SELECT FROM e").await }))
         }

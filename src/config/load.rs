@@ -155,6 +155,7 @@ fn read(r: &mut Reader<'_>) -> Config {
         lanes: r.get("relay.lanes", Number(1..=1024), 16),
         deadline: r.get("relay.deadline", Time(secs(1)..=HOUR), secs(30)),
         poll_max: r.get("relay.poll_max", Time(millis(1)..=MINUTE), millis(250)),
+        linger: r.get("relay.linger", Time(Duration::ZERO..=MINUTE), Duration::ZERO),
         replica_lag: r.get("relay.replica_lag", Time(Duration::ZERO..=30 * DAY), HOUR),
     };
     let retry = Retry {

@@ -2,6 +2,7 @@
 //! and is left to a batch of its own.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use outbox_relay::event::Lane;
 use outbox_relay::relay::Shared;
@@ -346,4 +347,26 @@ async fn a_relay_makes_rounds_while_events_trickle_and_ends_what_drops_out() {
     assert_ne!(stage.status(poison).await, "processed");
     assert_eq!(stage.count("processed").await, 60 * 40);
     stage.oracle_agrees().await;
+}
+
+#[tokio::test]
+async fn who_lingers_looks_for_new_events_only_so_long_after_it_brought_some() {
+    const LINGER: Duration = Duration::from_millis(700);
+    let stage = Stage::with(|config| (config.relay.lanes, config.relay.linger) = (LANES, LINGER)).await;
+    let running = stage.start().await;
+    // One in its lane alone, which gets a batch; then many, which share a round.
+    for (first, second, events) in [("a", "b", 1), ("c", "d", 40)] {
+        stage.things_of(first, events, events).await;
+        stage.drained().await;
+        stage.things_of(second, events, events).await;
+        stage.drained().await;
+        let sql = format!(
+            "SELECT extract(epoch FROM (SELECT min(processed_at) FROM outbox WHERE aggregate_id LIKE '{second}%')
+                 - (SELECT min(created_at) FROM outbox WHERE aggregate_id LIKE '{first}%'))::float8"
+        );
+        // The look that found the first came after they were written, and the next one so long after it.
+        let between: f64 = stage.pair.legacy.value(&sql).await;
+        assert!(between >= LINGER.as_secs_f64(), "{events}: {between} s");
+    }
+    running.stop().await;
 }
