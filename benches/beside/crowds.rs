@@ -72,9 +72,9 @@ async fn passed_by(installed: &Installed, pair: &Pair) -> Result<()> {
         tokio::time::sleep(Duration::from_millis(100)).await;
         let behind: i64 = value(
             &pair.legacy,
-            "SELECT count(*) FROM outbox_relay.lane n WHERE (SELECT count(*) FROM outbox WHERE lane = n.lane) > 10000
-                AND coalesce((SELECT position FROM outbox_relay.batch_log b WHERE b.lane = n.lane ORDER BY token DESC LIMIT 1), 0)
-                    < (SELECT max(id) FROM outbox WHERE lane = n.lane)",
+            "SELECT count(*) FROM outbox_relay.lane n, (SELECT max(id) AS last, count(*) AS events FROM outbox) o
+             WHERE events > 200000
+                AND coalesce((SELECT position FROM outbox_relay.batch_log b WHERE b.lane = n.lane ORDER BY token DESC LIMIT 1), 0) <= last",
         )
         .await?;
         if behind == 0 {

@@ -83,7 +83,7 @@ async fn batch(
         .await
         .map_err(BatchError::Source)?;
     reach("claimed");
-    if errand.advance && source.nothing_left(&mut claim).await.map_err(BatchError::Source)? {
+    if errand.advance && source.is_worth_an_entry(&mut claim).await.map_err(BatchError::Source)? {
         // A batch without events, for the sake of its entry: the next scan starts past the stopped ones.
         take_effect(source, target, &claim, &Tally::default(), &[], 0).await?;
         return Ok((Outcome::Settled(Counts { took: started.elapsed(), ..Counts::default() }), Charged::new()));

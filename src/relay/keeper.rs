@@ -22,6 +22,8 @@ const SWEEP_AGAIN: Duration = Duration::from_millis(500);
 
 /// Aggregates that a sweep looks at under one lock.
 const AGGREGATES_A_STEP: u32 = 2000;
+/// A step of a sweep that is done so quickly costs nobody anything.
+const QUICK_STEP: Duration = Duration::from_millis(5);
 
 /// Deletes what is old enough until the shutdown.
 pub(super) async fn retain(shared: Arc<Shared>, stop: CancellationToken) {
@@ -49,30 +51,65 @@ pub(super) async fn retain(shared: Arc<Shared>, stop: CancellationToken) {
 
 /// Releases, lane by lane, what a DBA's hand has unblocked, and what waited for an event type to be mapped.
 pub(super) async fn sweep(shared: Arc<Shared>, stop: CancellationToken) {
+    let mut hurry = false;
     loop {
-        let started = Instant::now();
-        let all = sweep_once(&shared, &stop).await.unwrap_or_else(|error| {
+        let mut pace = Pace { hurry, ..Pace::default() };
+        let all = sweep_once(&shared, &stop, &mut pace).await.unwrap_or_else(|error| {
             tracing::debug!(%error, "the sweep waits");
             false
         });
         let pause = if all { SWEEP_EVERY } else { SWEEP_AGAIN };
         tokio::select! {
             () = stop.cancelled() => return,
-            () = shared.sweep_now.notified() => {}
-            () = tokio::time::sleep(pause.max(started.elapsed() * 100)) => {}
+            () = shared.sweep_now.notified() => hurry = true,
+            () = tokio::time::sleep(pause.max(pace.worked * 100)) => hurry = false,
         }
     }
 }
 
+/// How a sweep goes on.
+#[derive(Default)]
+struct Pace {
+    /// It was asked for, because something is likely to be released: no rests.
+    hurry: bool,
+    /// How long its steps took.
+    worked: Duration,
+}
+
+impl Pace {
+    /// After a step, which released so many.
+    async fn rest(&mut self, shared: &Shared, stop: &CancellationToken, took: Duration, released: usize) {
+        self.worked += took;
+        if self.hurry {
+            return;
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = shared.sweep_now.notified() => {
+                self.hurry = true;
+                // Once more, for the lanes that were swept before.
+                shared.sweep_now.notify_one();
+            }
+            () = tokio::time::sleep(rest_after_step(took, released)) => {}
+        }
+    }
+}
+
+/// A look at a hundred thousand aggregates that are rightly held takes seconds: a tenth of the time, lest events that flow wait for it.
+/// What was rightly released is work done, and the next is due.
+fn rest_after_step(took: Duration, released: usize) -> Duration {
+    if released > 0 { Duration::ZERO } else { took.saturating_sub(QUICK_STEP) * 9 }
+}
+
 /// Sweeps every lane that holds something. Whether all of them were had.
-async fn sweep_once(shared: &Shared, stop: &CancellationToken) -> sqlx::Result<bool> {
+async fn sweep_once(shared: &Shared, stop: &CancellationToken, pace: &mut Pace) -> sqlx::Result<bool> {
     let mut all = true;
     // Where nothing is held no lane is locked, for locking burns a transaction id.
     for lane in shared.source.holding().await? {
         if stop.is_cancelled() {
             return Ok(true);
         }
-        match sweep_lane(shared, lane).await {
+        match sweep_lane(shared, lane, stop, pace).await {
             Ok(swept) => {
                 all &= swept.whole;
                 if swept.released > 0 {
@@ -98,20 +135,22 @@ struct SweptLane {
     whole: bool,
 }
 
-async fn sweep_lane(shared: &Shared, lane: Lane) -> sqlx::Result<SweptLane> {
+async fn sweep_lane(shared: &Shared, lane: Lane, stop: &CancellationToken, pace: &mut Pace) -> sqlx::Result<SweptLane> {
     let router = shared.router();
     let (mapped, pass) = (router.mapped(), router.passing());
     let mut released = 0;
     let mut from = Some(i64::MIN);
     // Step by step, so that the lane's workers go on in between.
-    while let Some(hash) = from {
+    while let Some(hash) = from.filter(|_| !stop.is_cancelled()) {
         let Some(mut locked) = shared.source.wait_for_lane(lane, retention::A_MOMENT).await? else {
             return Ok(SweptLane { released, whole: false });
         };
+        let started = Instant::now();
         let swept = locked.sweep(hash, AGGREGATES_A_STEP, &mapped, &pass, shared.config.relay.batch).await?;
         locked.commit().await?;
         released += swept.released.len();
         from = swept.next;
+        pace.rest(shared, stop, started.elapsed(), swept.released.len()).await;
     }
     Ok(SweptLane { released, whole: true })
 }
@@ -204,6 +243,19 @@ pub(super) async fn watch(shared: Arc<Shared>, stop: CancellationToken) {
         let entities = changed.unwrap_or_else(|| current.to_vec());
         if let Err(error) = shared.use_entities(entities, anew).await {
             tracing::debug!(%error, "could not prepare the mappings, trying again");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sweep_that_finds_nothing_leaves_most_of_the_time_to_others() {
+        let ms = Duration::from_millis;
+        for (took, released, rest) in [(3, 0, 0), (45, 0, 360), (45, 1, 0)] {
+            assert_eq!(rest_after_step(ms(took), released), ms(rest), "{took} {released}");
         }
     }
 }

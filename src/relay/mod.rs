@@ -84,7 +84,8 @@ impl Shared {
             state: Mutex::default(),
             sweep_now: tokio::sync::Notify::new(),
         };
-        shared.use_entities(entities, true).await?;
+        // A relay that starts sweeps anyway.
+        shared.exchange_entities(entities, true).await?;
         Ok(shared)
     }
 
@@ -101,7 +102,16 @@ impl Shared {
     /// Uses these entities from the next batch on. `anew`: they have changed, so whatever was stopped because of the old ones is
     /// tried again; else only what was wrong with a mapping is looked at again, because the tables may have been mended.
     pub async fn use_entities(&self, entities: Vec<Entity>, anew: bool) -> sqlx::Result<()> {
+        if self.exchange_entities(entities, anew).await? {
+            self.sweep_now.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Whether other event types are mapped than before, or some are mapped differently.
+    async fn exchange_entities(&self, entities: Vec<Entity>, anew: bool) -> sqlx::Result<bool> {
         let router = Arc::new(Router::compile(&entities, &self.target).await?);
+        let changed = anew || router.mapped() != self.router().mapped();
         let broken: HashMap<String, crate::mapping::MappingError> = router.broken(&entities).into_iter().collect();
         *self.router.write().unwrap_or_else(PoisonError::into_inner) = router.clone();
         *self.entities.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(entities);
@@ -116,8 +126,7 @@ impl Shared {
                 tracing::error!(aggregate_type = %kind, code = error.code, "stopped until it is mended:\n{error}\n  then: outbox-relay check        (the relay resumes by itself)");
             }
         }
-        self.sweep_now.notify_one();
-        Ok(())
+        Ok(changed)
     }
 
     /// A copy of what pages show.

@@ -129,7 +129,9 @@ impl Router {
         let of = |(name, kind): (&String, &AggregateType)| {
             kind.routes.keys().map(|event| (name.clone(), event.clone())).collect::<Vec<_>>()
         };
-        self.types.iter().flat_map(of).collect()
+        let mut mapped: Vec<_> = self.types.iter().flat_map(of).collect();
+        mapped.sort_unstable();
+        mapped
     }
 }
 

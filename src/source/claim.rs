@@ -103,10 +103,17 @@ impl SourceLane {
         })
     }
 
-    /// Whether a claim that found nothing can move the lane's start past what it walked over: a crowd of stopped events, which
-    /// every look would walk over again while nothing else in the lane is settled. Only if nobody has locked a row there.
-    pub async fn nothing_left(&mut self, claim: &mut Claim) -> sqlx::Result<bool> {
-        if !claim.events.is_empty() || claim.decided <= claim.from.saturating_add(CROWD) {
+    /// Whether a claim that found nothing is worth an entry: if that can move the lane's start past what it walked over, a crowd of stopped
+    /// events, which every look would walk over again while nothing else in the lane is settled. Only if nobody has locked a row there.
+    /// In a lane where nothing was ever settled, an entry must first keep the mark by which the next one is decided.
+    pub async fn is_worth_an_entry(&mut self, claim: &mut Claim) -> sqlx::Result<bool> {
+        if !claim.events.is_empty() {
+            return Ok(false);
+        }
+        if self.last_scan().mark.is_none() && claim.mark.is_some() {
+            return Ok(true);
+        }
+        if claim.decided <= claim.from.saturating_add(CROWD) {
             return Ok(false);
         }
         let rows = self

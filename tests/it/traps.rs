@@ -497,6 +497,25 @@ async fn a_quiet_crowd_is_passed_over_unless_somebody_has_locked_a_row_in_it() {
 }
 
 #[tokio::test]
+async fn a_crowd_where_nothing_was_ever_settled_is_passed_over_at_the_second_turn() {
+    let stage = one_lane().await;
+    let shared = stage.shared().await;
+    stage.things(5000, 100).await;
+    stage.pair.legacy.run("INSERT INTO outbox_relay.pause VALUES ('Thing', 'a test', 'me')").await;
+    for passed in [false, true, true] {
+        let errand = Errand { advance: true, ..Errand::default() };
+        batch::run_once(&shared, Lane(0), errand).await.unwrap();
+        assert_eq!(position(&stage).await > 5000, passed);
+        the_mark_is_old(&stage).await;
+    }
+    // It is not lost: resumed, all of it comes.
+    stage.pair.legacy.run("DELETE FROM outbox_relay.pause").await;
+    stage.drain_by_hand(&shared).await;
+    stage.oracle_agrees().await;
+    assert_eq!(stage.count("processed").await, 5000);
+}
+
+#[tokio::test]
 async fn what_is_paused_waits_and_prompts_nobody() {
     let stage = one_lane().await;
     let shared = stage.shared().await;
