@@ -120,9 +120,11 @@ fn obstacles(condition: &Condition) -> Vec<Obstacle> {
     let Some(code) = condition.cause() else { return Vec::new() };
     let one = |message: &str| Obstacle::new(code, message);
     let obstacle = match condition {
-        Condition::Stopping | Condition::Starting(_) | Condition::Behind { .. } | Condition::Failing { .. } => {
-            return Vec::new();
-        }
+        Condition::Stopping
+        | Condition::Starting(_)
+        | Condition::Behind { .. }
+        | Condition::Failing { .. }
+        | Condition::RowsLeft { .. } => return Vec::new(),
         Condition::LanesStopped(lanes) => {
             return lanes.iter().map(|(lane, why)| Obstacle { lane: Some(*lane), ..one(why) }).collect();
         }

@@ -14,6 +14,8 @@ pub(super) const LAG: &str = "lag";
 pub(super) const FAILURES: &str = "failures";
 /// Of a relay that waits for its databases.
 pub(super) const STARTING: &str = "starting";
+/// Of rows that a first copy left out.
+pub(super) const ROWS_LEFT: &str = "rows_left";
 
 /// One thing, as this process sees it.
 #[derive(Debug, Clone, PartialEq)]
@@ -85,6 +87,7 @@ fn failures(facts: &Facts, rules: &Alerts) -> Subject {
 fn of_cause(cause: &'static str, facts: &Facts, found: &[Condition]) -> Subject {
     let name = |condition: &Condition| match condition {
         Condition::Starting(_) => Some(STARTING),
+        Condition::RowsLeft { .. } => Some(ROWS_LEFT),
         other => other.cause(),
     };
     let standing: Vec<&Condition> = found.iter().filter(|condition| name(condition) == Some(cause)).collect();
@@ -94,6 +97,7 @@ fn of_cause(cause: &'static str, facts: &Facts, found: &[Condition]) -> Subject 
         let unknown = match cause {
             STARTING | "database_away" => false,
             "paused" | "divergent" => facts.source_away.is_some(),
+            ROWS_LEFT => facts.rows_left.is_none(),
             // The relay, which would know, is not there yet.
             _ => facts.phase == Phase::Starting,
         };
@@ -124,6 +128,7 @@ pub(super) fn over_again(what: &str) -> &'static str {
         LAG => "The relay has caught up.",
         FAILURES => "The failed events have been dealt with.",
         STARTING => "The relay has started.",
+        ROWS_LEFT => "No row of a first copy is left out any more.",
         "breaker_open" => "The new database answers again.",
         "database_away" => "The legacy database answers again.",
         "stopped" => "No aggregate type is stopped any more.",
@@ -148,7 +153,7 @@ mod tests {
 
     fn rules() -> Alerts {
         let mut causes = CAUSES.to_vec();
-        causes.push(STARTING);
+        causes.extend([STARTING, ROWS_LEFT]);
         let minute = Duration::from_secs(60);
         Alerts { webhook: None, lag: 5 * minute, failures: 4, causes, after: minute, recovery: minute, repeat: minute }
     }
@@ -183,6 +188,13 @@ mod tests {
             (Facts { source_away: Some("gone".into()), ..Facts::default() }, "database_away", Seen::Over(1.0)),
             (Facts { source_away: Some("gone".into()), ..Facts::default() }, "paused", Seen::Unknown),
             (Facts { divergent: 3, ..Facts::default() }, "divergent", Seen::Over(1.0)),
+            (Facts::default(), ROWS_LEFT, Seen::Unknown),
+            (Facts { rows_left: Some([].into()), ..Facts::default() }, ROWS_LEFT, Seen::Under),
+            (
+                Facts { rows_left: Some([("users".to_owned(), 3)].into()), ..Facts::default() },
+                ROWS_LEFT,
+                Seen::Over(1.0),
+            ),
         ] {
             assert_eq!(subjects(&facts, &rules())[what].seen, seen, "{what}");
         }

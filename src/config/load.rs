@@ -39,13 +39,23 @@ const CAUSE: Word<&'static str> = Word(&[
     ("database_away", "database_away"),
     ("lane_stopped", "lane_stopped"),
     ("divergent", "divergent"),
+    ("rows_left", "rows_left"),
     ("reload", "reload"),
     ("slow", "slow"),
     ("paused", "paused"),
 ]);
 /// All but what is done on purpose, and what passes by itself.
-const USUAL_CAUSES: [&str; 8] =
-    ["starting", "stopped", "unmapped", "breaker_open", "database_away", "lane_stopped", "divergent", "reload"];
+const USUAL_CAUSES: [&str; 9] = [
+    "starting",
+    "stopped",
+    "unmapped",
+    "breaker_open",
+    "database_away",
+    "lane_stopped",
+    "divergent",
+    "reload",
+    "rows_left",
+];
 
 /// What was configured, whether or not it is right.
 #[derive(Debug)]

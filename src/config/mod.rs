@@ -250,7 +250,7 @@ pub struct Alerts {
     pub lag: Duration,
     /// So many failed events are one; 0: never. Default 1.
     pub failures: u32,
-    /// The causes of a degraded readiness, and `starting`, that are one.
+    /// The causes of a degraded readiness, `starting` and `rows_left`, that are one.
     pub causes: Vec<&'static str>,
     /// For how long it must be so. Default 1 min.
     pub after: Duration,

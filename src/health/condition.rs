@@ -44,6 +44,11 @@ pub(crate) enum Condition {
     LanesSlow(Vec<Lane>),
     Divergent(u64),
     Reload(String),
+    /// By an entity's first copy, which has ended.
+    RowsLeft {
+        entity: String,
+        rows: u64,
+    },
 }
 
 impl Condition {
@@ -63,11 +68,12 @@ impl Condition {
             Condition::LanesSlow(_) => Matter::Slow,
             Condition::Divergent(_) => Matter::Divergent,
             Condition::Reload(_) => Matter::Reload,
+            Condition::RowsLeft { .. } => Matter::RowsLeft,
         }
     }
 
-    /// The cause that `/readyz` calls `degraded` for; `None`: being behind and failing events degrade nothing, and a relay that
-    /// starts or stops is not ready at all.
+    /// The cause that `/readyz` calls `degraded` for; `None`: being behind, failing events and rows that a copy left out
+    /// degrade nothing, for no other event waits for them, and a relay that starts or stops is not ready at all.
     pub(crate) fn cause(&self) -> Option<&'static str> {
         self.matter().cause()
     }
@@ -99,6 +105,8 @@ pub(crate) fn conditions(facts: &Facts) -> Vec<Condition> {
         found.push(Condition::Divergent(facts.divergent));
     }
     found.extend(facts.reload_error.clone().map(Condition::Reload));
+    let left = facts.rows_left.iter().flatten();
+    found.extend(left.map(|(entity, rows)| Condition::RowsLeft { entity: entity.clone(), rows: *rows }));
     found
 }
 

@@ -1,5 +1,6 @@
 //! What is known, at one moment.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -32,6 +33,8 @@ pub(crate) struct Facts {
     pub(crate) reload_error: Option<String>,
     pub(crate) paused: Vec<Paused>,
     pub(crate) divergent: u64,
+    /// By entity, what its first copy left out, if it has ended and left any; `None`: not known yet.
+    pub(crate) rows_left: Option<BTreeMap<String, u64>>,
     pub(crate) backlog: Option<Arc<Backlog>>,
     /// Failed events and those in retry, where they are known better than from the last count.
     pub(crate) failing: Option<(u64, u64)>,

@@ -109,6 +109,14 @@ pub(crate) fn say(condition: &Condition, facts: &Facts) -> Finding {
             let sentence = "The edited configuration cannot be used; the last good one goes on.";
             Finding::new(matter, sentence, "Mend the file; it is read again by itself.").because(why)
         }
+        Condition::RowsLeft { entity, rows } => {
+            let sentence = format!("The first copy of {entity} left {} out.", several(*rows, "row"));
+            let remedy = format!(
+                "Events flow. `outbox-relay backfill --status` says why, `outbox-relay backfill {entity}` tries them \
+                 again; a repair or an equal verification settles them, too."
+            );
+            Finding::new(matter, sentence, remedy)
+        }
     }
 }
 
@@ -366,6 +374,12 @@ mod tests {
                 Matter::Reload,
                 "last good one goes on",
                 "Mend the file",
+            ),
+            (
+                Facts { rows_left: Some([("users".to_owned(), 3)].into()), ..calm() },
+                Matter::RowsLeft,
+                "The first copy of users left 3 rows out.",
+                "`outbox-relay backfill users` tries them again",
             ),
         ];
         for (facts, matter, sentence, remedy) in table {

@@ -69,6 +69,7 @@ impl Gatherer {
                 facts.slow_lanes = state.slow_lanes.into_iter().collect();
                 facts.reload_error = state.reload_error;
                 facts.source_away = state.source_away;
+                facts.rows_left = state.rows_left;
             }
             None => facts.waits_for = self.operator.waits_for(),
         }

@@ -21,6 +21,7 @@ pub(crate) enum Matter {
     SourceAway,
     Divergent,
     Reload,
+    RowsLeft,
 }
 
 impl Matter {
@@ -40,13 +41,15 @@ impl Matter {
             Matter::SourceAway => "source-away",
             Matter::Divergent => "divergent",
             Matter::Reload => "reload",
+            Matter::RowsLeft => "rows-left",
         }
     }
 
     /// The cause that `/readyz` and the metric `degraded` tell; `None`: nothing is degraded by it.
     pub(crate) fn cause(self) -> Option<&'static str> {
         match self {
-            Matter::Flowing | Matter::Failing | Matter::Behind | Matter::Starting | Matter::Stopping => None,
+            Matter::Flowing | Matter::Failing | Matter::Behind | Matter::RowsLeft => None,
+            Matter::Starting | Matter::Stopping => None,
             Matter::Slow => Some("slow"),
             Matter::Paused => Some("paused"),
             Matter::Unmapped => Some("unmapped"),
@@ -74,6 +77,7 @@ impl Matter {
             Matter::TargetAway | Matter::SourceAway => "Database away",
             Matter::Divergent => "Divergent",
             Matter::Reload => "Configuration",
+            Matter::RowsLeft => "Rows left out",
         }
     }
 
@@ -81,7 +85,12 @@ impl Matter {
         match self {
             Matter::Flowing => Tone::Good,
             Matter::Starting | Matter::Stopping | Matter::Paused => Tone::Calm,
-            Matter::Behind | Matter::Slow | Matter::Divergent | Matter::Reload | Matter::Unmapped => Tone::Warn,
+            Matter::Behind
+            | Matter::Slow
+            | Matter::Divergent
+            | Matter::Reload
+            | Matter::Unmapped
+            | Matter::RowsLeft => Tone::Warn,
             Matter::Failing | Matter::TypeStopped | Matter::LaneStopped | Matter::TargetAway | Matter::SourceAway => {
                 Tone::Bad
             }

@@ -88,6 +88,7 @@ fn version(page: &Page) -> u64 {
         relay.breaker.report().is_some().hash(&mut hash);
         let state = relay.state();
         (state.stopped_lanes, state.slow_lanes, state.source_away.is_some(), state.reload_error).hash(&mut hash);
+        state.rows_left.hash(&mut hash);
     }
     page.backlog.peek().map(|backlog| backlog.as_of).hash(&mut hash);
     hash.finish()

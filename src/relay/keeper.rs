@@ -1,5 +1,6 @@
 //! What a relay does besides moving events: retention, sweeping, and watching the operator's mapping files.
 
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -155,14 +156,21 @@ async fn sweep_lane(shared: &Shared, lane: Lane, stop: &CancellationToken, pace:
     Ok(SweptLane { released, whole: true })
 }
 
-/// Passes on to the metrics how far first copies have come, where an entity has one to make.
+/// Passes on how far first copies have come, where an entity has one to make: to the metrics, and to whoever judges whether all is well.
 pub(super) async fn tell_copies(shared: Arc<Shared>, stop: CancellationToken) {
     const EVERY: Duration = Duration::from_secs(5);
     loop {
         // A database that is away, or has no such tables yet, is told by others.
-        if shared.entities().iter().any(|entity| entity.legacy.is_some())
-            && let Ok(copies) = shared.target.copies().await
-        {
+        let names: HashSet<String> =
+            shared.entities().iter().filter(|of| of.legacy.is_some()).map(|of| of.name.clone()).collect();
+        if names.is_empty() {
+            shared.change_state(|state| state.rows_left = Some(BTreeMap::new()));
+        } else if let Ok(copies) = shared.target.copies().await {
+            let ended = copies.iter().filter(|copy| copy.ended_at.is_some() && names.contains(&copy.entity));
+            let left =
+                ended.map(|copy| (copy.entity.clone(), copy.left().unsigned_abs())).filter(|(_, rows)| *rows > 0);
+            let left = left.collect();
+            shared.change_state(|state| state.rows_left = Some(left));
             for copy in copies {
                 let left = [("refused", copy.refused), ("pending", copy.pending), ("waiting", copy.waiting)];
                 shared.metrics.copied(&copy.entity, copy.rows, left);

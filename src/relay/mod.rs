@@ -66,6 +66,8 @@ pub struct State {
     pub source_away: Option<String>,
     /// The configuration on disk cannot be used; the last good one goes on.
     pub reload_error: Option<String>,
+    /// By entity, how many rows its first copy left out, if it has ended and left any; `None`: not known yet.
+    pub rows_left: Option<BTreeMap<String, u64>>,
 }
 
 impl Shared {

@@ -182,6 +182,10 @@ impl Repair<'_> {
                 (of.kind, of.message) = (Kind::Refused, Some(said));
             }
         }
+        if self.apply {
+            let stand = stand(&here, &judgement);
+            target.stand(&entity.name, &stand).await.map_err(VerifyError::Target)?;
+        }
         Ok((judgement, again, right))
     }
 
@@ -261,6 +265,15 @@ impl Repair<'_> {
             });
         }
     }
+}
+
+/// The legacy keys of those that stand as they should by now: they were right, or were made so.
+fn stand<'s>(here: &'s [Suspect], judgement: &Judgement) -> Vec<&'s RowKey> {
+    let refused = judgement.differences.iter().filter(|d| d.kind == Kind::Refused).filter_map(|d| d.legacy_key.clone());
+    let waiting =
+        judgement.waiting.iter().filter_map(|w| w.key.iter().cloned().collect::<Option<Vec<_>>>().map(RowKey));
+    let not: HashSet<RowKey> = refused.chain(waiting).collect();
+    here.iter().filter_map(|suspect| suspect.from.as_ref()).filter(|from| !not.contains(from)).collect()
 }
 
 /// What is done to rows of the new table.

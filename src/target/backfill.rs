@@ -14,7 +14,7 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
-use super::{Target, TargetLane};
+use super::{ReportId, Target, TargetLane};
 use crate::config::TableName;
 use crate::event::{EventId, Lane};
 use crate::session::Session;
@@ -316,6 +316,12 @@ impl Target {
         rows.iter().map(left_row).collect()
     }
 
+    /// Rows of these entities that were left out before this report was begun, which found both databases equal, no longer are.
+    pub(super) async fn agreed(&self, report: ReportId, entities: &[&str]) -> sqlx::Result<()> {
+        let sql = self.render(include_str!("../../sql/target/backfill_agreed.sql"));
+        self.ask(self.query(&sql).bind(report.0).bind(entities)).await.map(drop)
+    }
+
     /// Notes the sequences that were set at the end of a copy.
     pub async fn note_sequences(&self, copy: &CopyId, sequences: &[String]) -> sqlx::Result<()> {
         let sql = self.render(include_str!("../../sql/target/backfill_sequences.sql"));
@@ -402,6 +408,16 @@ impl TargetLane {
             .bind(rows.iter().map(|row| row.message.as_deref()).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.event).collect::<Vec<_>>());
         Ok(left.fetch_optional(self.session.connection()).await?.is_some())
+    }
+
+    /// The rows of these legacy keys stand as they should: no copy has left them out any longer.
+    pub async fn stand(&mut self, entity: &str, keys: &[&RowKey]) -> sqlx::Result<()> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let sql = self.target.render(include_str!("../../sql/target/backfill_repaired.sql"));
+        let keys: Vec<String> = keys.iter().map(|key| to_text(key)).collect();
+        self.target.query(&sql).bind(entity).bind(keys).execute(self.session.connection()).await.map(drop)
     }
 
     /// These are no longer left out: so many were copied, the others are gone. False: as of [`TargetLane::lane_done`].

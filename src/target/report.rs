@@ -105,7 +105,7 @@ impl Target {
         self.ask(query(&sql, false).bind(id.0).bind(entities).bind(texts)).await.map(drop)
     }
 
-    /// Ends a report.
+    /// Ends a report. What it found equal, no first copy has left out any longer.
     pub async fn end_report(&self, id: ReportId, report: &Report) -> sqlx::Result<()> {
         let sql = self.render(include_str!("../../sql/target/report_end.sql"));
         let outcome = match report.outcome {
@@ -118,7 +118,9 @@ impl Target {
         let sql = self.render(include_str!("../../sql/target/report_entities.sql"));
         let entities: Vec<&str> = report.entities.iter().map(|e| e.entity.as_str()).collect();
         let texts: Vec<String> = report.entities.iter().map(|e| serde_json::to_string(e).unwrap_or_default()).collect();
-        self.ask(query(&sql, false).bind(id.0).bind(entities).bind(texts)).await.map(drop)
+        self.ask(query(&sql, false).bind(id.0).bind(entities).bind(texts)).await?;
+        let agreed: Vec<&str> = report.entities.iter().filter(|of| of.agrees()).map(|of| of.entity.as_str()).collect();
+        if agreed.is_empty() { Ok(()) } else { self.agreed(id, &agreed).await }
     }
 
     /// All that a report found.

@@ -212,6 +212,11 @@ impl EntityReport {
         self.missing_in_new + self.missing_in_legacy + self.differing + self.refused
     }
 
+    /// Whether every row was looked at, and stands as it should: none differs, none waits for an event.
+    pub(crate) fn agrees(&self) -> bool {
+        self.outcome == Outcome::Equal && self.complete && self.method != "sample" && self.waiting == 0
+    }
+
     pub(crate) fn count(&mut self, kind: Kind) {
         *match kind {
             Kind::MissingInNew => &mut self.missing_in_new,

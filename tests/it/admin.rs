@@ -729,6 +729,10 @@ async fn readiness_says_what_is_wrong_and_to_strangers_only_its_code() {
     let shared = stage.shared().await;
     api.operator.attach(shared.clone());
     assert_eq!(board.get("/readyz").await.ok(), json!({"status": "ok"}));
+    // The page tells it; no event waits for such rows.
+    shared.change_state(|state| state.rows_left = Some([("users".to_owned(), 3)].into()));
+    assert_eq!(board.get("/readyz").await.ok(), json!({"status": "ok"}));
+    assert!(board.get("/").await.text.contains("The first copy of users left 3 rows out."));
     stage.event("Parcel", "1", "Sent", "{}").await;
     stage.drain_by_hand(&shared).await;
     stage

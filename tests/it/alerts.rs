@@ -10,8 +10,9 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 
 use crate::run::Relay;
-use crate::support::eventually;
+use crate::support::copying;
 use crate::support::stage::Stage;
+use crate::support::{eventually, pair};
 
 /// Processes start, count their backlog every five seconds and look every two.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -124,6 +125,29 @@ async fn while_one_process_sends_a_message_no_other_sends_it_too() {
     drop(relays);
     let of_it: Vec<_> = hook.taken().into_iter().filter(|(what, _)| what == "divergent").collect();
     assert_eq!(of_it, pairs(&[("divergent", "firing")]));
+}
+
+#[tokio::test]
+async fn rows_that_a_first_copy_left_out_are_told_until_a_later_one_has_brought_them() {
+    let stage = copying::stage(pair().await, 20, |_| {}).await;
+    let hook = Hook::open(&[]).await;
+    let variables = [
+        ("OUTBOX_RELAY_ALERTS__WEBHOOK", hook.url.as_str()),
+        ("OUTBOX_RELAY_ALERTS__AFTER", "0s"),
+        ("OUTBOX_RELAY_ALERTS__RECOVERY", "1s"),
+    ];
+    stage.pair.new.run("ALTER TABLE users ADD CONSTRAINT names CHECK (name NOT IN ('n7', 'n8'))").await;
+    assert_eq!(copying::copy(&stage).await.copies[0].refused, 2);
+    let relay = Relay::start_with(&stage, &[], &variables);
+    let told = || hook.taken().into_iter().filter(|(what, _)| what == "rows_left").collect::<Vec<_>>();
+    eventually(PATIENCE, "it is told", || async { told() == pairs(&[("rows_left", "firing")]) }).await;
+    stage.pair.new.run("ALTER TABLE users DROP CONSTRAINT names").await;
+    assert!(copying::copy(&stage).await.is_whole());
+    let both = pairs(&[("rows_left", "firing"), ("rows_left", "resolved")]);
+    eventually(PATIENCE, "and that it is over", || async { told() == both }).await;
+    let text = hook.taken.lock().unwrap().iter().find(|it| it["what"] == "rows_left").unwrap()["text"].to_string();
+    assert!(text.contains("The first copy of users left 2 rows out."), "{text}");
+    drop(relay);
 }
 
 #[tokio::test]
