@@ -174,7 +174,7 @@ pub(super) async fn repairs(State(state): Shared, Extension(who): Who, pairs: Pa
 pub(super) async fn jobs(State(state): Shared, Extension(who): Who, pairs: Pairs) -> Answer<Jobs> {
     let (page, _) = page(pairs, false)?;
     let (relay, sight) = ground(&state, &who)?;
-    let read = migration::jobs(&relay.target, page, &sight).await;
+    let read = migration::jobs(relay, page, &sight).await;
     let (items, next_cursor) = read.map_err(|error| Problem::target(&error))?;
     Ok(Json(Jobs { items, next_cursor }))
 }
@@ -184,7 +184,7 @@ pub(super) async fn jobs(State(state): Shared, Extension(who): Who, pairs: Pairs
 pub(super) async fn job(State(state): Shared, Extension(who): Who, id: Id) -> Answer<Job> {
     let id = number(id)?;
     let (relay, sight) = ground(&state, &who)?;
-    let found = migration::job(&relay.target, JobId(id), &sight).await.map_err(|error| Problem::target(&error))?;
+    let found = migration::job(relay, JobId(id), &sight).await.map_err(|error| Problem::target(&error))?;
     found.map(Json).ok_or_else(|| Problem::nothing(format!("there is no job {id}")))
 }
 
@@ -337,7 +337,7 @@ pub(super) async fn stop_job(
 async fn start(state: &Inner, who: &Caller, work: Work, asking: Asking) -> Result<Response, Problem> {
     let (relay, sight) = ground(state, who)?;
     let Started { job: id, began } = state.jobs.start(relay, work, asking).await?;
-    let job = migration::job(&relay.target, id, &sight).await.map_err(|error| Problem::target(&error))?;
+    let job = migration::job(relay, id, &sight).await.map_err(|error| Problem::target(&error))?;
     let job = job.ok_or_else(|| Problem::nothing(format!("there is no job {} any more", id.0)))?;
     if began && job.code.as_deref() == Some("not_as_expected") {
         return Err(Problem::new(StatusCode::CONFLICT, "not_as_expected", job.message.unwrap_or_default()));

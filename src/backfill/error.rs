@@ -5,7 +5,7 @@ use crate::connect::{self, ConnectError};
 use crate::disposition::{self, logged, told};
 use crate::job::Ending;
 use crate::mapping::MappingError;
-use crate::redact::Sight;
+use crate::redact::Quoting;
 
 /// Why it cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -69,19 +69,18 @@ impl BackfillError {
         }
     }
 
-    /// As whoever may see so much is told: what a server quotes of a row is left out where anything is hidden. What is wrong with a mapping
-    /// was found before it was given a row.
-    pub fn shown_to(&self, sight: &Sight) -> String {
-        match self {
-            BackfillError::Mapping(error) => error.to_string(),
-            other if sight.is_limited_anywhere() => other.logged(),
-            other => other.to_string(),
+    /// As whoever may see so much is told. What is wrong with a mapping was found before it was given a row.
+    pub fn shown(&self, quoting: Quoting) -> String {
+        match (self, quoting) {
+            (BackfillError::Mapping(error), _) => error.to_string(),
+            (other, Quoting::NoValues) => other.logged(),
+            (other, Quoting::Values) => other.to_string(),
         }
     }
 
     /// As its job ends, and is kept for those who may see most.
-    pub(crate) fn ending(&self, sight: &Sight) -> Ending {
-        let message = self.shown_to(sight);
+    pub(crate) fn ending(&self, quoting: Quoting) -> Ending {
+        let message = self.shown(quoting);
         match self {
             BackfillError::BegunAnew { .. } => Ending::Failed { code: "begun_anew".to_owned(), message },
             BackfillError::Rows { code, .. } => Ending::Failed { code: code.clone(), message },

@@ -32,7 +32,7 @@ use crate::failpoint::reach;
 use crate::job::{Ending, Kind, Order, Place, Who, Working};
 use crate::mapping;
 use crate::plan;
-use crate::redact::Sight;
+use crate::redact::Quoting;
 use crate::retry::Pause;
 use crate::source::{Legacy, Source};
 use crate::target::{Copied, CopyId, Prepared, Progress, Target};
@@ -201,11 +201,12 @@ pub async fn run(
     tell: &(dyn Fn(Told) + Sync),
     stop: &CancellationToken,
 ) -> Result<Summary, BackfillError> {
+    let quoting = config.redact.for_admins().quoting(&config.entities, &options.entities);
     let entities = match wanted(config, &options.entities) {
         Ok(entities) => entities,
         Err(error) => {
             if let Some(job) = &options.job {
-                job.end(&error.ending(&config.redact.for_admins())).await;
+                job.end(&error.ending(quoting)).await;
             }
             return Err(error);
         }
@@ -233,14 +234,14 @@ pub async fn run(
         tell(told);
     };
     let done = job.during(Box::pin(audited(config, options, (entities, opened), &tell, job.stop()))).await;
-    job.end(&ending(&done, &config.redact.for_admins())).await;
+    job.end(&ending(&done, quoting)).await;
     done
 }
 
-fn ending(done: &Result<Summary, BackfillError>, sight: &Sight) -> Ending {
+fn ending(done: &Result<Summary, BackfillError>, quoting: Quoting) -> Ending {
     let summary = match done {
         Ok(summary) => summary,
-        Err(error) => return error.ending(sight),
+        Err(error) => return error.ending(quoting),
     };
     let result = serde_json::json!({ "copies": summary.copies });
     if summary.interrupted {

@@ -37,8 +37,9 @@ pub(super) async fn command(args: &BackfillArgs, mut config: Config) -> anyhow::
     let view = View::new(args.json);
     let stop = on_signals()?;
     let sight = config.redact.for_admins();
+    let quoting = sight.quoting(&config.entities, &options.entities);
     let done = backfill::run(&config, &options, &|told| view.told(&told), &stop).await;
-    let summary = done.map_err(|error| anyhow::anyhow!("{}", error.shown_to(&sight)))?;
+    let summary = done.map_err(|error| anyhow::anyhow!("{}", error.shown(quoting)))?;
     view.end();
     if summary.interrupted {
         say(how_to_go_on(args.restart, summary.forgotten));

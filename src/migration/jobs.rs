@@ -137,7 +137,8 @@ impl Jobs {
         };
         let job = working.id;
         if let Err(error) = working.during(wake(shared, &work, &who)).await {
-            working.end(&error.ending(&config.redact.for_admins())).await;
+            let quoting = config.redact.for_admins().quoting(&config.entities, &order.entities);
+            working.end(&error.ending(quoting)).await;
             return Err(error.into());
         }
         tracing::info!(job = job.0, kind = order.kind.as_str(), actor = %who.actor, "work begins");

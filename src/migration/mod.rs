@@ -16,7 +16,7 @@ use crate::backfill::{self, BackfillError};
 use crate::capture;
 use crate::config::{Config, Entity, RowsFrom};
 use crate::job::Who;
-use crate::redact::{HIDDEN, Sight, without_values};
+use crate::redact::{HIDDEN, Quoting, Sight};
 use crate::relay::Shared;
 pub use crate::repair::Apply;
 use crate::repair::{Action, Repaired};
@@ -185,7 +185,7 @@ pub async fn state(shared: &Shared, sight: &Sight) -> sqlx::Result<Migration> {
     let having: Vec<&Entity> = entities.iter().filter(|entity| entity.legacy.is_some()).collect();
     let names: Vec<String> = having.iter().map(|entity| entity.name.clone()).collect();
     let target = &shared.target;
-    let jobs = jobs_seen(target.open_jobs().await?, sight);
+    let jobs = jobs_seen(target.open_jobs().await?, &entities, sight);
     let copies = target.copies().await?;
     let verified = verified_seen(target.verified_last(&names, Which::Full).await?, &entities, sight);
     let sampled = verified_seen(target.verified_last(&names, Which::Sample).await?, &entities, sight);
@@ -301,14 +301,15 @@ pub async fn repairs(
 }
 
 /// Jobs, newest first.
-pub async fn jobs(target: &Target, page: Page, sight: &Sight) -> sqlx::Result<(Vec<Job>, Option<String>)> {
-    let found = jobs_seen(target.jobs(page.cursor.map(JobId), page.limit + 1).await?, sight);
+pub async fn jobs(shared: &Shared, page: Page, sight: &Sight) -> sqlx::Result<(Vec<Job>, Option<String>)> {
+    let found = shared.target.jobs(page.cursor.map(JobId), page.limit + 1).await?;
+    let found = jobs_seen(found, &shared.entities(), sight);
     Ok(cut(found, page, |job| job.id))
 }
 
 /// One job.
-pub async fn job(target: &Target, id: JobId, sight: &Sight) -> sqlx::Result<Option<Job>> {
-    Ok(target.job(id).await?.map(|job| job_seen(job, sight)))
+pub async fn job(shared: &Shared, id: JobId, sight: &Sight) -> sqlx::Result<Option<Job>> {
+    Ok(shared.target.job(id).await?.map(|job| job_seen(job, &shared.entities(), sight)))
 }
 
 /// Lets the copy of an entity rest, whoever makes it, or go on. Whether that changed anything, and how far the copy is.
@@ -331,7 +332,7 @@ pub async fn pause_copy(
 
 /// Asks for the end of a job, whoever does it. Whether that changed anything, and the job.
 pub async fn stop_job(shared: &Shared, id: JobId, who: &Who, sight: &Sight) -> Result<(bool, Job), MigrationError> {
-    let found = job(&shared.target, id, sight).await.map_err(MigrationError::Target)?;
+    let found = job(shared, id, sight).await.map_err(MigrationError::Target)?;
     let found = found.ok_or(MigrationError::NoJob(id.0))?;
     if found.ended_at.is_some() || found.stop_asked {
         return Ok((false, found));
@@ -339,7 +340,7 @@ pub async fn stop_job(shared: &Shared, id: JobId, who: &Who, sight: &Sight) -> R
     let subject = serde_json::json!({ "job": id.0, "kind": found.kind, "entities": found.entities });
     shared.source.audit(who, "stop", &subject).await.map_err(MigrationError::Source)?;
     let changed = shared.target.stop_job(id).await.map_err(MigrationError::Target)?;
-    let now = job(&shared.target, id, sight).await.map_err(MigrationError::Target)?;
+    let now = job(shared, id, sight).await.map_err(MigrationError::Target)?;
     Ok((changed, now.unwrap_or(found)))
 }
 
@@ -361,23 +362,22 @@ fn verified_seen(found: Vec<Verified>, entities: &[Entity], sight: &Sight) -> Ve
 
 /// Why an entity could not be compared is told in a server's words, which may quote a row.
 fn entity_seen(mut of: EntityReport, entities: &[Entity], sight: &Sight) -> EntityReport {
-    let limited = named(entities, &of.entity).is_none_or(|entity| sight.is_limited(&entity.aggregate_type));
+    let hides = sight.quoting(entities, std::slice::from_ref(&of.entity)) == Quoting::NoValues;
+    let limited = hides || named(entities, &of.entity).is_none();
     if limited && of.outcome == Outcome::CouldNot && of.message.as_deref() != Some(STOPPED) {
         of.message = of.message.map(|_| HIDDEN.to_owned());
     }
     of
 }
 
-fn jobs_seen(jobs: Vec<Job>, sight: &Sight) -> Vec<Job> {
-    jobs.into_iter().map(|job| job_seen(job, sight)).collect()
+fn jobs_seen(jobs: Vec<Job>, entities: &[Entity], sight: &Sight) -> Vec<Job> {
+    jobs.into_iter().map(|job| job_seen(job, entities, sight)).collect()
 }
 
 /// What a repair says of each row has values in it, and what a server says of a failure may have.
-fn job_seen(mut job: Job, sight: &Sight) -> Job {
-    if sight.is_limited_anywhere() {
-        let code = job.code.as_deref();
-        job.message = job.message.map(|message| reason_seen(code, message));
-    }
+fn job_seen(mut job: Job, entities: &[Entity], sight: &Sight) -> Job {
+    let quoting = sight.quoting(entities, &job.entities);
+    job.message = job.message.map(|message| reason_seen(quoting, job.code.as_deref(), message));
     let tells_rows = matches!(job.kind.as_str(), "repair" | "resync");
     if let Some(result) = job.result.as_ref().filter(|_| tells_rows && !sight.shows_values()) {
         let repaired = serde_json::from_str::<Repaired>(result.get());
@@ -386,12 +386,26 @@ fn job_seen(mut job: Job, sight: &Sight) -> Job {
     job
 }
 
-/// Why a job failed, without what may quote a row: what is kept may be from before anything was to be hidden.
-fn reason_seen(code: Option<&str>, message: String) -> String {
-    match code {
-        None | Some("failed" | "too_many_refused" | "legacy.key_repeated") => HIDDEN.to_owned(),
-        Some(code) => without_values(code, &message),
-    }
+/// Why a job failed; to whom its words may not be shown, what to do. What is kept may be from before anything was to be hidden.
+fn reason_seen(quoting: Quoting, code: Option<&str>, message: String) -> String {
+    let code = code.unwrap_or("failed");
+    let instead = || match code {
+        "too_many_refused" => format!(
+            "{HIDDEN}: more rows were refused than backfill.max_refused allows, and why may quote them. `outbox-relay backfill --status` says \
+             more; mend the rows, the mapping or the table, and begin it again"
+        ),
+        "legacy.key_repeated" => {
+            format!("{HIDDEN}: several legacy rows have the same key. `outbox-relay check` says more; give the entity another key")
+        }
+        "failed" => {
+            format!("{HIDDEN}: why it could not go on may quote a row. `outbox-relay check` finds what is wrong with tables, mappings and rights")
+        }
+        code => format!(
+            "{HIDDEN} ({code}): a row or a value was refused, in words that may quote it. Mend the row, the mapping or the table, and begin it \
+             again"
+        ),
+    };
+    quoting.reason(code, message).unwrap_or_else(instead)
 }
 
 fn repaired_seen(mut repaired: Repaired) -> Repaired {
@@ -412,21 +426,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn why_a_job_failed_is_told_where_nothing_of_a_row_can_be_in_it() {
+    fn why_a_job_failed_is_told_where_nothing_of_a_row_can_be_in_it_and_else_what_to_do() {
         for (code, said, seen) in [
-            (Some("42P01"), "new: relation \"users\" does not exist (42P01)", true),
-            (Some("08006"), "legacy: connection refused", true),
-            (Some("begun_anew"), "the copy of users was begun anew", true),
-            (Some("legacy.key"), "entity users: no unique index", true),
-            (Some("legacy.key_repeated"), "two rows have the same key, mail = a@b.c", false),
-            (Some("too_many_refused"), "such as: no place for ada", false),
-            (Some("22P02"), "legacy: invalid input syntax for type integer: \"ada\" (22P02)", false),
-            (Some("P0001"), "new: no place for ada (P0001)", false),
-            (Some("failed"), "a row cannot be read: ada", false),
-            (None, "ada", false),
+            (Some("42P01"), "new: relation \"users\" does not exist (42P01)", None),
+            (Some("08006"), "legacy: connection refused", None),
+            (Some("begun_anew"), "the copy of users was begun anew", None),
+            (Some("legacy.key"), "entity users: no unique index", None),
+            (Some("rows_left"), "users: rows were left out", None),
+            (
+                Some("22P02"),
+                "legacy: invalid input syntax for type integer: \"ada\" (22P02)",
+                Some("legacy: invalid input syntax for type integer: \"…\" (22P02)"),
+            ),
+            (
+                Some("22P02"),
+                "entity users (mappings/user.sql): invalid input syntax for type date: \"ada\" (22P02): mend it",
+                Some("entity users (mappings/user.sql): invalid input syntax for type date: \"…\" (22P02): mend it"),
+            ),
+            (Some("23502"), "new: null value in column \"name\" (23502)", None),
+            (Some("legacy.key_repeated"), "two rows have the same key, mail = a@b.c", Some("give the entity another key")),
+            (Some("too_many_refused"), "such as: no place for ada", Some("backfill --status")),
+            (Some("22023"), "legacy: ada: no place (22023)", Some("(22023): a row or a value was refused")),
+            (Some("23514"), "new: ada is no address (23514)", Some("(23514): a row or a value was refused")),
+            (Some("P0001"), "new: no place for ada (P0001)", Some("(P0001): a row or a value was refused")),
+            (Some("failed"), "a row cannot be read: ada", Some("outbox-relay check")),
+            (None, "ada", Some("outbox-relay check")),
         ] {
-            let expected = if seen { said } else { HIDDEN };
-            assert_eq!(reason_seen(code, said.to_owned()), expected, "{code:?}");
+            let told = reason_seen(Quoting::NoValues, code, said.to_owned());
+            assert!(told.contains(seen.unwrap_or(said)) && !told.contains("ada"), "{code:?}: {told}");
+            assert_eq!(reason_seen(Quoting::Values, code, said.to_owned()), said);
         }
     }
 

@@ -12,8 +12,9 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 pub use self::path::Path;
+use self::said::reason_without_values;
 pub use self::said::{loggable, without_values};
-use crate::config::TableName;
+use crate::config::{Entity, TableName};
 
 /// What stands in the place of what is hidden.
 pub const HIDDEN: &str = "[redacted]";
@@ -47,6 +48,25 @@ pub struct Column {
 pub struct Sight {
     rules: Arc<Rules>,
     values: bool,
+}
+
+/// How much of what a server says of rows may be shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quoting {
+    /// All of it.
+    Values,
+    /// What is known not to quote a row.
+    NoValues,
+}
+
+impl Quoting {
+    /// Why work failed, which was kept with its code. `None`: it may quote a row wherever it stands.
+    pub fn reason(self, code: &str, message: String) -> Option<String> {
+        match self {
+            Quoting::Values => Some(message),
+            Quoting::NoValues => reason_without_values(code, &message),
+        }
+    }
 }
 
 impl Rules {
@@ -88,6 +108,21 @@ impl Sight {
     /// Whether anything at all is hidden: of some type's payloads, or of some table's rows.
     pub fn is_limited_anywhere(&self) -> bool {
         !self.values || !self.rules.paths.is_empty() || !self.rules.columns.is_empty()
+    }
+
+    /// What is shown of a server's words on work with these entities, by name; none named: with all that there are. One that is not among
+    /// them may have anything to hide.
+    pub fn quoting(&self, all: &[Entity], names: &[String]) -> Quoting {
+        let is_limited = |of: &Entity| {
+            let hides_columns = |table: &TableName| self.columns_of(&table.schema, &table.table).next().is_some();
+            self.is_limited(&of.aggregate_type) || of.table.as_ref().is_some_and(hides_columns)
+        };
+        let of = |name: &String| all.iter().find(|of| of.name == *name);
+        let limited = match names {
+            [] => !self.values || all.iter().any(is_limited),
+            names => names.iter().any(|name| of(name).map_or_else(|| self.is_limited_anywhere(), is_limited)),
+        };
+        if limited { Quoting::NoValues } else { Quoting::Values }
     }
 
     /// A payload: JSON text in, JSON text out. What is no JSON is hidden where anything is to be.
@@ -182,6 +217,30 @@ mod tests {
         let allowed = Arc::new(Rules { payloads_for_readers: true, ..Rules::clone(&rules) }).for_readers();
         assert_eq!(allowed.payload("Order", payload), payload);
         assert_eq!(allowed.payload("User", payload), r#"{"email": "[redacted]", "n": 1}"#);
+    }
+
+    #[test]
+    fn of_work_it_is_told_what_may_be_seen_of_all_its_entities() {
+        let entity = |kind: &str, table: &str| {
+            let table = TableName { schema: "public".into(), table: table.into() };
+            Entity { name: table.table.clone(), ..Entity::new(kind, table, &["id"]) }
+        };
+        let all = [entity("User", "people"), entity("Account", "users"), entity("Order", "orders")];
+        let named = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let (some, none) = (rules(&["User: $.email"]), Arc::new(Rules::default()));
+        for (rules, names, quoting) in [
+            (&some, &["people"][..], Quoting::NoValues),
+            (&some, &["users"], Quoting::NoValues),
+            (&some, &["orders"], Quoting::Values),
+            (&some, &["orders", "users"], Quoting::NoValues),
+            (&some, &["gone"], Quoting::NoValues),
+            (&some, &[], Quoting::NoValues),
+            (&none, &["people", "gone"], Quoting::Values),
+            (&none, &[], Quoting::Values),
+        ] {
+            assert_eq!(rules.for_admins().quoting(&all, &named(names)), quoting, "{names:?}");
+            assert_eq!(rules.for_readers().quoting(&all, &named(names)), Quoting::NoValues, "{names:?}");
+        }
     }
 
     #[test]

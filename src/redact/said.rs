@@ -68,6 +68,19 @@ pub(super) fn line_without_values(line: &str) -> String {
     }
 }
 
+/// Why work failed: a server's message behind the name of the side that said it, or behind the entity's. `None`: nothing of it may be shown.
+pub(super) fn reason_without_values(code: &str, message: &str) -> Option<String> {
+    if matches!(code, "failed" | "too_many_refused" | "legacy.key_repeated") {
+        return None;
+    }
+    let (whose, said) = match message.split_once(": ") {
+        Some((whose, said)) if matches!(whose, "legacy" | "new") || whose.starts_with("entity ") => (whose, said),
+        _ => ("", message),
+    };
+    let said = Some(without_values(code, said)).filter(|said| said != HIDDEN)?;
+    Some(if whose.is_empty() { said } else { format!("{whose}: {said}") })
+}
+
 /// The message as any log may have it: what data exceptions (class 22) quote is the payload's, which is never logged.
 pub fn loggable(code: &str, message: &str) -> String {
     if code.starts_with("22") { without_quoted(message) } else { message.to_owned() }

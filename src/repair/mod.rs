@@ -146,7 +146,8 @@ impl Task<'_> {
         matches!(self, Task::Resync(_, Wanted::Divergent))
     }
 
-    fn entities(&self, config: &Config) -> Vec<String> {
+    /// The names of those that it is about.
+    pub fn entities(&self, config: &Config) -> Vec<String> {
         match self {
             Task::Reported(_, Some(entity)) | Task::Resync(entity, _) => vec![entity.name.clone()],
             Task::Reported(_, None) => {
@@ -214,7 +215,10 @@ impl Repair<'_> {
         let ending = match &done {
             Ok(repaired) => Ending::Done(serde_json::to_value(repaired).unwrap_or_default()),
             Err(VerifyError::Stopped) => Ending::Stopped(None),
-            Err(error) => error.ending(&self.config.redact.for_admins()),
+            Err(error) => {
+                let sight = self.config.redact.for_admins();
+                error.ending(sight.quoting(&self.config.entities, &order.entities))
+            }
         };
         job.end(&ending).await;
         done

@@ -31,7 +31,7 @@ use crate::job::{self, Ending, Order, Who, Working};
 use crate::lease::LeaseError;
 use crate::mapping::MappingError;
 use crate::mapping::compare::{Comparison, Hash};
-use crate::redact::Sight;
+use crate::redact::Quoting;
 use crate::source::{Legacy, RowKey, Source};
 use crate::target::{Progress as Told, ReportId, Target};
 
@@ -109,13 +109,16 @@ impl VerifyError {
         }
     }
 
-    /// As whoever may see so much is told: what a server quotes of a row is left out where anything is hidden.
-    pub fn shown_to(&self, sight: &Sight) -> String {
-        if sight.is_limited_anywhere() { self.logged() } else { self.to_string() }
+    /// As whoever may see so much is told.
+    pub fn shown(&self, quoting: Quoting) -> String {
+        match quoting {
+            Quoting::Values => self.to_string(),
+            Quoting::NoValues => self.logged(),
+        }
     }
 
     /// As its job ends, and is kept for those who may see most.
-    pub(crate) fn ending(&self, sight: &Sight) -> Ending {
+    pub(crate) fn ending(&self, quoting: Quoting) -> Ending {
         let database = match self {
             VerifyError::Source(error) | VerifyError::Target(error) => Some(error),
             _ => None,
@@ -124,7 +127,7 @@ impl VerifyError {
             VerifyError::NotAsExpected { .. } => {
                 Ending::Failed { code: "not_as_expected".to_owned(), message: self.to_string() }
             }
-            _ => Ending::failed(database, self.shown_to(sight)),
+            _ => Ending::failed(database, self.shown(quoting)),
         }
     }
 }
@@ -157,7 +160,8 @@ pub async fn verify(
         progress(entity, rows, took);
     };
     let done = job.during(Box::pin(each(config, (source, target), options, entities, job.stop(), &tell))).await;
-    job.end(&ending(&done, &config.redact.for_admins())).await;
+    let quoting = config.redact.for_admins().quoting(&config.entities, &options.entities);
+    job.end(&ending(&done, quoting)).await;
     done
 }
 
@@ -174,7 +178,7 @@ pub fn order(options: &Options, entities: &[&Entity]) -> Order {
     }
 }
 
-fn ending(done: &Result<Report, VerifyError>, sight: &Sight) -> Ending {
+fn ending(done: &Result<Report, VerifyError>, quoting: Quoting) -> Ending {
     match done {
         Ok(report) => {
             let differences: u64 = report.entities.iter().map(EntityReport::differences).sum();
@@ -182,7 +186,7 @@ fn ending(done: &Result<Report, VerifyError>, sight: &Sight) -> Ending {
             if report.is_stopped() { Ending::Stopped(Some(result)) } else { Ending::Done(result) }
         }
         Err(VerifyError::Stopped) => Ending::Stopped(None),
-        Err(error) => error.ending(sight),
+        Err(error) => error.ending(quoting),
     }
 }
 
@@ -242,7 +246,8 @@ async fn each(
                 of.report.message = Some(if stopped {
                     report::STOPPED.to_owned()
                 } else {
-                    error.shown_to(&config.redact.for_admins())
+                    let names = std::slice::from_ref(&entity.name);
+                    error.shown(config.redact.for_admins().quoting(&config.entities, names))
                 });
                 of.report.logged = Some(error.logged());
             }

@@ -9,7 +9,7 @@ use outbox_relay::metrics::Metrics;
 use outbox_relay::redact::{Column, Rules};
 use outbox_relay::relay::Shared;
 use outbox_relay::target::JobId;
-use outbox_relay::{connect, verify};
+use outbox_relay::{backfill, connect, verify};
 use serde_json::{Value, json};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
@@ -217,6 +217,41 @@ async fn what_the_new_database_says_of_a_row_that_a_repair_may_not_write_is_for_
     // The others were written, and what was refused stands as it stood.
     let left = "SELECT string_agg(id || name, ' ' ORDER BY id) FROM users WHERE name IN ('wrong', 'extra')";
     assert_eq!(stage.pair.new.value::<String>(left).await, "1wrong 2wrong 1000extra");
+}
+
+#[tokio::test]
+async fn why_a_job_failed_is_for_those_who_may_see_the_values_of_its_entities() {
+    let mut stage = copying::stage(pair().await, 20, |config| config.backfill.max_refused = 0).await;
+    let refuses = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN RAISE EXCEPTION 'no place for %', NEW.name; END $$;
+         CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON users FOR EACH ROW WHEN (NEW.name = 'n1') EXECUTE FUNCTION refuse()";
+    stage.pair.new.run(refuses).await;
+    let stop = CancellationToken::new();
+    backfill::run(&stage.config, &backfill::Options::default(), &|_| {}, &stop).await.unwrap_err();
+    let column = |table: &str| Column { schema: "public".into(), table: table.into(), column: Some("name".into()) };
+    let path = |path: &str| Rules { paths: vec![path.parse().unwrap()], ..Rules::default() };
+    let columns = |table: &str| Rules { columns: vec![column(table)], ..Rules::default() };
+    // What is hidden of others hides nothing of this one, as with its events; and what was kept before is hidden, too.
+    for (what, rules, shown) in [
+        ("nothing", Rules::default(), true),
+        ("another type's", path("Order: $.name"), true),
+        ("another table's", columns("orders"), true),
+        ("its type's", path("User: $.name"), false),
+        ("every type's", path("$.name"), false),
+        ("its table's", columns("users"), false),
+    ] {
+        stage.config.redact = Arc::new(rules);
+        let api = api(&stage).await;
+        for (token, shown) in [("all-of-it", shown), ("only-look", false)] {
+            let jobs = api.client.with(Some(token)).get("/v1/jobs").await.ok();
+            let job = &jobs["items"][0];
+            assert_eq!((&job["state"], &job["code"]), (&json!("failed"), &json!("too_many_refused")), "{what}: {job}");
+            let told = job["message"].as_str().unwrap();
+            assert_eq!(told.contains("no place for n1"), shown, "{what}, {token}: {told}");
+            assert!(told.contains("backfill.max_refused") && told.contains("mapping or the table"), "{what}: {told}");
+        }
+        api.stop().await;
+    }
 }
 
 #[tokio::test]
