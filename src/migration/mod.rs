@@ -395,10 +395,14 @@ fn reason_seen(quoting: Quoting, code: Option<&str>, message: String) -> String 
              more; mend the rows, the mapping or the table, and begin it again"
         ),
         "legacy.key_repeated" => {
-            format!("{HIDDEN}: several legacy rows have the same key. `outbox-relay check` says more; give the entity another key")
+            format!(
+                "{HIDDEN}: several legacy rows have the same key. `outbox-relay check` says more; give the entity another key"
+            )
         }
         "failed" => {
-            format!("{HIDDEN}: why it could not go on may quote a row. `outbox-relay check` finds what is wrong with tables, mappings and rights")
+            format!(
+                "{HIDDEN}: why it could not go on may quote a row. `outbox-relay check` finds what is wrong with tables, mappings and rights"
+            )
         }
         code => format!(
             "{HIDDEN} ({code}): a row or a value was refused, in words that may quote it. Mend the row, the mapping or the table, and begin it \
@@ -444,7 +448,11 @@ mod tests {
                 Some("entity users (mappings/user.sql): invalid input syntax for type date: \"…\" (22P02): mend it"),
             ),
             (Some("23502"), "new: null value in column \"name\" (23502)", None),
-            (Some("legacy.key_repeated"), "two rows have the same key, mail = a@b.c", Some("give the entity another key")),
+            (
+                Some("legacy.key_repeated"),
+                "two rows have the same key, mail = a@b.c",
+                Some("give the entity another key"),
+            ),
             (Some("too_many_refused"), "such as: no place for ada", Some("backfill --status")),
             (Some("22023"), "legacy: ada: no place (22023)", Some("(22023): a row or a value was refused")),
             (Some("23514"), "new: ada is no address (23514)", Some("(23514): a row or a value was refused")),
