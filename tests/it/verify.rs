@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use outbox_relay::config::{Action, Entity, Ignored, TableName, Tolerance};
 use outbox_relay::connect;
+use outbox_relay::operator::{By, Operator, What};
 use outbox_relay::target::ReportId;
 use outbox_relay::verify::{self, Kind, Options, Outcome, Report};
 use tokio_util::sync::CancellationToken;
 
 use crate::run::Relay;
+use crate::support::copying::install;
 use crate::support::stage::{Stage, file, users};
 use crate::support::{DEADLINE, Pair, eventually, pair};
 
@@ -455,6 +457,150 @@ async fn twenty_passes_under_load_raise_no_false_alarm_and_find_every_fault() {
     .await;
     writers.stop().await;
     running.stop().await;
+}
+
+/// Rows whose keys change all the time, hundreds a second, captured as one row gone and another come: some move to the other end of the
+/// table and back, each past every chunk's border and into another lane; of others two and two change places in one transaction. The
+/// last tenth of every hundred stays.
+fn change_keys(stage: &Stage, rows: u32, stop: &CancellationToken) -> Vec<tokio::task::JoinHandle<u64>> {
+    let change = |writer: u32| {
+        let (stop, pool) = (stop.clone(), stage.pair.legacy.pool.clone());
+        async move {
+            let (mut n, mut changed) = (0u32, 0);
+            let somewhere = |n: u32| n.wrapping_mul(2_654_435_761) % (rows - 200);
+            while !stop.is_cancelled() {
+                n += 1;
+                let from = somewhere(n);
+                // Of classes of four, each writer has one for moves and one for places.
+                let place = |n: u32| somewhere(n) / 100 * 100 + 8 + n % 20 * 4 + 2 + writer;
+                let (one, other) = (place(n + 7), place(n + 8) / 100 * 100 + 2 + writer);
+                let sql = format!(
+                    "UPDATE users SET id = id + CASE WHEN id <= {rows} THEN {rows} ELSE -{rows} END, version = version + 1
+                     WHERE (id BETWEEN {from} AND {from} + 40 OR id BETWEEN {from} + {rows} AND {from} + {rows} + 40)
+                       AND id % 4 = {writer} AND id % 100 < 90;
+                     UPDATE users SET id = -id WHERE id = {one};
+                     UPDATE users SET id = {one}, version = version + 1 WHERE id = {other};
+                     UPDATE users SET id = {other}, version = version + 1 WHERE id = -{one}"
+                );
+                let done =
+                    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&pool).await.expect("the application writes");
+                changed += done.rows_affected();
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            changed
+        }
+    };
+    vec![tokio::spawn(change(0)), tokio::spawn(change(1))]
+}
+
+/// Lets the relay rest for a moment again and again: what was written meanwhile is on its way for longer than verification looks.
+fn rest_now_and_then(stage: &Stage, stop: &CancellationToken) -> tokio::task::JoinHandle<u64> {
+    let (stop, operator) = (stop.clone(), Operator::new(&stage.config).unwrap());
+    tokio::spawn(async move {
+        let by = By::new("ada", "a test").unwrap();
+        let mut rest = 0;
+        while !stop.is_cancelled() {
+            operator.pause(&What::All, &by, None).await.unwrap();
+            // Of another length each time: not in step with the passes.
+            rest = (rest * 7 + 130) % 300;
+            tokio::time::sleep(Duration::from_millis(150 + rest)).await;
+            operator.resume(&What::All, &by).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        0
+    })
+}
+
+/// While keys change: nothing false is said in several passes, and then every fault is found. `key`: as the new table has it, as SQL over
+/// `i` and as text.
+async fn nothing_false_is_said_while_keys_change(users: Entity, schema: &str, key: (&str, fn(i64) -> String)) {
+    const ROWS: u32 = 12_000;
+    let pair = pair().await;
+    pair.legacy
+        .run(&format!(
+            "CREATE TABLE users (id bigint PRIMARY KEY, name text NOT NULL, version int NOT NULL);
+             INSERT INTO users SELECT i, 'name ' || i, 1 FROM generate_series(1, {ROWS}) i; ANALYZE users"
+        ))
+        .await;
+    let new = users.table.clone().unwrap();
+    let stage = Stage::on(pair, |config| {
+        config.entities = vec![users.made_of(table("users"), "id").on("UserDeleted", Action::Delete)];
+        (config.relay.batch, config.relay.lanes) = (60, 4);
+    })
+    .await;
+    let code = key.0;
+    stage
+        .pair
+        .new
+        .run(&format!("{schema}; INSERT INTO {new} SELECT {code}, 'name ' || i, 1 FROM generate_series(1, {ROWS}) i; ANALYZE {new}"))
+        .await;
+    install(&stage).await;
+    let running = stage.start().await;
+    let stop = CancellationToken::new();
+    let (began, mut writers) = (Instant::now(), change_keys(&stage, ROWS, &stop));
+    writers.push(rest_now_and_then(&stage, &stop));
+    let (mut passes, mut locked, mut read) = (0, 0, 0);
+    while passes < 3 || locked < 50 {
+        let report = verified(&stage).await;
+        let of = &report.entities[0];
+        assert_eq!((report.outcome, of.differences()), (Outcome::Equal, 0), "pass {passes}: {report:#?}");
+        (passes, locked, read) = (passes + 1, locked + of.looked_under_lock, read + of.legacy_rows);
+        assert!(began.elapsed() < DEADLINE, "hardly a key was on its way: the load proves nothing");
+    }
+    // Rows that nobody writes: wrong, lost, too much, and a change of key of which there was no event.
+    let id = |n: i64| n * 300 + 95;
+    let (mut sql, mut silent, mut expected) = (String::new(), String::new(), Vec::new());
+    for n in 0..40 {
+        let (id, away) = (id(n), id(n) + i64::from(ROWS));
+        let (here, there) = (code.replace('i', &id.to_string()), code.replace('i', &away.to_string()));
+        let column = &stage.config.entities[0].key[0];
+        match n % 4 {
+            0 => sql += &format!("UPDATE {new} SET name = 'fault' WHERE {column} = {here};"),
+            1 => sql += &format!("DELETE FROM {new} WHERE {column} = {here};"),
+            2 => sql += &format!("INSERT INTO {new} VALUES ({there}, 'fault', 1);"),
+            _ => silent += &format!("UPDATE users SET id = {away} WHERE id = {id};"),
+        }
+        expected.extend(match n % 4 {
+            0 => vec![(Kind::Differs, key.1(id))],
+            1 => vec![(Kind::MissingInNew, key.1(id))],
+            2 => vec![(Kind::MissingInLegacy, key.1(away))],
+            _ => vec![(Kind::MissingInLegacy, key.1(id)), (Kind::MissingInNew, key.1(away))],
+        });
+    }
+    expected.sort();
+    stage.pair.new.run(&sql).await;
+    stage.pair.legacy.run(&format!("SET LOCAL outbox_relay.applying = 'on'; {silent}")).await;
+    assert_eq!(found(&verified(&stage).await), expected);
+    let seconds = began.elapsed().as_secs_f64();
+    stop.cancel();
+    let mut changed = 0;
+    for writer in writers {
+        changed += writer.await.unwrap();
+    }
+    eprintln!(
+        "{passes} passes, {read} rows, {locked} looked at under a lock, {:.0} keys changed a second",
+        changed as f64 / seconds
+    );
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_false_is_said_while_keys_change_that_the_mapping_hands_through() {
+    nothing_false_is_said_while_keys_change(users(), "SELECT 1", ("i", |id| id.to_string())).await;
+}
+
+#[tokio::test]
+async fn nothing_false_is_said_while_keys_change_of_which_the_mapping_makes_others() {
+    let mapping =
+        "SELECT 'k' || (payload->>'id') AS code, payload->>'name' AS name, payload->>'version' AS version FROM event";
+    let entity = Entity {
+        table: Some(table("things")),
+        key: vec!["code".into()],
+        mapping: Some(file("mappings/user.sql", mapping)),
+        ..users()
+    };
+    let schema = "CREATE TABLE things (code text PRIMARY KEY, name text, version int)";
+    nothing_false_is_said_while_keys_change(entity, schema, ("'k' || i", |id| format!("k{id}"))).await;
 }
 
 #[tokio::test]
