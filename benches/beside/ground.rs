@@ -180,7 +180,8 @@ impl Load {
         if self.effect == Effect::Counts {
             let uncounted: i64 = value(
                 &pair.new,
-                "SELECT count(*) FROM users u WHERE changes <> (SELECT count(*) FROM applied WHERE aggregate = u.id::text)",
+                "SELECT count(*) FROM users u LEFT JOIN (SELECT aggregate, count(*) AS n FROM applied GROUP BY 1) a ON a.aggregate = u.id::text
+                 WHERE changes IS DISTINCT FROM n",
             )
             .await?;
             ensure!(uncounted == 0, "void: {uncounted} users have another count of changes than events");
