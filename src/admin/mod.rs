@@ -33,7 +33,7 @@ use axum::{Extension, Router};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::trace::TraceLayer;
+use tower_http::trace::{DefaultOnFailure, TraceLayer};
 
 use self::document::Document;
 pub use self::document::openapi;
@@ -148,7 +148,8 @@ fn app(state: AdminState, tokens: Tokens, jobs: Jobs, shutdown: CancellationToke
         .layer(from_fn(limits::not_too_many))
         .layer(from_fn(with_headers))
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(TraceLayer::new_for_http())
+        // What failed is told by whoever answers so, in its own words; 503 while the process starts is no failure.
+        .layer(TraceLayer::new_for_http().on_failure(DefaultOnFailure::new().level(tracing::Level::DEBUG)))
         .with_state(state)
 }
 

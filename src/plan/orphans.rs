@@ -1,8 +1,8 @@
 //! Rows that refer to a row that is not there, within a database or from one to the other.
 //!
 //! Reads the referring table a page of its primary key at a time, and asks the other end about each page: short transactions, on
-//! an index, whatever the size. What is found is looked at once more a little later, so that a row whose parent was on its way is
-//! none.
+//! an index, whatever the size. What is found is looked at once more a little later, all of it together, so that a row whose parent was on
+//! its way is none.
 
 use std::time::Duration;
 
@@ -16,6 +16,8 @@ use crate::sql::{ident, trusted};
 
 /// Rows a page.
 const PAGE: usize = 5000;
+/// So many rows are held until they are looked at again.
+const HELD: usize = 50_000;
 /// How many rows are told of each reference.
 const SAMPLES: usize = 5;
 /// How long a parent may be on its way.
@@ -49,11 +51,59 @@ pub struct Sample {
 
 /// Looks through all references of a plan.
 pub async fn orphans(plan: &Plan, legacy: &PgPool, new: &PgPool) -> sqlx::Result<Vec<Orphans>> {
+    let (mut looks, mut suspects) = (Vec::new(), Suspects::default());
     let mut found = Vec::new();
-    for reference in &plan.references {
-        found.push(of_reference(reference, legacy, new).await?);
+    for (nth, reference) in plan.references.iter().enumerate() {
+        let (orphans, look) = of_reference(reference, legacy, new).await?;
+        found.push(orphans);
+        looks.push(look);
+        let mut after: Option<Vec<String>> = None;
+        while let Some(Some(look)) = looks.get(nth) {
+            let page = look.page(after.as_deref()).await?;
+            let Some((last, _)) = page.rows.last() else { break };
+            after = Some(last.clone());
+            suspects.hold(nth, look.without_parent(page.referring()).await?);
+            if suspects.rows >= HELD {
+                suspects.settle(&looks, &mut found).await?;
+            }
+        }
     }
+    suspects.settle(&looks, &mut found).await?;
     Ok(found)
+}
+
+/// Rows that seemed to refer to nothing, each page with the number of its reference.
+#[derive(Default)]
+struct Suspects {
+    pages: Vec<(usize, Vec<Row_>)>,
+    rows: usize,
+}
+
+impl Suspects {
+    fn hold(&mut self, nth: usize, rows: Vec<Row_>) {
+        if !rows.is_empty() {
+            self.rows += rows.len();
+            self.pages.push((nth, rows));
+        }
+    }
+
+    /// Waits, once for all, and counts those that still refer to nothing.
+    async fn settle(&mut self, looks: &[Option<Look<'_>>], found: &mut [Orphans]) -> sqlx::Result<()> {
+        if self.rows == 0 {
+            return Ok(());
+        }
+        tracing::info!(rows = self.rows, "rows seem to refer to nothing: looking again in {AGAIN_AFTER:?}");
+        tokio::time::sleep(AGAIN_AFTER).await;
+        for (nth, rows) in std::mem::take(self).pages {
+            let (Some(Some(look)), Some(orphans)) = (looks.get(nth), found.get_mut(nth)) else { continue };
+            let real = look.again(rows).await?;
+            orphans.count += real.len() as u64;
+            let room = SAMPLES - orphans.samples.len();
+            let samples = real.into_iter().take(room).map(|(key, refers_to)| Sample { key, refers_to });
+            orphans.samples.extend(samples);
+        }
+        Ok(())
+    }
 }
 
 /// One page's worth of references.
@@ -64,7 +114,12 @@ struct Look<'a> {
     parent: (&'a PgPool, String, &'a [String], Columns),
 }
 
-async fn of_reference(reference: &Reference, legacy: &PgPool, new: &PgPool) -> sqlx::Result<Orphans> {
+/// What is looked at, with nothing found yet; `None`: it cannot be, as is told.
+async fn of_reference<'a>(
+    reference: &'a Reference,
+    legacy: &'a PgPool,
+    new: &'a PgPool,
+) -> sqlx::Result<(Orphans, Option<Look<'a>>)> {
     let pool = |side: Side| if side == Side::Legacy { legacy } else { new };
     let (child, parent) = (&reference.child, &reference.parent);
     let told = |(side, table, columns): &(Side, crate::config::TableName, Vec<String>)| {
@@ -84,24 +139,13 @@ async fn of_reference(reference: &Reference, legacy: &PgPool, new: &PgPool) -> s
     };
     if look.child.3.primary_key.is_empty() {
         orphans.skipped = Some(format!("{} has no primary key to page by", child.1));
-        return Ok(orphans);
+        return Ok((orphans, None));
     }
     if !look.parent.3.has(&parent.2) {
         orphans.skipped = Some(format!("{} has no such columns", parent.1));
-        return Ok(orphans);
+        return Ok((orphans, None));
     }
-    let mut after: Option<Vec<String>> = None;
-    loop {
-        let page = look.page(after.as_deref()).await?;
-        let Some((last, _)) = page.rows.last() else { break };
-        after = Some(last.clone());
-        let suspects = look.without_parent(page.referring()).await?;
-        let real = look.again(suspects).await?;
-        orphans.count += real.len() as u64;
-        let room = SAMPLES - orphans.samples.len();
-        orphans.samples.extend(real.into_iter().take(room).map(|(key, refers_to)| Sample { key, refers_to }));
-    }
-    Ok(orphans)
+    Ok((orphans, Some(look)))
 }
 
 struct Page {
@@ -183,13 +227,8 @@ impl Look<'_> {
         Ok(missing.into_iter().filter_map(|n| rows.get(usize::try_from(n - 1).ok()?).cloned()).collect())
     }
 
-    /// Of these, those that still refer to nothing a little later.
+    /// Of these, those that still refer to nothing.
     async fn again(&self, suspects: Vec<Row_>) -> sqlx::Result<Vec<Row_>> {
-        if suspects.is_empty() {
-            return Ok(suspects);
-        }
-        tracing::info!(table = %self.child.1, rows = suspects.len(), "rows seem to refer to nothing: looking again in {AGAIN_AFTER:?}");
-        tokio::time::sleep(AGAIN_AFTER).await;
         let (_, _, _, of) = &self.child;
         let key = &of.primary_key;
         let lists: Vec<String> = (1..=key.len()).map(|n| format!("${n}::text[]")).collect();

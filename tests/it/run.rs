@@ -9,6 +9,7 @@ use nix::unistd::Pid;
 use outbox_relay::config::RowsFrom;
 use outbox_relay::demo::server::Mode;
 
+use crate::admin::Client;
 use crate::support::stage::Stage;
 use crate::support::{DEADLINE, eventually, own_servers};
 
@@ -149,6 +150,16 @@ async fn it_waits_for_databases_that_are_not_up_yet() {
     let mut relay = Relay::start(&stage, &["--until-empty"]);
     eventually(DEADLINE, "it says what it waits for", || async { relay.log().contains("waiting for the databases") })
         .await;
+    // Of one that stays, a probe is no failure: that it waits has been said.
+    let serving = Relay::start(&stage, &[]);
+    eventually(DEADLINE, "it listens", || async { serving.log().contains("the admin API and the page listen") }).await;
+    let log = serving.log();
+    let line = log.lines().find(|line| line.contains("the admin API and the page listen")).unwrap();
+    let address = line.split("address=").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap();
+    let probed = Client::at(format!("http://{address}")).get("/readyz").await;
+    assert_eq!(probed.problem(503), "starting");
+    assert!(!serving.log().contains("response failed"), "{}", serving.log());
+    drop(serving);
     servers.legacy.restart().await.unwrap();
     assert_eq!(relay.ended(DEADLINE).await.code(), Some(0), "{}", relay.log());
 }
