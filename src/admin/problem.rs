@@ -94,6 +94,7 @@ impl Problem {
             return Problem::malformed(disposition::told(error));
         }
         let detail = format!("the new database: {}", disposition::told(error));
+        tracing::warn!(error = %detail, "an operator's call could not be answered by the new database");
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "database_away", detail)
     }
 

@@ -152,7 +152,7 @@ pub struct Relay {
     pub deadline: Duration,
     /// The longest pause between looks when idle. Default 250 ms.
     pub poll_max: Duration,
-    /// The least pause after events were brought, before new ones are looked for. Default 0.
+    /// The pause after events were brought, before others are looked for. Default 0.
     pub linger: Duration,
     /// How far back a failover is healed. Default 1 h.
     pub replica_lag: Duration,

@@ -129,7 +129,7 @@ pub struct Server {
     postmaster: Option<Child>,
     snapshots: u32,
     /// Last, so that it goes after the rest.
-    _guard: Guard,
+    guard: Guard,
 }
 
 impl Server {
@@ -157,7 +157,7 @@ impl Server {
         let guard = Guard::make(&dir)
             .with_context(|| format!("cannot create the folder {} for a Postgres server", dir.display()))?;
         let server = Self {
-            _guard: guard,
+            guard,
             name: name.to_owned(),
             binaries,
             account,
@@ -226,6 +226,7 @@ impl Server {
             }
             sleep(LOOK).await;
         }
+        self.guard.ended(postmaster.id())?;
         self.postmaster = None;
         Ok(())
     }
@@ -238,6 +239,8 @@ impl Server {
             left.retain(|&pid| process::is_alive(pid));
             sleep(LOOK).await;
         }
+        // Its shell is there as long as we are.
+        let _ = self.guard.ended(postmaster.id());
         self.tidy_after_kill();
     }
 
@@ -357,10 +360,13 @@ impl Server {
         command.arg("-D").arg(self.dir.join("data")).arg("-p").arg(self.port.to_string());
         command.stdout(log.try_clone()?).stderr(log);
         let mut postmaster = command.spawn().context("cannot start postgres")?;
+        if let Some(told) = postmaster.stdin.take() {
+            self.begin(postmaster.id(), told).context("cannot start postgres")?;
+        }
         let until = Instant::now() + DEADLINE;
         let ready = loop {
             if postmaster.try_wait()?.is_some() {
-                self.forget_worker(postmaster.id());
+                self.guard.ended(postmaster.id())?;
                 bail!("the {} server has ended while it started\n{}", self.name, self.log_tail());
             }
             if self.says_ready(postmaster.id()) {
@@ -380,8 +386,7 @@ impl Server {
         let id = postmaster.id();
         self.postmaster = Some(postmaster);
         if ready {
-            // From here on its lock file tells of it.
-            self.forget_worker(id);
+            self.guard.serves(id)?;
         } else {
             bail!("the {} server is not ready after {DEADLINE:?}\n{}", self.name, self.log_tail());
         }
@@ -422,29 +427,33 @@ impl Server {
         command
     }
 
-    /// A program that works in the server's folder, and in a process group of its own. It tells the guard of itself, and does not begin where
-    /// the folder is gone.
+    /// A program that works in the server's folder, and in a process group of its own. It begins when it is [told to](Self::begin), and not at
+    /// all if this process is gone by then.
     fn worker(&self, program: &str) -> tokio::process::Command {
         let ours = self.binaries.path(program);
         let program = if ours.is_file() { ours } else { PathBuf::from(program) };
         let mut command = self.command(Path::new("/bin/sh"));
-        command.args(["-c", r#": > "worker.$$" && exec "$0" "$@""#]).arg(program).process_group(0);
+        command.args(["-c", r#"read -r _ && exec "$0" "$@" < /dev/null"#]).arg(program);
+        command.process_group(0).stdin(Stdio::piped());
         command
     }
 
-    /// The guard need not see to it any more.
-    fn forget_worker(&self, id: u32) {
-        // Not there if it could not begin.
-        let _ = fs::remove_file(self.dir.join(format!("worker.{id}")));
+    /// Lets a worker begin, of whom the guard knows from now on.
+    fn begin(&self, id: u32, mut told: impl Write) -> io::Result<()> {
+        self.guard.works(id)?;
+        told.write_all(b"\n")
     }
 
     /// Runs a worker to its end; a failure carries what it said.
     async fn run(&self, mut worker: tokio::process::Command, name: &str) -> anyhow::Result<()> {
         worker.kill_on_drop(true).stdout(Stdio::null()).stderr(Stdio::piped());
-        let child = worker.spawn().with_context(|| format!("cannot run {name}"))?;
-        let id = child.id().unwrap_or_default();
+        let mut child = worker.spawn().with_context(|| format!("cannot run {name}"))?;
+        let id = child.id().with_context(|| format!("{name} ended at once"))?;
+        if let Some(told) = child.stdin.take() {
+            self.begin(id, File::from(told.into_owned_fd()?)).with_context(|| format!("cannot begin {name}"))?;
+        }
         let output = child.wait_with_output().await.with_context(|| format!("cannot wait for {name}"))?;
-        self.forget_worker(id);
+        self.guard.ended(id)?;
         if !output.status.success() {
             bail!("{name} failed ({})\n{}", output.status, String::from_utf8_lossy(&output.stderr).trim_end());
         }

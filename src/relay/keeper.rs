@@ -18,7 +18,7 @@ const RECOMPILE_EVERY: Duration = Duration::from_secs(2);
 const RETAIN_EVERY: Duration = Duration::from_secs(10);
 /// Between two sweeps of all lanes, at the least; and a sweep costs at most a hundredth of the time.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
-/// Before what a sweep missed (a busy lane, a source that was away for a moment) is tried again. It costs a hundredth, too.
+/// Before what a sweep missed (a busy lane, a source that was away for a moment) is tried again.
 const SWEEP_AGAIN: Duration = Duration::from_millis(500);
 
 /// Aggregates that a sweep looks at under one lock.
@@ -52,18 +52,22 @@ pub(super) async fn retain(shared: Arc<Shared>, stop: CancellationToken) {
 
 /// Releases, lane by lane, what a DBA's hand has unblocked, and what waited for an event type to be mapped.
 pub(super) async fn sweep(shared: Arc<Shared>, stop: CancellationToken) {
-    let mut hurry = false;
+    let mut pace = Pace::default();
     loop {
-        let mut pace = Pace { hurry, ..Pace::default() };
         let all = sweep_once(&shared, &stop, &mut pace).await.unwrap_or_else(|error| {
             tracing::debug!(%error, "the sweep waits");
             false
         });
-        let pause = if all { SWEEP_EVERY } else { SWEEP_AGAIN };
+        // What was missed alone is swept again soon, at the same pace.
+        let pause = if all { SWEEP_EVERY.max(pace.worked * 100) } else { SWEEP_AGAIN };
         tokio::select! {
             () = stop.cancelled() => return,
-            () = shared.sweep_now.notified() => hurry = true,
-            () = tokio::time::sleep(pause.max(pace.worked * 100)) => hurry = false,
+            () = shared.sweep_now.notified() => pace = Pace { hurry: true, ..Pace::default() },
+            () = tokio::time::sleep(pause) => {
+                if all {
+                    pace = Pace::default();
+                }
+            }
         }
     }
 }
@@ -75,6 +79,8 @@ struct Pace {
     hurry: bool,
     /// How long its steps took.
     worked: Duration,
+    /// Lanes that a worker had, and nobody else is swept this time; empty: all are.
+    missed: Vec<Lane>,
 }
 
 impl Pace {
@@ -104,15 +110,19 @@ fn rest_after_step(took: Duration, released: usize) -> Duration {
 
 /// Sweeps every lane that holds something. Whether all of them were had.
 async fn sweep_once(shared: &Shared, stop: &CancellationToken, pace: &mut Pace) -> sqlx::Result<bool> {
-    let mut all = true;
     // Where nothing is held no lane is locked, for locking burns a transaction id.
-    for lane in shared.source.holding().await? {
+    let mut lanes = shared.source.holding().await?;
+    if !pace.missed.is_empty() {
+        lanes.retain(|lane| pace.missed.contains(lane));
+    }
+    let mut missed = Vec::new();
+    for lane in lanes {
         if stop.is_cancelled() {
             return Ok(true);
         }
         match sweep_lane(shared, lane, stop, pace).await {
             Ok(swept) => {
-                all &= swept.whole;
+                missed.extend((!swept.whole).then_some(lane));
                 if swept.released > 0 {
                     tracing::info!(
                         lane = lane.0,
@@ -122,12 +132,13 @@ async fn sweep_once(shared: &Shared, stop: &CancellationToken, pace: &mut Pace) 
                 }
             }
             Err(error) => {
-                all = false;
+                missed.push(lane);
                 tracing::debug!(lane = lane.0, %error, "the sweep waits");
             }
         }
     }
-    Ok(all)
+    pace.missed = missed;
+    Ok(pace.missed.is_empty())
 }
 
 struct SweptLane {

@@ -17,7 +17,7 @@ mod visit;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -185,6 +185,8 @@ struct Board {
     lanes: Mutex<HashMap<Lane, Place>>,
     queue: tokio::sync::mpsc::UnboundedSender<Job>,
     rounds: Rounds,
+    /// Something was settled since the last look.
+    brought: AtomicBool,
 }
 
 /// The rounds of this process.
@@ -265,6 +267,10 @@ struct Place {
 }
 
 impl Board {
+    fn new(queue: tokio::sync::mpsc::UnboundedSender<Job>) -> Board {
+        Board { lanes: Mutex::default(), queue, rounds: Rounds::default(), brought: AtomicBool::default() }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Lane, Place>> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -385,7 +391,7 @@ const GRACE: Duration = Duration::from_secs(6);
 /// Runs until `shutdown`; then the batches in flight end, and it returns. A task that panics ends it with an error.
 pub async fn run(shared: Arc<Shared>, shutdown: CancellationToken) -> anyhow::Result<()> {
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
-    let board = Arc::new(Board { lanes: Mutex::default(), queue: sender, rounds: Rounds::default() });
+    let board = Arc::new(Board::new(sender));
     let receiver = Arc::new(tokio::sync::Mutex::new(receiver));
     let stop = shutdown.child_token();
     let mut tasks = JoinSet::new();
@@ -446,7 +452,7 @@ mod tests {
     #[test]
     fn what_a_resting_or_busy_lane_is_asked_for_is_done_later() {
         let (queue, mut workers) = tokio::sync::mpsc::unbounded_channel();
-        let board = Board { lanes: Mutex::default(), queue, rounds: Rounds::default() };
+        let board = Board::new(queue);
         let lane = Lane(0);
         let rest = |place: &mut Place| place.not_before = Some(Instant::now() + Duration::from_secs(60));
         board.offer(lane, Errand::default());
@@ -493,7 +499,7 @@ mod tests {
     #[test]
     fn free_lanes_share_a_round_and_those_where_something_is_the_matter_do_not() {
         let (queue, mut workers) = tokio::sync::mpsc::unbounded_channel();
-        let board = Board { lanes: Mutex::default(), queue, rounds: Rounds::default() };
+        let board = Board::new(queue);
         let lanes = || (0..20).map(Lane);
         let soon = Instant::now() + Duration::from_secs(60);
         board.offer(Lane(1), Errand::default());

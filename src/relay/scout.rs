@@ -2,6 +2,7 @@
 //! ever more rarely when there is none.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -58,12 +59,18 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
     let mut looked = Instant::now();
     let linger = shared.config.relay.linger;
     while !stop.is_cancelled() {
+        if board.brought.swap(false, Ordering::Relaxed) && !linger.is_zero() {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(linger) => {}
+            }
+        }
         if looked.elapsed() < LOOK_WHILE_IT_FLOWS && board.flows() && rounds_make_sense(&shared) {
             board.offer_together((0..i32::from(shared.config.relay.lanes)).map(Lane));
             if board.round_is_open() {
                 tokio::select! {
                     () = stop.cancelled() => {}
-                    () = after_the_round(&board, linger) => {}
+                    () = after_the_round(&board) => {}
                 }
                 continue;
             }
@@ -72,7 +79,6 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
         let stopped = shared.stops.excluded();
         let (look_full, look_due) = (full.is_due(), due.is_due());
         let started = Instant::now();
-        let found;
         match shared.source.look(&stopped, look_full, look_due).await {
             Ok(sightings) => {
                 away.reset();
@@ -89,8 +95,7 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
                     let lanes = 0..i32::from(shared.config.relay.lanes);
                     lanes.for_each(|lane| board.offer(Lane(lane), Errand { advance: true, ..Errand::default() }));
                 }
-                found = !sightings.is_empty();
-                pause = if !found {
+                pause = if sightings.is_empty() {
                     (pause * 3 / 2).min(shared.config.relay.poll_max)
                 } else if board.is_crowded(shared.config.relay.workers.into()) {
                     (started.elapsed() * 20).clamp(POLL_MIN, POLL_CROWDED)
@@ -99,15 +104,13 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
                 };
             }
             Err(error) => {
-                found = false;
                 pause = away.next_pause();
                 shared.source_away(&error);
             }
         }
         let rest = async {
             match board.round_is_open() {
-                true => after_the_round(&board, linger).await,
-                false if found => tokio::time::sleep(pause.max(linger)).await,
+                true => after_the_round(&board).await,
                 false => tokio::time::sleep(pause).await,
             }
         };
@@ -119,14 +122,14 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
 }
 
 /// Waits for the end of the round that is open, and rests; not for ever, for a round may be held up and other lanes not.
-async fn after_the_round(board: &Board, linger: Duration) {
+async fn after_the_round(board: &Board) {
     let over = async {
         while board.round_is_open() {
             board.rounds.ended.notified().await;
         }
     };
     if tokio::time::timeout(PATIENCE, over).await.is_ok() {
-        tokio::time::sleep(board.rounds.rest().max(linger)).await;
+        tokio::time::sleep(board.rounds.rest()).await;
     }
 }
 

@@ -1,6 +1,7 @@
 //! A worker takes a lane from the queue, does one batch, and says how it went.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, mpsc::UnboundedReceiver};
@@ -38,6 +39,7 @@ pub(super) async fn work(
             Job::Round(lanes) => {
                 let started = Instant::now();
                 let settled = make_round(&shared, &board, &lanes).await;
+                board.brought.fetch_or(settled > 0, Ordering::Relaxed);
                 board.round_done((settled > 0).then(|| started.elapsed()), settled * 2 >= lanes.len());
                 continue;
             }
@@ -191,6 +193,7 @@ async fn report(
     match outcome {
         Outcome::Settled(counts) => {
             settled(shared, lane, &counts);
+            board.brought.store(true, Ordering::Relaxed);
             let deadline = shared.config.relay.deadline;
             board.done(lane, counts.more.then_some(again), |place| {
                 free(place);

@@ -5,6 +5,7 @@
 //! know retries, failures, holds and healing: a lane with anything of the kind is for a batch of its own.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt as _;
@@ -14,7 +15,7 @@ use uuid::Uuid;
 
 use super::claim::{Claim, event};
 use super::lane::{Entry, entry};
-use super::scan::{MARK_EVERY, Mark, Scan, last_scan, next_scan, seen};
+use super::scan::{Mark, Scan, last_scan, next_scan, seen};
 use super::settle::SettleError;
 use super::{PLANS, Source, json_list};
 use crate::event::{BatchKey, Identity, Lane, Status, Token};
@@ -23,6 +24,9 @@ use crate::sql::spans;
 
 /// Bytes of a round's payloads at most, as they are stored: small ones, and a compressed one may be fifty times as large.
 const STORED: u64 = 1 << 20;
+/// How old a round's look at the writers may be before the next one. One look serves all of its lanes; and what was settled since is walked
+/// over once or twice in every round, row by row where an open transaction keeps it from being cleaned away.
+const MARK_EVERY: Duration = Duration::from_millis(100);
 
 /// One of the lanes.
 pub struct Part {

@@ -12,8 +12,8 @@ use super::{Source, SourceLane};
 use crate::event::Status;
 use crate::session::Session;
 
-/// How old a look at the writers' transactions must be before the next one.
-pub(super) const MARK_EVERY: Duration = Duration::from_millis(500);
+/// How old a batch's look at the writers' transactions must be before the next one.
+const MARK_EVERY: Duration = Duration::from_millis(500);
 
 /// From where the lane's next scan may start. Kept in the log, so that a failover takes it back together with the events.
 #[derive(Debug, Clone, PartialEq)]

@@ -225,7 +225,7 @@ impl World {
         state.left.advances > 0 && visit.decided > visit.from.max(visit.newest.scan.position)
     }
 
-    /// `SourceLane::nothing_left`: nothing was found, and nobody has locked what could have been. The relay does it from the very
+    /// `SourceLane::is_worth_an_entry`: nothing was found, and nobody has locked what could have been. The relay does it from the very
     /// start too, and then for nothing.
     pub(crate) fn advance(&self, state: &mut State, visit: &Visit) -> Next {
         let left = |id: Id| id >= visit.from && id < visit.decided;
