@@ -114,13 +114,16 @@ impl Target {
             Outcome::CouldNot => "could_not",
         };
         let text = serde_json::to_string(report).map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
+        // Before it has ended, which is before anybody is told: it cannot both be equal and have failed.
+        let agreed: Vec<&str> = report.entities.iter().filter(|of| of.agrees()).map(|of| of.entity.as_str()).collect();
+        if !agreed.is_empty() {
+            self.agreed(id, &agreed).await?;
+        }
         self.ask(query(&sql, false).bind(id.0).bind(outcome).bind(text)).await?;
         let sql = self.render(include_str!("../../sql/target/report_entities.sql"));
         let entities: Vec<&str> = report.entities.iter().map(|e| e.entity.as_str()).collect();
         let texts: Vec<String> = report.entities.iter().map(|e| serde_json::to_string(e).unwrap_or_default()).collect();
-        self.ask(query(&sql, false).bind(id.0).bind(entities).bind(texts)).await?;
-        let agreed: Vec<&str> = report.entities.iter().filter(|of| of.agrees()).map(|of| of.entity.as_str()).collect();
-        if agreed.is_empty() { Ok(()) } else { self.agreed(id, &agreed).await }
+        self.ask(query(&sql, false).bind(id.0).bind(entities).bind(texts)).await.map(drop)
     }
 
     /// All that a report found.
