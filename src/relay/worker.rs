@@ -39,7 +39,6 @@ pub(super) async fn work(
             Job::Round(lanes) => {
                 let started = Instant::now();
                 let settled = make_round(&shared, &board, &lanes).await;
-                board.brought.fetch_or(settled > 0, Ordering::Relaxed);
                 board.round_done((settled > 0).then(|| started.elapsed()), settled * 2 >= lanes.len());
                 continue;
             }
@@ -104,7 +103,7 @@ async fn make_round(shared: &Shared, board: &Board, lanes: &[Lane]) -> usize {
     let held_up = round.applying > HELD_UP;
     for (lane, counts) in round.settled {
         lane_goes_on(shared, lane);
-        settled(shared, lane, &counts);
+        settled(shared, board, lane, &counts);
         board.done(lane, counts.more.then(Errand::default), |place| {
             place.busy_since = None;
             place.in_vain = 0;
@@ -192,8 +191,7 @@ async fn report(
     let again = Errand::default();
     match outcome {
         Outcome::Settled(counts) => {
-            settled(shared, lane, &counts);
-            board.brought.store(true, Ordering::Relaxed);
+            settled(shared, board, lane, &counts);
             let deadline = shared.config.relay.deadline;
             board.done(lane, counts.more.then_some(again), |place| {
                 free(place);
@@ -231,7 +229,8 @@ fn lane_goes_on(shared: &Shared, lane: Lane) {
     }
 }
 
-fn settled(shared: &Shared, lane: Lane, counts: &Counts) {
+fn settled(shared: &Shared, board: &Board, lane: Lane, counts: &Counts) {
+    board.brought.store(true, Ordering::Relaxed);
     let metrics = &shared.metrics;
     metrics.batch_settled(lane, counts.took);
     for (kind, n) in &counts.processed {
