@@ -5,8 +5,8 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-/// A chunk never has more rows than this: more than any server reads and writes in the time, so that a few quick ones in a row (a pause of
-/// the writers) do not make the next one hold its lane, and its rows in memory, for as long as twenty.
+/// A chunk never has more rows than this, which is more than a server reads and writes in the time that is aimed at: a few chunks that were
+/// quick by chance must not make the next one hold its lane, and its rows in memory, many times as long.
 const MOST: u32 = 5_000;
 /// The first one has so many.
 const FIRST: u32 = 500;

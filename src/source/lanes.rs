@@ -165,8 +165,7 @@ impl SourceLanes {
     }
 
     /// Reads again what the claim may have missed: the lanes where something is the matter, and what was claimed may not just be
-    /// applied. `stopped`: the types that it left out; `pass`:
-    /// aggregate types whose failed events hold nobody back.
+    /// applied. `stopped`: the types that it left out; `pass`: aggregate types whose failed events hold nobody back.
     pub async fn disturbed(&mut self, stopped: &[String], pass: &[String]) -> sqlx::Result<HashSet<Lane>> {
         let mut aggregates = HashSet::new();
         for part in &self.parts {
