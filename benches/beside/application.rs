@@ -42,6 +42,12 @@ enum Way {
     Lingering,
 }
 
+impl Way {
+    fn has_relay(self) -> bool {
+        matches!(self, Way::Relay | Way::Lingering)
+    }
+}
+
 const LINES: [(&str, Way); 6] = [
     ("two writes a transaction", Way::Alone),
     ("… and an event, no relay", Way::Outbox),
@@ -73,10 +79,7 @@ pub(crate) async fn measure(ground: &Ground, scale: Scale, relay: &str) -> Resul
     let mut table = table(["", "transactions/s", "to the first line's", "to the one without", "which is to be"]);
     for (at, ((label, way), runs)) in LINES.iter().zip(&rates).enumerate() {
         let to = |other: &[f64]| spread(runs.iter().zip(other).map(|(one, other)| one / other).collect());
-        let without = match way {
-            Way::Relay | Way::Lingering => Some(WITHOUT),
-            _ => at.checked_sub(1),
-        };
+        let without = if way.has_relay() { Some(WITHOUT) } else { at.checked_sub(1) };
         let before = without.map(|before| to(&rates[before]));
         table.add_row([
             (*label).to_owned(),
@@ -85,7 +88,7 @@ pub(crate) async fn measure(ground: &Ground, scale: Scale, relay: &str) -> Resul
             before.map(|ratio| ratio.told(2)).unwrap_or_default(),
             // The relay's part: what is left with one of what was there without.
             before
-                .filter(|_| matches!(way, Way::Relay | Way::Lingering))
+                .filter(|_| way.has_relay())
                 .map(|ratio| Target::AtLeast(0.95).told(ratio.middle))
                 .unwrap_or_default(),
         ]);
@@ -135,10 +138,7 @@ async fn once(ground: &Ground, way: Way, seconds: u64, relay: &str) -> Result<(f
         )
         .await?;
     }
-    let mut process = match way {
-        Way::Relay | Way::Lingering => Some(installed.start(&[])?),
-        _ => None,
-    };
+    let mut process = if way.has_relay() { Some(installed.start(&[])?) } else { None };
     if let Some(process) = &process {
         keep_to("1", process.id());
         tokio::time::sleep(Duration::from_secs(1)).await;

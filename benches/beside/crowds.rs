@@ -3,8 +3,6 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use crate::case::Scale;
 use crate::contender::relay::{Installed, Setup};
@@ -67,7 +65,7 @@ impl Crowd {
 /// Has a relay run until every lane starts behind all that is paused; less than it can notice is left as it is.
 async fn passed_by(installed: &Installed, pair: &Pair) -> Result<()> {
     let started = Instant::now();
-    let mut relay = installed.start(&[])?;
+    let process = installed.start(&[])?;
     loop {
         tokio::time::sleep(Duration::from_millis(100)).await;
         let behind: i64 = value(
@@ -83,9 +81,7 @@ async fn passed_by(installed: &Installed, pair: &Pair) -> Result<()> {
         ensure!(started.elapsed() < Duration::from_secs(120), "{behind} lanes still start in front of what is paused");
     }
     eprintln!("passed by after {:.1} s", started.elapsed().as_secs_f64());
-    kill(Pid::from_raw(i32::try_from(relay.id())?), Signal::SIGTERM)?;
-    ensure!(relay.wait()?.success(), "the relay did not end well");
-    Ok(())
+    relay::end(process)
 }
 
 /// Drains `enough` of the load, beside the crowd.

@@ -201,7 +201,7 @@ pub async fn run(
     tell: &(dyn Fn(Told) + Sync),
     stop: &CancellationToken,
 ) -> Result<Summary, BackfillError> {
-    let quoting = config.redact.for_admins().quoting(&config.entities, &options.entities);
+    let quoting = config.quoting(&options.entities);
     let entities = match wanted(config, &options.entities) {
         Ok(entities) => entities,
         Err(error) => {

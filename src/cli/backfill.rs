@@ -37,7 +37,7 @@ pub(super) async fn command(args: &BackfillArgs, mut config: Config) -> anyhow::
     let view = View::new(args.json);
     let stop = on_signals()?;
     let sight = config.redact.for_admins();
-    let quoting = sight.quoting(&config.entities, &options.entities);
+    let quoting = config.quoting(&options.entities);
     let done = backfill::run(&config, &options, &|told| view.told(&told), &stop).await;
     let summary = done.map_err(|error| anyhow::anyhow!("{}", error.shown(quoting)))?;
     view.end();

@@ -70,7 +70,7 @@ async fn run(how: &ApplyArgs, config: &Config, command: Kind, task: &Task<'_>) -
         stop: &stop,
         job: None,
     };
-    let quoting = config.redact.for_admins().quoting(&config.entities, &task.entities(config));
+    let quoting = config.quoting(&task.entities(config));
     let refused = |error: VerifyError| anyhow::anyhow!("{}", error.shown(quoting));
     let planned = repair(false).run(task).await.map_err(refused)?;
     if !how.apply || (!planned.changes_any() && !task.settles()) {

@@ -36,7 +36,7 @@ pub(super) async fn command(args: &VerifyArgs, config: Config) -> anyhow::Result
     let progress = ProgressLine::new();
     let tell = |entity: &str, rows: u64, took: Duration| progress.tell(entity, rows, took);
     let done = verify::verify(&config, &source, &target, &options, &stop, &tell).await;
-    let quoting = config.redact.for_admins().quoting(&config.entities, &options.entities);
+    let quoting = config.quoting(&options.entities);
     let report = done.map_err(|error| anyhow::anyhow!("{}", error.shown(quoting)))?;
     progress.clear();
     if args.json {

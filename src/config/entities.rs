@@ -12,6 +12,7 @@ use super::{
     Action, Capture, Config, Entity, LegacyRows, OnFailure, RowsFrom, SqlFile, TableName, VerifyRules, load, rows,
     verify,
 };
+use crate::redact::Quoting;
 
 const ACTIONS: [&str; 3] = ["upsert", "delete", "ignore"];
 
@@ -35,6 +36,11 @@ impl Config {
 }
 
 impl Config {
+    /// How much of a server's words on work with these entities, by name, is kept and told: as much as admins may see.
+    pub fn quoting(&self, names: &[String]) -> Quoting {
+        self.redact.for_admins().quoting(&self.entities, names)
+    }
+
     /// Aggregate types whose failed events hold nobody back: every entity lets them pass.
     pub fn passing(&self) -> Vec<String> {
         passing(&self.entities)

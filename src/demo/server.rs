@@ -294,7 +294,7 @@ impl Server {
     }
 
     async fn copy_to(&self, folder: &Path) -> anyhow::Result<()> {
-        let mut command = self.worker("pg_basebackup");
+        let mut command = self.worker(&self.binaries.path("pg_basebackup"));
         command.arg("--pgdata").arg(folder).args(["--host=127.0.0.1", "--username=postgres", "--no-password"]);
         command.arg(format!("--port={}", self.port)).env("PGPASSWORD", self.password.as_deref().unwrap_or_default());
         command.args(["--checkpoint=fast", "--no-sync", "--no-manifest", "--wal-method=stream"]);
@@ -310,14 +310,14 @@ impl Server {
         self.kill().await;
         let data = self.dir.join("data");
         fs::remove_dir_all(&data)?;
-        let mut copy = self.worker("cp");
+        let mut copy = self.worker(Path::new("cp"));
         copy.arg("-Rp").arg(&snapshot.dir).arg(&data);
         self.run(copy, "cp").await?;
         self.launch().await
     }
 
     async fn initdb(&self, options: &Options) -> anyhow::Result<()> {
-        let mut command = self.worker("initdb");
+        let mut command = self.worker(&self.binaries.path("initdb"));
         command.arg("--pgdata").arg(self.dir.join("data"));
         command.args(["--username=postgres", "--no-locale", "--encoding=UTF8", "--no-sync"]);
         command.arg(format!("--wal-segsize={}", options.wal_segment_megabytes));
@@ -356,7 +356,7 @@ impl Server {
     /// Starts the postmaster and waits until it says, in the file that `pg_ctl --wait` reads too, that it is ready.
     async fn launch(&mut self) -> anyhow::Result<()> {
         let log = File::create(self.dir.join("log"))?;
-        let mut command = self.worker("postgres").into_std();
+        let mut command = self.worker(&self.binaries.path("postgres")).into_std();
         command.arg("-D").arg(self.dir.join("data")).arg("-p").arg(self.port.to_string());
         command.stdout(log.try_clone()?).stderr(log);
         let mut postmaster = command.spawn().context("cannot start postgres")?;
@@ -429,9 +429,7 @@ impl Server {
 
     /// A program that works in the server's folder, and in a process group of its own. It begins when it is [told to](Self::begin), and not at
     /// all if this process is gone by then.
-    fn worker(&self, program: &str) -> tokio::process::Command {
-        let ours = self.binaries.path(program);
-        let program = if ours.is_file() { ours } else { PathBuf::from(program) };
+    fn worker(&self, program: &Path) -> tokio::process::Command {
         let mut command = self.command(Path::new("/bin/sh"));
         command.args(["-c", r#"read -r _ && exec "$0" "$@" < /dev/null"#]).arg(program);
         command.process_group(0).stdin(Stdio::piped());

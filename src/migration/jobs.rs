@@ -137,8 +137,7 @@ impl Jobs {
         };
         let job = working.id;
         if let Err(error) = working.during(wake(shared, &work, &who)).await {
-            let quoting = config.redact.for_admins().quoting(&config.entities, &order.entities);
-            working.end(&error.ending(quoting)).await;
+            working.end(&error.ending(config.quoting(&order.entities))).await;
             return Err(error.into());
         }
         tracing::info!(job = job.0, kind = order.kind.as_str(), actor = %who.actor, "work begins");

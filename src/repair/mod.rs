@@ -215,10 +215,7 @@ impl Repair<'_> {
         let ending = match &done {
             Ok(repaired) => Ending::Done(serde_json::to_value(repaired).unwrap_or_default()),
             Err(VerifyError::Stopped) => Ending::Stopped(None),
-            Err(error) => {
-                let sight = self.config.redact.for_admins();
-                error.ending(sight.quoting(&self.config.entities, &order.entities))
-            }
+            Err(error) => error.ending(self.config.quoting(&order.entities)),
         };
         job.end(&ending).await;
         done

@@ -160,8 +160,7 @@ pub async fn verify(
         progress(entity, rows, took);
     };
     let done = job.during(Box::pin(each(config, (source, target), options, entities, job.stop(), &tell))).await;
-    let quoting = config.redact.for_admins().quoting(&config.entities, &options.entities);
-    job.end(&ending(&done, quoting)).await;
+    job.end(&ending(&done, config.quoting(&options.entities))).await;
     done
 }
 
@@ -246,8 +245,7 @@ async fn each(
                 of.report.message = Some(if stopped {
                     report::STOPPED.to_owned()
                 } else {
-                    let names = std::slice::from_ref(&entity.name);
-                    error.shown(config.redact.for_admins().quoting(&config.entities, names))
+                    error.shown(config.quoting(std::slice::from_ref(&entity.name)))
                 });
                 of.report.logged = Some(error.logged());
             }

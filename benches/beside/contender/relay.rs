@@ -154,7 +154,13 @@ pub(crate) async fn drain_some(
     let mut cpu = ground.cpu()?.since(before);
     cpu.client += spent;
     let memory_mb = meter::peak_memory(relay.id()).ok();
+    end(relay)?;
+    Ok(Drain { events, took, cpu, memory_mb })
+}
+
+/// Ends a relay as an operator would.
+pub(crate) fn end(mut relay: Child) -> Result<()> {
     kill(Pid::from_raw(i32::try_from(relay.id())?), Signal::SIGTERM)?;
     ensure!(relay.wait()?.success(), "the relay did not end well");
-    Ok(Drain { events, took, cpu, memory_mb })
+    Ok(())
 }
