@@ -108,7 +108,7 @@ mod tests {
     fn who_works_in_a_folder_goes_with_it_and_who_has_ended_is_left_alone() {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("guarded");
-        let sleeper = || Command::new("sleep").arg("600").process_group(0).spawn().unwrap();
+        let sleeper = || Command::new("sleep").arg("30").process_group(0).spawn().unwrap();
         let (mut works, mut has_ended) = (sleeper(), sleeper());
         let guard = Guard::make(&folder).unwrap();
         guard.works(has_ended.id()).unwrap();
