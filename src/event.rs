@@ -1,6 +1,5 @@
 //! The words of the protocol as types: ids, tokens, lanes, states.
 
-use std::collections::HashSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -48,12 +47,9 @@ impl Lane {
         format!("ARRAY[{}]::int[]", numbers.join(","))
     }
 
-    /// What a script says that locks `asked` lanes, as far as it can, and then reads all of them: first the locked ones, a row each with
-    /// `locked`, and then `asked` rows. Which were locked, and the rows that were read.
-    pub(crate) fn locked(rows: &[PgRow], asked: usize) -> sqlx::Result<(HashSet<Lane>, &[PgRow])> {
-        let (locked, read) = rows.split_at(rows.len().saturating_sub(asked));
-        let locked = locked.iter().map(|row| Ok(Lane(row.try_get("locked")?))).collect::<sqlx::Result<_>>()?;
-        Ok((locked, read))
+    /// The lanes that a script says it has locked, a row each with `locked`.
+    pub(crate) fn locked(rows: &[PgRow]) -> sqlx::Result<Vec<Lane>> {
+        rows.iter().map(|row| Ok(Lane(row.try_get("locked")?))).collect()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Pages, and their lanes: what is copied in which order, and what is tried again.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::event::Lane;
 use crate::failpoint::reach;
 use crate::redact::without_values;
 use crate::retry::Pause;
-use crate::source::{Lanes, RowKey};
+use crate::source::{KeyQueue, Lanes};
 use crate::target::{Page, Reason};
 
 /// Keys of a page: as many as all lanes take in a chunk, for every chunk costs a dozen round trips and two commits however few its
@@ -139,10 +139,9 @@ pub(super) async fn copy_lane(
     gate: &Gate<'_>,
     page: Option<i64>,
     lane: Lane,
-    keys: Vec<RowKey>,
+    mut queue: KeyQueue,
     left_before: bool,
 ) -> Result<bool, BackfillError> {
-    let mut queue = VecDeque::from(keys);
     let mut pause = Pause::new(Duration::from_millis(50), Duration::from_secs(5));
     let (mut rows, mut contended) = (0, 0);
     while !queue.is_empty() {
@@ -151,12 +150,12 @@ pub(super) async fn copy_lane(
             return Ok(false);
         }
         let completes = page.filter(|_| size == queue.len()).map(|page| (page, rows));
-        let (keys, _) = queue.make_contiguous().split_at(size);
-        let todo = Todo { lane, keys, completes, left_before, isolate: contended > 1 };
+        let keys = queue.first(size);
+        let todo = Todo { lane, keys: &keys, completes, left_before, isolate: contended > 1 };
         let why = match chunk::copy(job, todo).await {
             Ok(Chunk::Copied(copied)) => {
                 job.pace.learn(size as u32, copied.worked);
-                queue.drain(..size);
+                queue.done(size);
                 queue.extend(copied.again);
                 rows += copied.rows;
                 contended = 0;

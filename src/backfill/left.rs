@@ -8,7 +8,7 @@ use super::lanes::copy_lane;
 use super::{BackfillError, Job, new};
 use crate::disposition::is_transient;
 use crate::event::{EventId, Lane};
-use crate::source::RowKey;
+use crate::source::{KeyQueue, RowKey};
 use crate::target::{LeftRow, Reason};
 
 /// So many are looked at at once.
@@ -72,10 +72,10 @@ async fn round(
         };
         after = Some(end);
         pending += rows.iter().filter(|row| row.reason.passes_by_itself()).count();
-        let mut lanes: BTreeMap<Lane, Vec<RowKey>> = BTreeMap::new();
+        let mut lanes: BTreeMap<Lane, KeyQueue> = BTreeMap::new();
         for LeftRow { key, lane, reason, .. } in rows {
             if try_again(reason) {
-                lanes.entry(lane).or_default().push(key);
+                lanes.entry(lane).or_default().push(&key);
             }
         }
         for (lane, keys) in lanes {

@@ -125,7 +125,8 @@ async fn batch(
     Ok((Outcome::Settled(counts), charged))
 }
 
-/// What was applied takes effect, and only then is settled; both logs get the batch's entry. The source's clock.
+/// What was applied takes effect, and only then is settled; both logs get the batch's entry. The statements that settle are made while the
+/// target commits: nobody sees them before the source's commit, which comes after it. The source's clock.
 async fn take_effect(
     mut source: SourceLane,
     mut target: TargetLane,
@@ -136,16 +137,20 @@ async fn take_effect(
 ) -> Result<DateTime<Utc>, BatchError> {
     let key = BatchKey { token: source.token, nonce: Uuid::new_v4() };
     let (here, there) = (source.identity.clone(), target.identity.clone());
-    let appended = target.append(key, &here, &tally.applied, &tally.given_up).await.map_err(BatchError::Target)?;
-    if !appended {
-        return Err(BatchError::Overtaken);
-    }
-    reach("appended");
-    target.commit().await.map_err(BatchError::Target)?;
-    // From here on the batch has taken effect.
+    let effect = async {
+        let appended = target.append(key, &here, &tally.applied, &tally.given_up).await.map_err(BatchError::Target)?;
+        if !appended {
+            return Err(BatchError::Overtaken);
+        }
+        reach("appended");
+        target.commit().await.map_err(BatchError::Target)
+    };
+    let settling = source.settle(key, &there, claim, &tally.settlement, pass, release_at_most);
+    let (effect, settled_at) = tokio::join!(effect, settling);
+    effect?;
+    // It has taken effect.
     reach("target_committed");
-    let settled = source.settle(key, &there, claim, &tally.settlement, pass, release_at_most).await;
-    let settled_at = settled.map_err(LeaseError::of_settling)?;
+    let settled_at = settled_at.map_err(LeaseError::of_settling)?;
     reach("settled");
     source.commit().await.map_err(BatchError::Source)?;
     reach("source_committed");

@@ -1,10 +1,11 @@
 //! A round: the little that several lanes have to do, in one transaction on each side. While events trickle each lane has one or two
 //! at a time, and a batch of ten round trips and two commits for each of them costs both databases far more than the events do.
 //!
-//! Guarantees what a [`batch`](super::batch) does, in the same order of statements: each lane is locked, read and settled by itself, and
-//! gets an entry of its own in both logs, so that healing knows no rounds. Does only what is plain: a lane where anything is the matter
+//! Guarantees what a [`batch`](super::batch) does: each lane is locked, read and settled by itself, and gets an entry of its own in both
+//! logs, so that healing knows no rounds. While one server works, the other does, wherever what it does has no effect yet. Does only what is plain: a lane where anything is the matter
 //! drops out, and where something goes wrong the whole round is undone, before it has taken effect. Both are then left to batches.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use super::Shared;
@@ -16,7 +17,7 @@ use crate::event::{Event, Identity, Lane};
 use crate::failpoint::reach;
 use crate::lease::LeaseError;
 use crate::session::sqlstate;
-use crate::source::{Part, Settlement, SourceLanes};
+use crate::source::{Known, Part, Settlement, SourceLanes};
 use crate::target::{LaneEntry, TargetLanes};
 
 /// How many lanes share a round.
@@ -46,70 +47,116 @@ pub async fn run_once(shared: &Shared, lanes: &[Lane]) -> Result<Round, BatchErr
     tokio::time::timeout(deadline, attempt(shared, lanes)).await.unwrap_or(Err(BatchError::Deadline(deadline)))
 }
 
+/// What was claimed.
+struct Claimed {
+    known: Known,
+    /// Aggregate types that were left out.
+    excluded: Vec<String>,
+    /// Lanes where nothing was, because it is too large.
+    large: HashSet<Lane>,
+}
+
 async fn attempt(shared: &Shared, lanes: &[Lane]) -> Result<Round, BatchError> {
     let started = Instant::now();
     let mut round = Round::default();
     let mut source = shared.source.lock_lanes(lanes).await.map_err(BatchError::Source)?;
     reach("source_locked");
-    let locked = source.lanes();
+    let locked = source.locked.clone();
     round.busy = lanes.iter().copied().filter(|lane| !locked.contains(lane)).collect();
-    if source.paused.iter().any(String::is_empty) {
-        round.idle = source.drop_unless(|_| false);
-    }
-    if source.parts.is_empty() {
+    if locked.is_empty() {
         source.release_leases().await;
         return Ok(round);
     }
-    // One after the other, as in a batch: who asks for both connections at once, and others one by one, wait in a circle behind a
-    // pooler that has few.
-    let mut target =
-        shared.target.lock_lanes(&source.lanes(), !shared.router().has_own_sql()).await.map_err(BatchError::Target)?;
-    reach("target_locked");
-    let here = source.identity.clone();
-    round.alone = source.drop_unless(|part| agrees(part, &here, &target));
-    if source.parts.is_empty() {
-        target.abandon().await;
-        source.release_leases().await;
-        return Ok(round);
-    }
-    // Only now, as in a batch: that the source still answers is the proof that this worker is no ghost.
-    let (mut excluded, relay) = (shared.stops.excluded(), &shared.config.relay);
-    excluded.append(&mut source.paused);
-    excluded.sort();
-    excluded.dedup();
-    let each = EVENTS.min(relay.batch / u32::try_from(source.parts.len()).unwrap_or(u32::MAX)).max(1);
-    let large = source.claim(&excluded, each, relay.batch_bytes).await.map_err(BatchError::Source)?;
-    reach("claimed");
-    round.alone.extend(source.drop_unless(|part| !large.contains(&part.lane)));
-    round.idle = source.drop_unless(|part| !part.claim.events.is_empty());
     let router = shared.router();
-    let pass = router.passing();
-    if !source.parts.is_empty() {
-        let disturbed = source.disturbed(&excluded, &pass).await.map_err(BatchError::Source)?;
-        round.alone.extend(source.drop_unless(|part| !disturbed.contains(&part.lane) && is_plain(part, &router)));
+    // Side by side, unlike in a batch: the second look comes after both. But the target's connection is asked for when the source's is there:
+    // who asks for both at once, and others one by one, wait in a circle behind a pooler that has few.
+    let target = shared.target.lock_lanes(&locked, !router.has_own_sql());
+    let (target, claimed) = tokio::join!(target, claim(shared, &mut source));
+    let (mut target, claimed) = (target.map_err(BatchError::Target)?, claimed.map_err(BatchError::Source)?);
+    reach("target_locked");
+    reach("claimed");
+    let Claimed { known: Known { mut parts, identity, .. }, excluded, large } = claimed;
+    round.alone = drop_unless(&mut parts, |part| agrees(part, &identity, &target) && !large.contains(&part.lane));
+    round.idle = drop_unless(&mut parts, |part| !part.claim.events.is_empty());
+    round.alone.extend(drop_unless(&mut parts, |part| is_plain(part, &router)));
+    if !apply(&mut source, &mut target, &mut parts, &router, &excluded, &mut round).await? {
+        round.alone.append(&mut lanes_of(&parts));
+        parts.clear();
     }
-    if source.parts.is_empty() {
-        target.abandon().await;
-        source.release_leases().await;
-        return Ok(round);
-    }
-    // In the order in which they were written, for a parent's lane may be behind its child's.
-    let mut events: Vec<&Event> = source.parts.iter().flat_map(|part| &part.claim.events).collect();
-    events.sort_unstable_by_key(|event| event.id);
-    let applying = Instant::now();
-    let applied = together(&router, target.hand(), &events).await;
-    round.applying = applying.elapsed();
-    if let Err(refusal) = applied {
-        let code = sqlstate(&refusal.error);
-        tracing::debug!(code = code.as_deref(), "refused in a round; each lane by itself");
-        round.alone.extend(source.lanes());
+    if parts.is_empty() {
         target.abandon().await;
         source.release_leases().await;
         return Ok(round);
     }
     reach("applied");
-    round.settled = take_effect(shared, source, target, started).await?;
+    round.settled = take_effect(shared, (source, &identity), target, parts, started).await?;
     Ok(round)
+}
+
+/// Reads what has to be known of the locked lanes, and claims a little of each.
+async fn claim(shared: &Shared, source: &mut SourceLanes) -> sqlx::Result<Claimed> {
+    let mut known = source.read().await?;
+    if known.paused.iter().any(String::is_empty) {
+        return Ok(Claimed { known, excluded: Vec::new(), large: HashSet::new() });
+    }
+    let (mut excluded, relay) = (shared.stops.excluded(), &shared.config.relay);
+    excluded.append(&mut known.paused);
+    excluded.sort();
+    excluded.dedup();
+    let each = EVENTS.min(relay.batch / u32::try_from(known.parts.len()).unwrap_or(u32::MAX)).max(1);
+    let large = source.claim(&mut known.parts, &excluded, each, relay.batch_bytes).await?;
+    Ok(Claimed { known, excluded, large })
+}
+
+fn lanes_of(parts: &[Part]) -> Vec<Lane> {
+    parts.iter().map(|part| part.lane).collect()
+}
+
+/// Drops out the lanes that are not `kept`; they stay locked until the end. Which.
+fn drop_unless(parts: &mut Vec<Part>, mut kept: impl FnMut(&Part) -> bool) -> Vec<Lane> {
+    parts.extract_if(.., |part| !kept(part)).map(|part| part.lane).collect()
+}
+
+/// Applies what was claimed, and meanwhile asks the source once more: for the lanes where that may not just be applied, and because only
+/// that it still answers is the proof that this worker is no ghost, which must be there before the commit. It rarely names a lane; then the
+/// others' events are applied without its. False: the target refused something.
+async fn apply(
+    source: &mut SourceLanes,
+    target: &mut TargetLanes,
+    parts: &mut Vec<Part>,
+    router: &Router,
+    excluded: &[String],
+    round: &mut Round,
+) -> Result<bool, BatchError> {
+    if parts.is_empty() {
+        return Ok(true);
+    }
+    let pass = router.passing();
+    let events = in_order(parts);
+    let applying = async {
+        let began = Instant::now();
+        let applied = together(router, target.hand(), &events).await;
+        (applied.map_err(|refusal| refusal.error), began.elapsed())
+    };
+    let (disturbed, (mut applied, took)) = tokio::join!(source.disturbed(parts, excluded, &pass), applying);
+    let disturbed = disturbed.map_err(BatchError::Source)?;
+    round.applying = took;
+    if applied.is_ok() && !disturbed.is_empty() {
+        round.alone.append(&mut drop_unless(parts, |part| !disturbed.contains(&part.lane)));
+        target.undo().await.map_err(BatchError::Target)?;
+        applied = together(router, target.hand(), &in_order(parts)).await.map_err(|refusal| refusal.error);
+    }
+    if let Err(error) = &applied {
+        tracing::debug!(code = sqlstate(error).as_deref(), "refused in a round; each lane by itself");
+    }
+    Ok(applied.is_ok())
+}
+
+/// The events of all lanes in the order in which they were written, for a parent's lane may be behind its child's.
+fn in_order(parts: &[Part]) -> Vec<&Event> {
+    let mut events: Vec<&Event> = parts.iter().flat_map(|part| &part.claim.events).collect();
+    events.sort_unstable_by_key(|event| event.id);
+    events
 }
 
 /// Whether the logs end alike, and nothing else asks for more than a batch's plain course.
@@ -124,30 +171,32 @@ fn is_plain(part: &Part, router: &Router) -> bool {
     part.claim.events.iter().all(|event| matches!(router.destination(event), Destination::Shape(_)))
 }
 
-/// What was applied takes effect, and only then is settled; each lane's logs get its entry.
+/// What was applied takes effect, and only then is settled; each lane's logs get its entry. The statements that settle are made while the
+/// target commits: nobody sees them before the source's commit, which comes after it.
 async fn take_effect(
     shared: &Shared,
-    mut source: SourceLanes,
+    (mut source, here): (SourceLanes, &Identity),
     mut target: TargetLanes,
+    parts: Vec<Part>,
     started: Instant,
 ) -> Result<Vec<(Lane, Counts)>, BatchError> {
-    let entries: Vec<LaneEntry<'_>> = source
-        .parts
-        .iter()
-        .map(|part| LaneEntry { lane: part.lane, key: part.key, applied: &part.claim.events })
-        .collect();
-    let appended = target.append(&entries, &source.identity).await.map_err(BatchError::Target)?;
-    if !appended {
-        return Err(BatchError::Overtaken);
-    }
-    reach("appended");
+    let entries: Vec<LaneEntry<'_>> =
+        parts.iter().map(|part| LaneEntry { lane: part.lane, key: part.key, applied: &part.claim.events }).collect();
     let there = target.identity.clone();
-    target.commit().await.map_err(BatchError::Target)?;
-    // From here on it has taken effect.
+    let effect = async {
+        let appended = target.append(&entries, here).await.map_err(BatchError::Target)?;
+        if !appended {
+            return Err(BatchError::Overtaken);
+        }
+        reach("appended");
+        target.commit().await.map_err(BatchError::Target)
+    };
+    let (effect, settled_at) = tokio::join!(effect, source.settle(&parts, &there));
+    effect?;
+    // It has taken effect.
     reach("target_committed");
-    let settled_at = source.settle(&there).await.map_err(LeaseError::of_settling)?;
+    let settled_at = settled_at.map_err(LeaseError::of_settling)?;
     reach("settled");
-    let parts = std::mem::take(&mut source.parts);
     source.commit().await.map_err(BatchError::Source)?;
     reach("source_committed");
     let counted = parts.iter().map(|part| {

@@ -42,11 +42,17 @@ pub struct Part {
     pub claim: Claim,
 }
 
-/// Several locked lanes.
+/// Several lanes, locked in one transaction.
 pub struct SourceLanes {
     source: Source,
     session: Session,
-    /// Those that could be locked, less those that dropped out since.
+    /// Those that no other worker has.
+    pub locked: Vec<Lane>,
+}
+
+/// What is known of locked lanes.
+pub struct Known {
+    /// Lane by lane.
     pub parts: Vec<Part>,
     /// Who this server is.
     pub identity: Identity,
@@ -58,24 +64,9 @@ impl Source {
     /// Takes the leases of these lanes, as far as no other worker has them. One round trip.
     pub async fn lock_lanes(&self, lanes: &[Lane]) -> sqlx::Result<SourceLanes> {
         let numbers = [("lane_numbers", Lane::list(lanes))];
-        let script = format!(
-            "{} {PLANS} {} {}",
-            self.limits.sql(),
-            crate::sql::render(&self.statements.lock_lanes, &numbers),
-            crate::sql::render(&self.statements.read_lanes, &numbers)
-        );
-        let (session, rows) = Session::begin(&self.pool, &script).await?;
-        let (locked, read) = Lane::locked(&rows, lanes.len())?;
-        let first = read.first().ok_or(sqlx::Error::RowNotFound)?;
-        let mut parts = read.iter().map(part).collect::<sqlx::Result<Vec<Part>>>()?;
-        parts.retain(|part| locked.contains(&part.lane));
-        Ok(SourceLanes {
-            identity: Identity(first.try_get("identity")?),
-            paused: json_list(first, "paused")?,
-            parts,
-            source: self.clone(),
-            session,
-        })
+        let lock = crate::sql::render(&self.statements.lock_lanes, &numbers);
+        let (session, rows) = Session::begin(&self.pool, &format!("{} {PLANS} {lock}", self.limits.sql())).await?;
+        Ok(SourceLanes { locked: Lane::locked(&rows)?, source: self.clone(), session })
     }
 }
 
@@ -90,22 +81,38 @@ fn part(row: &PgRow) -> sqlx::Result<Part> {
     })
 }
 
-impl SourceLanes {
-    /// The lanes.
-    pub fn lanes(&self) -> Vec<Lane> {
-        self.parts.iter().map(|part| part.lane).collect()
-    }
+fn lanes(parts: &[Part]) -> Vec<Lane> {
+    parts.iter().map(|part| part.lane).collect()
+}
 
-    /// Drops out the lanes that are not `kept`; they stay locked until the end. Which.
-    pub fn drop_unless(&mut self, mut kept: impl FnMut(&Part) -> bool) -> Vec<Lane> {
-        self.parts.extract_if(.., |part| !kept(part)).map(|part| part.lane).collect()
+impl SourceLanes {
+    /// What has to be known of the locked lanes. In a statement later than the lock: it is as of after that.
+    pub async fn read(&mut self) -> sqlx::Result<Known> {
+        let rows = self
+            .source
+            .query(&self.source.statements.read_lanes)
+            .bind(&self.locked)
+            .fetch_all(self.session.connection())
+            .await?;
+        let first = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+        Ok(Known {
+            parts: rows.iter().map(part).collect::<sqlx::Result<_>>()?,
+            identity: Identity(first.try_get("identity")?),
+            paused: json_list(first, "paused")?,
+        })
     }
 
     /// Locks the oldest pending events of each lane, at most `events` of each, and of all about `bytes`. The lanes where nothing was claimed,
     /// because an event is large, or all are too large together.
-    pub async fn claim(&mut self, stopped: &[String], events: u32, bytes: u64) -> sqlx::Result<HashSet<Lane>> {
-        let decided = self.decided().await?;
-        for (part, (decided, mark)) in self.parts.iter_mut().zip(decided) {
+    pub async fn claim(
+        &mut self,
+        parts: &mut [Part],
+        stopped: &[String],
+        events: u32,
+        bytes: u64,
+    ) -> sqlx::Result<HashSet<Lane>> {
+        let decided = self.decided(parts).await?;
+        for (part, (decided, mark)) in parts.iter_mut().zip(decided) {
             let scan = last_scan(part.newest.as_ref());
             part.claim = Claim {
                 from: scan.start(stopped, None),
@@ -118,8 +125,8 @@ impl SourceLanes {
         }
         let query = self.source.query(&self.source.statements.claim_lanes);
         let query = query
-            .bind(self.lanes())
-            .bind(self.parts.iter().map(|part| part.claim.from).collect::<Vec<_>>())
+            .bind(lanes(parts))
+            .bind(parts.iter().map(|part| part.claim.from).collect::<Vec<_>>())
             .bind(stopped)
             .bind(i64::from(events))
             .bind(i64::try_from(bytes.min(STORED)).unwrap_or(i64::MAX));
@@ -127,7 +134,7 @@ impl SourceLanes {
         let mut rows = query.fetch(self.session.connection());
         while let Some(row) = rows.try_next().await? {
             let at = usize::try_from(row.try_get::<i64, _>("at")? - 1).unwrap_or(usize::MAX);
-            let part = self.parts.get_mut(at).ok_or_else(|| sqlx::Error::ColumnNotFound(format!("lane {at}")))?;
+            let part = parts.get_mut(at).ok_or_else(|| sqlx::Error::ColumnNotFound(format!("lane {at}")))?;
             if row.try_get::<Option<i64>, _>("id")?.is_none() {
                 large.insert(part.lane);
             } else {
@@ -135,7 +142,7 @@ impl SourceLanes {
             }
         }
         drop(rows);
-        for part in &mut self.parts {
+        for part in parts {
             part.claim.events.sort_by_key(|event| event.id);
             part.claim.more = part.claim.events.len() >= events as usize;
         }
@@ -144,11 +151,11 @@ impl SourceLanes {
 
     /// For each lane, up to where every id is committed or rolled back: see [`SourceLane::decided`](super::SourceLane::decided).
     /// One look at the writers serves all lanes whose last one is old enough.
-    async fn decided(&mut self) -> sqlx::Result<Vec<(i64, Option<Mark>)>> {
+    async fn decided(&mut self, parts: &[Part]) -> sqlx::Result<Vec<(i64, Option<Mark>)>> {
         let Some(sequence) = self.source.sequence.clone() else {
-            return Ok(self.parts.iter().map(|_| (i64::MIN, None)).collect());
+            return Ok(parts.iter().map(|_| (i64::MIN, None)).collect());
         };
-        let scans: Vec<Scan> = self.parts.iter().map(|part| last_scan(part.newest.as_ref())).collect();
+        let scans: Vec<Scan> = parts.iter().map(|part| last_scan(part.newest.as_ref())).collect();
         let now = match scans.iter().any(|scan| scan.mark_is_older_than(MARK_EVERY)) {
             true => Some(seen(&self.source, &sequence, &mut self.session).await?),
             false => None,
@@ -166,20 +173,23 @@ impl SourceLanes {
 
     /// Reads again what the claim may have missed: the lanes where something is the matter, and what was claimed may not just be
     /// applied. `stopped`: the types that it left out; `pass`: aggregate types whose failed events hold nobody back.
-    pub async fn disturbed(&mut self, stopped: &[String], pass: &[String]) -> sqlx::Result<HashSet<Lane>> {
+    pub async fn disturbed(
+        &mut self,
+        parts: &[Part],
+        stopped: &[String],
+        pass: &[String],
+    ) -> sqlx::Result<HashSet<Lane>> {
         let mut aggregates = HashSet::new();
-        for part in &self.parts {
+        for part in parts {
             aggregates.extend(part.claim.events.iter().map(|event| (part.lane, &event.aggregate)));
         }
         let rows = self
             .source
             .query(&self.source.statements.disturbed_lanes)
-            .bind(self.lanes())
-            .bind(self.parts.iter().map(|part| part.claim.from).collect::<Vec<_>>())
-            .bind(
-                self.parts.iter().map(|part| part.claim.events.last().map_or(i64::MIN, |e| e.id.0)).collect::<Vec<_>>(),
-            )
-            .bind(self.parts.iter().map(|part| part.claim.events.len() as i64).collect::<Vec<_>>())
+            .bind(lanes(parts))
+            .bind(parts.iter().map(|part| part.claim.from).collect::<Vec<_>>())
+            .bind(parts.iter().map(|part| part.claim.events.last().map_or(i64::MIN, |e| e.id.0)).collect::<Vec<_>>())
+            .bind(parts.iter().map(|part| part.claim.events.len() as i64).collect::<Vec<_>>())
             .bind(stopped)
             .bind(aggregates.iter().map(|(lane, _)| *lane).collect::<Vec<_>>())
             .bind(aggregates.iter().map(|(_, aggregate)| aggregate.kind.as_str()).collect::<Vec<_>>())
@@ -191,8 +201,8 @@ impl SourceLanes {
     }
 
     /// Marks every claimed event as processed, and appends each lane's entry; `COMMIT` is the caller's. Returns the source's clock.
-    pub async fn settle(&mut self, peer: &Identity) -> Result<DateTime<Utc>, SettleError> {
-        let events = || self.parts.iter().flat_map(|part| &part.claim.events);
+    pub async fn settle(&mut self, parts: &[Part], peer: &Identity) -> Result<DateTime<Utc>, SettleError> {
+        let events = || parts.iter().flat_map(|part| &part.claim.events);
         let ids: Vec<_> = events().map(|event| event.id).collect();
         let done = self
             .source
@@ -205,9 +215,9 @@ impl SourceLanes {
         if done.rows_affected() != ids.len() as u64 {
             return Err(SettleError::Vanished { expected: ids.len() as u64, found: done.rows_affected() });
         }
-        let scans: Vec<_> = self.parts.iter().map(|part| next_scan(&part.claim, None)).collect();
-        let parents: Vec<_> = self.parts.iter().map(|part| part.newest.as_ref().map(|entry| entry.key)).collect();
-        let (skipped, counts) = spans(self.parts.iter().map(|part| part.claim.events.len()));
+        let scans: Vec<_> = parts.iter().map(|part| next_scan(&part.claim, None)).collect();
+        let parents: Vec<_> = parts.iter().map(|part| part.newest.as_ref().map(|entry| entry.key)).collect();
+        let (skipped, counts) = spans(parts.iter().map(|part| part.claim.events.len()));
         let holders = scans.iter().map(|scan| {
             let holders = scan.mark.as_ref().map(|mark| mark.holders.as_slice()).unwrap_or_default();
             serde_json::Value::from(holders).to_string()
@@ -215,9 +225,9 @@ impl SourceLanes {
         let rows: Vec<DateTime<Utc>> = self
             .source
             .query_scalar(&self.source.statements.append_lanes)
-            .bind(self.lanes())
-            .bind(self.parts.iter().map(|part| part.key.token).collect::<Vec<_>>())
-            .bind(self.parts.iter().map(|part| part.key.nonce).collect::<Vec<_>>())
+            .bind(lanes(parts))
+            .bind(parts.iter().map(|part| part.key.token).collect::<Vec<_>>())
+            .bind(parts.iter().map(|part| part.key.nonce).collect::<Vec<_>>())
             .bind(parents.iter().map(|parent| parent.map(|key| key.token)).collect::<Vec<_>>())
             .bind(parents.iter().map(|parent| parent.map(|key| key.nonce)).collect::<Vec<_>>())
             .bind(&peer.0)
@@ -232,7 +242,7 @@ impl SourceLanes {
             .fetch_all(self.session.connection())
             .await?;
         match rows.first() {
-            Some(at) if rows.len() == self.parts.len() => Ok(*at),
+            Some(at) if rows.len() == parts.len() => Ok(*at),
             _ => Err(SettleError::NotTheNewest),
         }
     }

@@ -5,6 +5,7 @@
 //! was applied. What a row looks like does not depend on settings of the role. Text is ordered as its column's collation says.
 
 mod key;
+mod queue;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -14,6 +15,7 @@ use sqlx::postgres::PgRow;
 
 use self::key::Telling;
 pub use self::key::{KeyTrouble, Why};
+pub use self::queue::KeyQueue;
 use super::{Source, SourceLane};
 use crate::config::{Entity, LegacyRows, RowsFrom};
 use crate::event::{Aggregate, Event, EventId, Lane};
@@ -44,7 +46,7 @@ pub struct KeyAt {
 }
 
 /// Keys by their lane, in order.
-pub type Lanes = BTreeMap<Lane, Vec<RowKey>>;
+pub type Lanes = BTreeMap<Lane, KeyQueue>;
 
 /// The keys of a page of a table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -262,21 +264,20 @@ impl Source {
         session::within(self.limits.deadline, async {
             let script = format!("{} {}", self.limits.sql(), legacy.settings);
             let (mut session, _) = Session::begin(&self.pool, &script).await?;
-            let (mut page, mut newest) = (PageKeys::default(), Lane(0));
+            let mut page = PageKeys::default();
             let mut rows = keys.fetch(session.connection());
             while let Some(row) = rows.try_next().await? {
                 let lane = row.try_get::<Option<Lane>, _>("lane")?.unwrap_or(Lane(0));
                 let key = RowKey(row.try_get("key")?);
-                // In order, so one that comes again comes at once; but for rows whose aggregates are in two lanes.
-                if page.lanes.get(&newest).and_then(|keys| keys.last()) == Some(&key) {
+                // In order, so one that comes again comes at once.
+                if page.last.as_ref() == Some(&key) {
                     return Err(legacy.telling.twice(&key).into());
                 }
-                newest = lane;
-                page.lanes.entry(newest).or_default().push(key);
+                page.lanes.entry(lane).or_default().push(&key);
+                page.last = Some(key);
                 page.rows += 1;
             }
             drop(rows);
-            page.last = page.lanes.get(&newest).and_then(|keys| keys.last().cloned());
             session.commit().await?;
             Ok(page)
         })

@@ -42,9 +42,10 @@ pub use self::compare::Range;
 pub(crate) use self::compare::percentage;
 pub use self::heal::{ForgottenBatch, ForgottenEvent, PutBack, Settled};
 pub use self::lane::{Entry, SourceLane};
-pub(crate) use self::lanes::{Part, SourceLanes};
+pub(crate) use self::lanes::{Known, Part, SourceLanes};
 pub use self::legacy::{
-    Bringing, FirstWaiting, KeyAt, KeyTrouble, Lanes, Legacy, LegacyRow, OpenAggregates, PageKeys, RowKey, Why,
+    Bringing, FirstWaiting, KeyAt, KeyQueue, KeyTrouble, Lanes, Legacy, LegacyRow, OpenAggregates, PageKeys, RowKey,
+    Why,
 };
 pub use self::names::Names;
 pub use self::retain::Retired;

@@ -1,7 +1,7 @@
 //! Settling a batch: what became of its events, what is released by that, and the entry in the source's log.
 //!
-//! Guarantees: all of it in the lane's transaction, and only as the child of the entry that the batch was built on. Settles
-//! nothing that the target has not committed: that is the caller's order.
+//! Guarantees: all of it in the lane's transaction, and only as the child of the entry that the batch was built on. That the transaction
+//! commits only what the target has committed is the caller's order.
 
 use std::time::Duration;
 

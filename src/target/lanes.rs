@@ -34,27 +34,25 @@ pub struct LaneEntry<'a> {
 }
 
 impl Target {
-    /// Locks the lanes' rows, as far as nobody else has, then, in a later statement, reads the newest entries. One round trip. What
-    /// follows has little patience, for many lanes wait with it. `generic`: for few events a plan costs more than it is good for, unless
+    /// Locks the lanes' rows, as far as nobody else has, then, in a later statement, reads the newest entries. Two round trips: a text
+    /// that is planned anew each time would cost more than the second. What follows has little patience, for many lanes wait with it. `generic`: for few events a plan costs more than it is good for, unless
     /// it is of a statement that the operator wrote.
     pub async fn lock_lanes(&self, lanes: &[Lane], generic: bool) -> sqlx::Result<TargetLanes> {
         let plans = if generic { "SET LOCAL plan_cache_mode = force_generic_plan;" } else { "" };
         let patience = (self.limits.deadline / 3).min(PATIENCE).as_millis().max(1);
+        let numbers = [("lane_numbers", Lane::list(lanes))];
         let script = format!(
             "{} SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {patience}; {plans}",
-            self.opening(
-                &self.statements.lock_lanes,
-                &self.statements.read_lanes,
-                &[("lane_numbers", Lane::list(lanes))]
-            ),
+            self.opening(&self.statements.lock_lanes, "", &numbers),
             (patience / 10).max(1),
         );
-        let (session, rows) = Session::begin(&self.pool, &script).await?;
-        let (locked, read) = Lane::locked(&rows, lanes.len())?;
+        let (mut session, rows) = Session::begin(&self.pool, &script).await?;
+        let locked = Lane::locked(&rows)?;
+        let read = self.query(&self.statements.read_lanes).bind(lanes).fetch_all(session.connection()).await?;
         let first = read.first().ok_or(sqlx::Error::RowNotFound)?;
         let identity = Identity(first.try_get("identity")?);
         let mut newest = HashMap::new();
-        for row in read {
+        for row in &read {
             let lane = row.try_get("lane")?;
             if let Some(key) = BatchKey::of_row(row)?.filter(|_| locked.contains(&lane)) {
                 newest.insert(lane, (key, Identity(row.try_get("peer")?)));
@@ -68,6 +66,11 @@ impl TargetLanes {
     /// For statements that apply events here.
     pub fn hand(&mut self) -> Hand<'_> {
         Hand { session: &mut self.session, prepared: self.target.prepared }
+    }
+
+    /// Takes back what was applied since the lanes were locked.
+    pub async fn undo(&mut self) -> sqlx::Result<()> {
+        self.session.script("ROLLBACK TO SAVEPOINT relay").await.map(drop)
     }
 
     /// Appends each lane's entry. False: one of the parents is not the newest any more, or a token is too old.

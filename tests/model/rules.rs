@@ -13,7 +13,7 @@ pub(crate) enum Rule {
     TargetLock,
     /// What is read of a lane is read after its lock.
     ReadAfterLock,
-    /// The claim comes after the target's lock and the comparison.
+    /// The claim, and the second look at it, come after the target's lock and the comparison. (A round's claim does not.)
     ClaimUnderBothLocks,
     /// The target commits before the source settles.
     SettleAfterCommit,
