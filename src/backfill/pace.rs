@@ -5,9 +5,9 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-/// A chunk never has more rows than this, which is more than a server reads and writes in the time that is aimed at: a few chunks that were
-/// quick by chance must not make the next one hold its lane, and its rows in memory, many times as long.
-const MOST: u32 = 5_000;
+/// A chunk never has more rows than this. A row of some hundred bytes takes some four thousand while it is on its way (as it came, as an event, as a
+/// parameter, as a message), for each worker: what is in memory is chunks, and nothing else of the table.
+const MOST: u32 = 2_000;
 /// The first one has so many.
 const FIRST: u32 = 500;
 

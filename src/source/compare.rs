@@ -126,7 +126,7 @@ impl Source {
             query = query.bind(keys.iter().filter_map(|key| key.0.get(n).map(String::as_str)).collect::<Vec<_>>());
         }
         let rows = ask(&self.pool, self.limits, &Self::read_only(legacy), query).await?;
-        legacy.rows_of(&rows)
+        legacy.rows_of(futures_util::stream::iter(rows.into_iter().map(Ok))).await
     }
 
     /// Whose these keys are, where no row has them: `None` if the aggregate's expression needs more than the key.

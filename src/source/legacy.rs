@@ -64,7 +64,7 @@ pub struct PageKeys {
 pub struct LegacyRow {
     /// Key, aggregate and lane as they are now.
     pub at: KeyAt,
-    /// `to_jsonb(row)`; `None`: beyond the bytes that were asked for.
+    /// The row as JSON, which as `jsonb` is `to_jsonb(row)`; `None`: beyond the bytes that were asked for.
     pub payload: Option<String>,
 }
 
@@ -300,8 +300,7 @@ impl SourceLane {
         for n in 0..legacy.key.len() {
             query = query.bind(keys.iter().filter_map(|key| key.0.get(n).map(String::as_str)).collect::<Vec<_>>());
         }
-        let rows = query.fetch_all(self.session.connection()).await?;
-        legacy.rows_of(&rows)
+        legacy.rows_of(query.fetch(self.session.connection())).await
     }
 
     /// Which of these aggregates have events that are not applied yet. To be asked after the rows were read: what was committed in

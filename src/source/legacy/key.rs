@@ -7,6 +7,7 @@
 
 use std::fmt;
 
+use futures_util::{Stream, TryStreamExt as _};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
@@ -183,12 +184,14 @@ impl Legacy {
         self
     }
 
-    /// The rows of an answer, each beside the number of the key that it was asked by.
-    pub(in crate::source) fn rows_of(&self, answer: &[PgRow]) -> sqlx::Result<Vec<LegacyRow>> {
-        let mut rows = Vec::with_capacity(answer.len());
-        let mut seen = std::collections::HashSet::with_capacity(answer.len());
-        for row in answer {
-            let at = key_at(row)?;
+    /// The rows of an answer, each beside the number of the key that it was asked by. Taken as they come, so that they are held once.
+    pub(in crate::source) async fn rows_of(
+        &self,
+        mut answer: impl Stream<Item = sqlx::Result<PgRow>> + Unpin,
+    ) -> sqlx::Result<Vec<LegacyRow>> {
+        let (mut rows, mut seen) = (Vec::new(), std::collections::HashSet::new());
+        while let Some(row) = answer.try_next().await? {
+            let at = key_at(&row)?;
             if !seen.insert(row.try_get::<i64, _>("asked")?) {
                 return Err(self.telling.twice(&at.key).into());
             }
