@@ -44,11 +44,16 @@ soak:
 		cargo test --locked --package outbox-relay-model -- --nocapture the_protocol_keeps_its_promises
 
 # make bench CASE=drain,far SIZE=200000 ROUNDS=5; without, all of it at full size, for hours. SECONDS for what is measured by time.
-# CASE=copy, CASE=verify and CASE=capture are of the tools around the relay, SIZE in rows.
+# The cases copy, verify and capture are of the tools around the relay, SIZE in rows.
+comma := ,
+cases = $(subst $(comma), ,$(CASE))
+tools = $(filter copy verify capture,$(cases))
+relays = $(filter-out copy verify capture,$(cases))
+scale = $(if $(SIZE),--size $(SIZE)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(filter file,$(origin SECONDS)),,--seconds $(SECONDS)) $(ARGS)
 bench:
 	@scripts/setup
-	cargo bench --locked --bench $(if $(filter copy verify capture,$(CASE)),migration,beside) -- $(if $(CASE),--case $(CASE)) $(if $(SIZE),--size $(SIZE)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
-		$(if $(filter file,$(origin SECONDS)),,--seconds $(SECONDS)) $(ARGS)
+	@test -n "$(tools)" -a -z "$(relays)" || cargo bench --locked --bench beside -- $(relays:%=--case %) $(scale)
+	@test -n "$(relays)" -a -z "$(tools)" || cargo bench --locked --bench migration -- $(tools:%=--case %) $(scale)
 
 # Every case of it, tiny: that each still works, and passes its check.
 smoke:

@@ -61,14 +61,20 @@ fn lines(case: Case, size: u32, relay: &str) -> Vec<Line> {
             Line::new("outbox-relay, hot", Relay, Load { hot: true, ..load }, relay),
             Line::new("outbox-relay, even", Relay, load, relay).at_least(0.6),
         ],
-        Case::Instances => [("1 process", 1), ("2 processes", 2), ("4 processes", 4)]
-            .into_iter()
-            .map(|(label, instances)| {
-                let line = Line::new(label, Relay, load, relay);
-                let ratio = (instances > 1).then_some(Target::AtMost(1.11));
-                Line { setup: Setup { instances, ..line.setup }, ratio, ..line }
-            })
-            .collect(),
+        // Sixteen workers on a few cores, and as many as one process has: what is lost to the number of processes, and what to that of workers.
+        Case::Instances => [
+            ("1 process", 1, ""),
+            ("2 processes", 2, ""),
+            ("4 processes", 4, ""),
+            ("4 with a worker each", 4, "workers = 1"),
+        ]
+        .into_iter()
+        .map(|(label, instances, workers)| {
+            let line = Line::new(label, Relay, load, &format!("{relay}\n{workers}"));
+            let ratio = (instances > 1).then_some(Target::AtMost(1.11));
+            Line { setup: Setup { instances, ..line.setup }, ratio, ..line }
+        })
+        .collect(),
         Case::Payload => [
             ("330 B", 330, 1, Some(30.0)),
             ("200 B", 200, 1, None),

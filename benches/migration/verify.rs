@@ -23,7 +23,7 @@ const SAME_ENTITY: &str = "[[entity]]\naggregate_type = \"User\"\ntable = \"user
 
 pub(crate) async fn measure(ground: &Ground, scale: Scale) -> Result<Table> {
     let reladiff = if scale.smoke { None } else { reladiff()? };
-    let mut table = table(["", "rows/s", "its rate to reladiff's", "MB of memory at the peak"]);
+    let mut table = table(["", "rows/s", "its rate to reladiff's (to be 1.5)", "MB of memory at the peak"]);
     let pair = ground.pair("same", [SAME, SAME], SAME_ENTITY).await?;
     let same = format!(
         "INSERT INTO users SELECT u, 'Ada' || u % 100 || ' Byron' || u, 'user' || u || '@example.org', 'City' || u % 500, u

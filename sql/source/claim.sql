@@ -7,20 +7,18 @@
 WITH locked AS MATERIALIZED (
     SELECT {id} AS id, {event_id} AS event_id, {aggregate_type} AS aggregate_type, {aggregate_id} AS aggregate_id,
            {event_type} AS event_type, {payload} AS payload, {headers} AS headers, {written_at} AS created_at,
-           {attempts} AS attempts
+           {attempts} AS attempts, pg_column_size({payload})::bigint AS bytes
     FROM {outbox}
     WHERE {lane} = $1 AND {status} = {pending} AND {id} >= $2
       AND {aggregate_type}::text <> ALL ($3::text[])
     ORDER BY {lane}, {id}
     LIMIT $4
     FOR NO KEY UPDATE SKIP LOCKED
-), measured AS MATERIALIZED (
-    SELECT *, pg_column_size(payload)::bigint AS bytes FROM locked
 ), whole AS MATERIALIZED (
-    SELECT count(*) AS locked, coalesce(max(bytes) <= 1500 AND sum(bytes) < $5, true) AS fits FROM measured
+    SELECT count(*) AS locked, coalesce(max(bytes) <= 1500 AND sum(bytes) < $5, true) AS fits FROM locked
 ), stored AS (
     SELECT *, coalesce(sum(bytes) OVER w, 0) AS bytes_before, coalesce(sum((bytes > 30000)::int) OVER w, 0) AS large_before
-    FROM measured
+    FROM locked
     WHERE NOT (SELECT fits FROM whole)
     WINDOW w AS (ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
 ), sized AS (
@@ -30,7 +28,7 @@ WITH locked AS MATERIALIZED (
     WHERE bytes_before < $5 AND large_before < 32
 ), taken AS (
     SELECT id, event_id, aggregate_type, aggregate_id, event_type, payload, headers, created_at, attempts
-    FROM measured
+    FROM locked
     WHERE (SELECT fits FROM whole)
     UNION ALL
     SELECT id, event_id, aggregate_type, aggregate_id, event_type, payload, headers, created_at, attempts

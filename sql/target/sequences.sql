@@ -1,7 +1,13 @@
--- The sequences behind a table's columns. $1 the table, quoted.
-SELECT a.attname::text AS name, s.name AS sequence
+-- The sequences behind a table's columns: an identity's, one that a column owns, and whatever a column's default draws from.
+-- $1 the table, quoted.
+SELECT DISTINCT a.attnum, a.attname::text AS name, format('%I.%I', n.nspname, s.relname) AS sequence
 FROM pg_attribute a
-CROSS JOIN LATERAL (SELECT pg_get_serial_sequence($1, a.attname::text)) AS s (name)
-JOIN pg_sequence q ON q.seqrelid = s.name::regclass AND q.seqincrement > 0
+LEFT JOIN pg_attrdef f ON f.adrelid = a.attrelid AND f.adnum = a.attnum
+JOIN pg_depend d ON (d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = a.attrelid
+                     AND d.refobjsubid = a.attnum AND d.deptype IN ('a', 'i'))
+                 OR (d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid AND d.refclassid = 'pg_class'::regclass)
+JOIN pg_class s ON s.relkind = 'S' AND s.oid = CASE WHEN d.classid = 'pg_attrdef'::regclass THEN d.refobjid ELSE d.objid END
+JOIN pg_namespace n ON n.oid = s.relnamespace
+JOIN pg_sequence q ON q.seqrelid = s.oid AND q.seqincrement > 0
 WHERE a.attrelid = $1::regclass AND a.attnum > 0 AND NOT a.attisdropped
-ORDER BY a.attnum
+ORDER BY a.attnum, sequence

@@ -19,7 +19,7 @@ use crate::source::{KeyQueue, Lanes};
 use crate::target::{Page, Reason};
 
 /// Keys of a page: as many as all lanes take in a chunk, for every chunk costs a dozen round trips and two commits however few its
-/// rows are. At most so many that the keys of two pages take some ten megabytes.
+/// rows are. At most so many that the keys of two pages take a few megabytes.
 fn page_size(job: &Job<'_>) -> u32 {
     job.pace.chunk().saturating_mul(job.config.relay.lanes.into()).clamp(1_000, 100_000)
 }

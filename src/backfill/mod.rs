@@ -274,6 +274,7 @@ async fn audited(
             Some(opened) => opened,
             None => open(config).await?,
         };
+        sees_the_load(config, &source).await?;
         let entities = in_order(config, entities, &source, &target).await?;
         let before = rows_copied(&target, &entities).await.map_err(tables_of_this_version)?;
         Ok::<_, BackfillError>((source, target, entities, before))
@@ -288,6 +289,20 @@ async fn audited(
         source.audit_changed(noted, changed, changed).await;
     }
     done
+}
+
+/// What cannot be seen cannot be heeded, and must not be taken for nothing.
+async fn sees_the_load(config: &Config, source: &Source) -> Result<(), BackfillError> {
+    let limits = &config.backfill;
+    let heeds = limits.max_sessions > 0 || !limits.max_replica_lag.is_zero();
+    if !heeds || source.load().await.map_err(legacy)?.is_shown {
+        return Ok(());
+    }
+    Err(BackfillError::Refused(
+        "backfill.max_sessions and backfill.max_replica_lag: on the legacy database this role is not shown what other roles do. Let its owner run \
+         GRANT pg_monitor TO the relay's role, or set both to 0"
+            .to_owned(),
+    ))
 }
 
 fn names(entities: &[&Entity]) -> Vec<String> {

@@ -322,6 +322,10 @@ pub struct VerifyArgs {
     /// Show the last reports instead, newest first
     #[arg(long, conflicts_with_all = ["entities", "sample", "rate", "without_events"])]
     pub history: bool,
+    /// Show this report instead, with every difference that was kept
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(i64).range(1..),
+          conflicts_with_all = ["entities", "sample", "rate", "without_events", "history"])]
+    pub report: Option<i64>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -333,6 +337,9 @@ pub struct ApplyArgs {
     /// Do it; without, it is only shown
     #[arg(long, requires = "reason")]
     pub apply: bool,
+    /// Only show it: the default
+    #[arg(long, conflicts_with = "apply")]
+    pub dry_run: bool,
     /// Why; kept with every changed row
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,

@@ -9,7 +9,8 @@ use super::{Exit, output, shell};
 use crate::config::Config;
 use crate::connect;
 use crate::run::on_signals;
-use crate::verify::{self, Options, Outcome};
+use crate::target::{ReportId, Target};
+use crate::verify::{self, Options, Outcome, Report};
 
 /// Verifies, and prints the report; or the last reports.
 pub(super) async fn command(args: &VerifyArgs, config: Config) -> anyhow::Result<Exit> {
@@ -22,6 +23,9 @@ pub(super) async fn command(args: &VerifyArgs, config: Config) -> anyhow::Result
             output::print(verify::report::render_history(&reports))?;
         }
         return Ok(Exit::Done);
+    }
+    if let Some(id) = args.report {
+        return show(&kept(&target, ReportId(id)).await?, args.json);
     }
     let options = Options {
         entities: args.entities.clone(),
@@ -39,10 +43,23 @@ pub(super) async fn command(args: &VerifyArgs, config: Config) -> anyhow::Result
     let quoting = config.quoting(&options.entities);
     let report = done.map_err(|error| anyhow::anyhow!("{}", error.shown(quoting)))?;
     progress.clear();
-    if args.json {
-        output::json(&report)?;
+    show(&report, args.json)
+}
+
+/// A report of another time, whole.
+async fn kept(target: &Target, id: ReportId) -> anyhow::Result<Report> {
+    let Some(kept) = target.report(id).await? else {
+        anyhow::bail!("there is no report {}: outbox-relay verify --history", id.0);
+    };
+    let Some(report) = kept.report else { anyhow::bail!("report {} is not finished", id.0) };
+    Ok(Report { differences: target.report_differences(id).await?, ..report })
+}
+
+fn show(report: &Report, json: bool) -> anyhow::Result<Exit> {
+    if json {
+        output::json(report)?;
     } else {
-        output::print(verify::render(&report))?;
+        output::print(verify::render(report))?;
     }
     Ok(match report.outcome {
         Outcome::Equal => Exit::Done,

@@ -334,6 +334,8 @@ pub struct VerifyRules {
     pub ignore: Vec<Ignored>,
     /// Columns whose values may lie a little apart.
     pub tolerance: Vec<Tolerance>,
+    /// The table's writes emit no events: rows are looked at twice, a second apart, instead of under a lock.
+    pub without_events: bool,
 }
 
 /// A column that is not compared.

@@ -18,12 +18,11 @@ fn verify(rules: &VerifyRules) -> String {
         let within = quoted(&t.within().to_string());
         format!("{{ column = {}, within = {within}, reason = {} }}", quoted(&t.column), quoted(&t.reason))
     });
-    let (ignore, tolerance) = (ignore.collect::<Vec<_>>().join(", "), tolerance.collect::<Vec<_>>().join(", "));
-    match (ignore.is_empty(), tolerance.is_empty()) {
-        (_, true) => format!("{{ ignore = [{ignore}] }}"),
-        (true, _) => format!("{{ tolerance = [{tolerance}] }}"),
-        _ => format!("{{ ignore = [{ignore}], tolerance = [{tolerance}] }}"),
-    }
+    let lists = [("ignore", ignore.collect::<Vec<_>>()), ("tolerance", tolerance.collect())];
+    let lists = lists.into_iter().filter(|(_, list)| !list.is_empty());
+    let lists = lists.map(|(name, list)| format!("{name} = [{}]", list.join(", ")));
+    let rules: Vec<String> = lists.chain(rules.without_events.then(|| "without_events = true".to_owned())).collect();
+    format!("{{ {} }}", rules.join(", "))
 }
 
 fn rows(legacy: &LegacyRows, key: &str) -> String {

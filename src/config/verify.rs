@@ -2,7 +2,7 @@
 
 use super::problem::Code;
 use super::reader::Item;
-use super::value::{NAME, PHRASE};
+use super::value::{NAME, PHRASE, Truth};
 use super::{Ignored, Tolerance, VerifyRules};
 
 const EXAMPLE: &str = "{ ignore = [{ column = \"updated_at\", reason = \"set by a trigger\" }] }";
@@ -46,6 +46,7 @@ pub(super) fn read(item: &mut Item<'_, '_>, key: &[String]) -> Option<VerifyRule
             reason,
         }));
     }
+    rules.without_events = inner.get("without_events", Truth, "true").unwrap_or(false);
     inner.finish();
     Some(rules)
 }

@@ -4,7 +4,7 @@ use super::catalog::{Columns, objects_of};
 use super::{InitError, SOURCE_SCHEMA, TARGET_SCHEMA};
 use crate::config::{Action, Config, Entity, RowsFrom, TableName};
 use crate::source::Names;
-use crate::sql::{ident, query_scalar};
+use crate::sql::{ident, literal, query_scalar};
 
 /// Who gets grants.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,6 +113,9 @@ fn of_source(
         sql.push(format!("GRANT USAGE ON SCHEMA {schema} TO {relay};"));
         sql.push(format!("GRANT SELECT ON {schema}.{table} TO {relay}; -- backfill, capture, verify"));
     }
+    if config.backfill.max_sessions > 0 || !config.backfill.max_replica_lag.is_zero() {
+        sql.push(format!("GRANT pg_monitor TO {relay}; -- backfill.max_sessions, backfill.max_replica_lag"));
+    }
     sql
 }
 
@@ -182,6 +185,9 @@ fn of_entity(entity: &Entity, relay: &str) -> Vec<String> {
                 entity.name.replace('\n', " ")
             ));
         }
+        if entity.legacy.is_some() {
+            sql.extend(of_migration(table, !privileges.contains(&"DELETE"), relay));
+        }
     }
     for action in entity.events.values() {
         if let Action::Sql(file) = action {
@@ -191,6 +197,22 @@ fn of_entity(entity: &Entity, relay: &str) -> Vec<String> {
                 file.path.display()
             ));
         }
+    }
+    sql
+}
+
+/// What a first copy and repairs need besides. Which sequences there are only the new database knows.
+fn of_migration(table: &TableName, may_not_delete: bool, relay: &str) -> Vec<String> {
+    let table = format!("{}.{}", ident(&table.schema), ident(&table.table));
+    let each = include_str!("../../sql/target/sequences.sql").lines().filter(|line| !line.starts_with("--"));
+    let each = each.collect::<Vec<_>>().join(" ").replace("$1", &literal(&table));
+    let mut sql = vec![format!(
+        "DO $do$ DECLARE of record; BEGIN FOR of IN {each} LOOP \
+         EXECUTE format('GRANT SELECT, UPDATE ON SEQUENCE %s TO {}', of.sequence); END LOOP; END $do$; -- backfill, at its end",
+        relay.replace('\'', "''").replace('%', "%%")
+    )];
+    if may_not_delete {
+        sql.push(format!("GRANT DELETE ON {table} TO {relay}; -- repair, of what the legacy database does not have"));
     }
     sql
 }

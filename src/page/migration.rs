@@ -6,7 +6,7 @@ use maud::{Markup, html};
 use super::words::{ago, several, span, thousands};
 use crate::migration::{Copy, EntityState, Migration};
 use crate::target::Verified;
-use crate::verify::Outcome;
+use crate::verify::{EntityReport, Outcome};
 
 /// How far an entity has come; the least advanced one is the migration's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,10 +70,20 @@ fn sampled(sample: &Verified, now: DateTime<Utc>) -> Markup {
         "a sample of " (several(rows, "row")) " "
         @match sample.found.outcome {
             Outcome::Equal => "was equal",
-            Outcome::Differs => { "had " (several(sample.found.differences(), "difference")) }
+            Outcome::Differs => { "had " (differing(&sample.found)) }
             Outcome::CouldNot => "could not be compared",
         }
         ", " (ago(sample.finished_at, now))
+    }
+}
+
+/// How many differences, and rows behind failed events, whichever there are.
+fn differing(found: &EntityReport) -> String {
+    let stuck = format!("{} behind failed events", several(found.stuck, "row"));
+    match (found.differences(), found.stuck) {
+        (differences, 0) => several(differences, "difference"),
+        (0, _) => stuck,
+        (differences, _) => format!("{}, {stuck}", several(differences, "difference")),
     }
 }
 
@@ -87,7 +97,7 @@ fn verified(entity: &EntityState, now: DateTime<Utc>) -> Markup {
             Outcome::Equal => "equal",
             Outcome::Differs => {
                 @if !found.complete { "at least " }
-                (several(found.differences(), "difference"))
+                (differing(found))
                 @if !found.complete { ", not read further" }
             }
             Outcome::CouldNot => "could not be compared",

@@ -125,8 +125,23 @@ async fn batch(
     Ok((Outcome::Settled(counts), charged))
 }
 
-/// What was applied takes effect, and only then is settled; both logs get the batch's entry. The statements that settle are made while the
-/// target commits: nobody sees them before the source's commit, which comes after it. The source's clock.
+/// The source's clock as it was read, and when that was.
+pub(super) struct Clock(DateTime<Utc>, Instant);
+
+impl Clock {
+    /// What it shows now.
+    pub(super) fn now(&self) -> DateTime<Utc> {
+        self.0 + self.1.elapsed()
+    }
+}
+
+/// With when it was answered: the target may still be committing then.
+pub(super) async fn timed<E>(settling: impl Future<Output = Result<DateTime<Utc>, E>>) -> Result<Clock, E> {
+    settling.await.map(|at| Clock(at, Instant::now()))
+}
+
+/// What was applied takes effect, and only then what settles it is committed; both logs get the batch's entry. The statements that settle are
+/// made while the target commits. The source's clock.
 async fn take_effect(
     mut source: SourceLane,
     mut target: TargetLane,
@@ -146,11 +161,11 @@ async fn take_effect(
         target.commit().await.map_err(BatchError::Target)
     };
     let settling = source.settle(key, &there, claim, &tally.settlement, pass, release_at_most);
-    let (effect, settled_at) = tokio::join!(effect, settling);
+    let (effect, settled) = tokio::join!(effect, timed(settling));
     effect?;
     // It has taken effect.
     reach("target_committed");
-    let settled_at = settled_at.map_err(LeaseError::of_settling)?;
+    let settled_at = settled.map_err(LeaseError::of_settling)?.now();
     reach("settled");
     source.commit().await.map_err(BatchError::Source)?;
     reach("source_committed");

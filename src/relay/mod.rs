@@ -399,6 +399,7 @@ pub async fn run(shared: Arc<Shared>, shutdown: CancellationToken) -> anyhow::Re
         tasks.spawn(worker::work(shared.clone(), board.clone(), receiver.clone(), stop.clone()));
     }
     tasks.spawn(scout::look_out(shared.clone(), board.clone(), stop.clone()));
+    tasks.spawn(scout::look_from_the_start(shared.clone(), board.clone(), stop.clone()));
     tasks.spawn(scout::compare_logs(shared.clone(), board.clone(), stop.clone()));
     tasks.spawn(keeper::retain(shared.clone(), stop.clone()));
     tasks.spawn(keeper::sweep(shared.clone(), stop.clone()));

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::Shared;
 use super::apply::together;
+use super::batch::timed;
 use super::router::{Destination, Router};
 use super::tally::{Tally, count};
 use super::visit::{BatchError, Counts};
@@ -141,10 +142,16 @@ async fn apply(
     let (disturbed, (mut applied, took)) = tokio::join!(source.disturbed(parts, excluded, &pass), applying);
     let disturbed = disturbed.map_err(BatchError::Source)?;
     round.applying = took;
-    if applied.is_ok() && !disturbed.is_empty() {
+    if !disturbed.is_empty() {
         round.alone.append(&mut drop_unless(parts, |part| !disturbed.contains(&part.lane)));
+        if parts.is_empty() {
+            return Ok(true);
+        }
+        // What the target refused may have been of these.
         target.undo().await.map_err(BatchError::Target)?;
+        let began = Instant::now();
         applied = together(router, target.hand(), &in_order(parts)).await.map_err(|refusal| refusal.error);
+        round.applying += began.elapsed();
     }
     if let Err(error) = &applied {
         tracing::debug!(code = sqlstate(error).as_deref(), "refused in a round; each lane by itself");
@@ -171,8 +178,8 @@ fn is_plain(part: &Part, router: &Router) -> bool {
     part.claim.events.iter().all(|event| matches!(router.destination(event), Destination::Shape(_)))
 }
 
-/// What was applied takes effect, and only then is settled; each lane's logs get its entry. The statements that settle are made while the
-/// target commits: nobody sees them before the source's commit, which comes after it.
+/// What was applied takes effect, and only then what settles it is committed; each lane's logs get its entry. The statements that settle are
+/// made while the target commits.
 async fn take_effect(
     shared: &Shared,
     (mut source, here): (SourceLanes, &Identity),
@@ -191,11 +198,11 @@ async fn take_effect(
         reach("appended");
         target.commit().await.map_err(BatchError::Target)
     };
-    let (effect, settled_at) = tokio::join!(effect, source.settle(&parts, &there));
+    let (effect, settled) = tokio::join!(effect, timed(source.settle(&parts, &there)));
     effect?;
     // It has taken effect.
     reach("target_committed");
-    let settled_at = settled_at.map_err(LeaseError::of_settling)?;
+    let settled_at = settled.map_err(LeaseError::of_settling)?.now();
     reach("settled");
     source.commit().await.map_err(BatchError::Source)?;
     reach("source_committed");

@@ -53,7 +53,6 @@ impl Rarely {
 pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: CancellationToken) {
     let mut pause = POLL_MIN;
     let mut away = Pause::new(Duration::from_millis(100), Duration::from_secs(2));
-    let mut full = Rarely::new(Duration::from_secs(3));
     let mut due = Rarely::new(Duration::from_millis(100));
     let mut advance = Rarely::new(Duration::from_secs(2));
     let mut looked = Instant::now();
@@ -77,20 +76,17 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
         }
         looked = Instant::now();
         let stopped = shared.stops.excluded();
-        let (look_full, look_due) = (full.is_due(), due.is_due());
+        let look_due = due.is_due();
         let started = Instant::now();
-        match shared.source.look(&stopped, look_full, look_due).await {
+        match shared.source.look(&stopped, false, look_due).await {
             Ok(sightings) => {
                 away.reset();
                 shared.source_answers();
-                if look_full {
-                    full.took(started.elapsed());
-                }
                 if look_due {
                     due.took(started.elapsed());
                 }
                 offer(&shared, &board, &sightings);
-                if !look_full && started.elapsed() > SLOW_LOOK && advance.is_due() {
+                if started.elapsed() > SLOW_LOOK && advance.is_due() {
                     advance.took(Duration::ZERO);
                     let lanes = 0..i32::from(shared.config.relay.lanes);
                     lanes.for_each(|lane| board.offer(Lane(lane), Errand { advance: true, ..Errand::default() }));
@@ -117,6 +113,32 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
         tokio::select! {
             () = stop.cancelled() => {}
             () = rest => {}
+        }
+    }
+}
+
+/// Looks from the very start of each lane, every few seconds, for what lies below where it begins. Beside the others, for as long as a transaction is
+/// open that keeps what is dead from being cleaned away, it walks over all that was settled since: seconds, which no new event must wait for.
+pub(super) async fn look_from_the_start(shared: Arc<Shared>, board: Arc<Board>, stop: CancellationToken) {
+    let mut full = Rarely::new(Duration::from_secs(3));
+    loop {
+        let stopped = shared.stops.excluded();
+        let started = Instant::now();
+        let looked = tokio::select! {
+            () = stop.cancelled() => return,
+            looked = shared.source.look(&stopped, true, false) => looked,
+        };
+        match looked {
+            Ok(sightings) => {
+                let below: Vec<Sighting> = sightings.into_iter().filter(|sighting| sighting.below).collect();
+                offer(&shared, &board, &below);
+            }
+            Err(error) => tracing::debug!(%error, "could not look from the start"),
+        }
+        full.took(started.elapsed());
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep_until(full.next.into()) => {}
         }
     }
 }

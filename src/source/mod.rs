@@ -217,6 +217,7 @@ impl Source {
         let lag: Option<f64> = row.try_get("replica_lag")?;
         Ok(Load {
             active: row.try_get("active")?,
+            is_shown: row.try_get("is_shown")?,
             replica_lag: lag.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
         })
     }
@@ -244,10 +245,12 @@ const PLANS: &str = "SET LOCAL enable_bitmapscan = off; SET LOCAL enable_seqscan
 /// How busy the source is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Load {
-    /// Sessions that run something, this one aside.
+    /// Sessions that run something, the relay's own aside.
     pub active: i64,
-    /// How far the slowest replica is behind; `None`: there is none, or the role may not see it.
+    /// How far the slowest replica is behind; `None`: there is none.
     pub replica_lag: Option<Duration>,
+    /// Whether the role is shown what others do. Else both are too low.
+    pub is_shown: bool,
 }
 
 /// Whether any event is left in these states.

@@ -34,18 +34,18 @@ pub struct LaneEntry<'a> {
 }
 
 impl Target {
-    /// Locks the lanes' rows, as far as nobody else has, then, in a later statement, reads the newest entries. Two round trips: a text
-    /// that is planned anew each time would cost more than the second. What follows has little patience, for many lanes wait with it. `generic`: for few events a plan costs more than it is good for, unless
+    /// Locks the lanes' rows, as far as nobody else has, then, in a later statement, reads the newest entries. Two round trips: in
+    /// the script the read would be planned anew each time, which costs more than a round trip. What follows has little patience, for many lanes wait with it. `generic`: for few events a plan costs more than it is good for, unless
     /// it is of a statement that the operator wrote.
     pub async fn lock_lanes(&self, lanes: &[Lane], generic: bool) -> sqlx::Result<TargetLanes> {
         let plans = if generic { "SET LOCAL plan_cache_mode = force_generic_plan;" } else { "" };
         let patience = (self.limits.deadline / 3).min(PATIENCE).as_millis().max(1);
-        let numbers = [("lane_numbers", Lane::list(lanes))];
-        let script = format!(
-            "{} SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {patience}; {plans}",
-            self.opening(&self.statements.lock_lanes, "", &numbers),
-            (patience / 10).max(1),
+        let limits = format!(
+            "SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {patience}; {plans}",
+            (patience / 10).max(1)
         );
+        let numbers = [("lane_numbers", Lane::list(lanes))];
+        let script = self.opening(&self.statements.lock_lanes, "", &numbers, &limits);
         let (mut session, rows) = Session::begin(&self.pool, &script).await?;
         let locked = Lane::locked(&rows)?;
         let read = self.query(&self.statements.read_lanes).bind(lanes).fetch_all(session.connection()).await?;

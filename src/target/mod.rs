@@ -129,7 +129,10 @@ impl Target {
     /// [`TargetLane::undo`] goes back to. One round trip. Waits for the lock a moment only, for a source transaction is open.
     pub async fn lock_lane(&self, lane: Lane) -> sqlx::Result<Option<TargetLane>> {
         let number = [("lane_number", lane.to_string())];
-        let script = self.opening(&self.statements.lock_lane, &self.statements.read_lane, &number);
+        // Below the deadline: a statement that takes too long must be heard of, or the same batch is tried for ever.
+        let limit = (self.limits.deadline / 3).as_millis().max(1);
+        let limits = format!("SET LOCAL lock_timeout = {limit}; SET LOCAL statement_timeout = {limit};");
+        let script = self.opening(&self.statements.lock_lane, &self.statements.read_lane, &number, &limits);
         let (session, rows) = Session::begin(&self.pool, &script).await?;
         let [locked, read] = rows.as_slice() else {
             session.rollback().await;
@@ -148,12 +151,10 @@ impl Target {
         }))
     }
 
-    /// Locks, reads, and then sets what is to hold for what applies events.
-    fn opening(&self, lock: &str, read: &str, lanes: &[(&str, String)]) -> String {
-        // Below the deadline: a statement that takes too long must be heard of, or the same batch is tried for ever.
-        let limit = (self.limits.deadline / 3).as_millis().max(1);
+    /// Locks, reads, and then sets what is to hold for what applies events: before the savepoint, or an undo would take it back.
+    fn opening(&self, lock: &str, read: &str, lanes: &[(&str, String)], limits: &str) -> String {
         format!(
-            "{} {} {} SET LOCAL lock_timeout = {limit}; SET LOCAL statement_timeout = {limit}; {} SAVEPOINT relay;",
+            "{} {} {} {limits} {} SAVEPOINT relay;",
             self.limits.sql(),
             render(lock, lanes),
             render(read, lanes),

@@ -39,11 +39,18 @@ async fn once(shared: &Shared, every: Duration, stop: &CancellationToken) -> Res
     let options = Options { rate: Some(config.verify.rate), who, begun: Some(begun), ..Options::default() };
     let report = verify(&config, &shared.source, &shared.target, &options, stop, &|_, _, _| {}).await?;
     let differences: u64 = report.entities.iter().map(EntityReport::differences).sum();
+    let stuck: u64 = report.entities.iter().map(|of| of.stuck).sum();
     match report.outcome {
         Outcome::Equal => tracing::info!(report = report.id, "verification: both databases are equal"),
+        Outcome::Differs if differences == 0 => tracing::warn!(
+            report = report.id,
+            rows = stuck,
+            "verification found rows behind failed events: outbox-relay failures"
+        ),
         Outcome::Differs => tracing::warn!(
             report = report.id,
             differences,
+            behind_failed_events = stuck,
             "verification found differences: outbox-relay verify --history, then outbox-relay repair"
         ),
         Outcome::CouldNot if stop.is_cancelled() => {}

@@ -233,7 +233,7 @@ async fn each(
         let told_progress = |rows: u64, took: Duration| progress(&entity.name, rows, took);
         let done = of.run(&told_progress).await;
         of.report.seconds = began.elapsed().as_secs_f64();
-        if of.report.differences() > 0 {
+        if of.report.differences() + of.report.stuck > 0 {
             of.report.outcome = Outcome::Differs;
         }
         match done {
@@ -353,6 +353,10 @@ impl Verification<'_> {
         for ignored in &self.entity.verify.ignore {
             self.report.ignored.push(format!("{} ({})", ignored.column, ignored.reason));
         }
+        for tolerance in &self.entity.verify.tolerance {
+            let (column, within, reason) = (&tolerance.column, tolerance.within(), &tolerance.reason);
+            self.report.tolerated.push(format!("{column} within {within} ({reason})"));
+        }
         self.refuse_unknown_columns(&comparison)?;
         let columns = self.source.legacy_columns(self.entity).await.map_err(VerifyError::Source)?;
         comparison.take_columns(&columns);
@@ -373,7 +377,7 @@ impl Verification<'_> {
             pass: &pass,
             batch: self.config.relay.batch,
             stop: self.stop,
-            without_events: self.options.without_events,
+            without_events: self.options.without_events || self.entity.verify.without_events,
         };
         let mut walk = Pass {
             source: self.source,
@@ -588,6 +592,7 @@ impl Verification<'_> {
     async fn note(&mut self, judgement: Judgement) -> Result<(), VerifyError> {
         self.report.left_over += judgement.left_over;
         self.report.waiting += judgement.waiting.len() as u64;
+        self.report.stuck += judgement.waiting.iter().filter(|row| row.is_stuck()).count() as u64;
         let name = &self.entity.name;
         let room = report::SHOWN.saturating_sub(self.waiting.len());
         let waiting = judgement.waiting.into_iter().take(room);

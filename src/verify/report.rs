@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::config::Entity;
+use crate::event::Status;
 use crate::redact::{HIDDEN, Sight};
 use crate::source::RowKey;
 use crate::words::several;
@@ -119,13 +120,20 @@ pub struct Waiting {
     pub status: String,
 }
 
+impl Waiting {
+    /// Nothing brings it until somebody replays or skips that event.
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.status == Status::Failed.as_str()
+    }
+}
+
 /// How an entity came out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// No difference.
+    /// No difference, but for rows whose events are on their way.
     Equal,
-    /// At least one.
+    /// At least one, or a row that is behind a failed event.
     Differs,
     /// It could not be compared.
     CouldNot,
@@ -163,8 +171,11 @@ pub struct EntityReport {
     pub differing: u64,
     /// Likewise.
     pub refused: u64,
-    /// Rows whose events are not applied yet.
+    /// Rows that differ because their events are not applied yet.
     pub waiting: u64,
+    /// Of these, those behind an event that has failed: they differ until somebody replays or skips it.
+    #[serde(default)]
+    pub stuck: u64,
     /// Rows that stand although their legacy row no longer yields them; nobody asked for them to be deleted (`replace_by`).
     pub left_over: u64,
     /// `ranges`, `buckets` or `sample`.
@@ -173,6 +184,9 @@ pub struct EntityReport {
     pub mapped_by_legacy: bool,
     /// Columns left out, with the reason.
     pub ignored: Vec<String>,
+    /// Columns that may lie a little apart, how far, and the reason.
+    #[serde(default)]
+    pub tolerated: Vec<String>,
     /// How long it took.
     pub seconds: f64,
 }
@@ -199,10 +213,12 @@ impl EntityReport {
             differing: 0,
             refused: 0,
             waiting: 0,
+            stuck: 0,
             left_over: 0,
             method: "ranges".to_owned(),
             mapped_by_legacy: true,
             ignored: Vec::new(),
+            tolerated: Vec::new(),
             seconds: 0.0,
         }
     }
@@ -318,20 +334,30 @@ pub fn render(report: &Report) -> String {
         for ignored in &e.ignored {
             let _ = writeln!(out, "{}: not compared: {ignored}", e.entity);
         }
+        for tolerated in &e.tolerated {
+            let _ = writeln!(out, "{}: compared with a tolerance: {tolerated}", e.entity);
+        }
     }
-    for difference in report.differences.iter().take(SHOWN) {
+    for difference in &report.differences {
         let _ = writeln!(out, "{}", line(difference));
     }
     let total: u64 = report.entities.iter().map(EntityReport::differences).sum();
-    if total > SHOWN.min(report.differences.len()) as u64 {
-        let _ = writeln!(out, "… and {} more", total - SHOWN.min(report.differences.len()) as u64);
+    let more = total.saturating_sub(report.differences.len() as u64);
+    if more > 0 {
+        let _ = writeln!(out, "… and {more} more: outbox-relay verify --report {}", report.id);
     }
     for waiting in report.waiting.iter().filter(|w| w.status != "pending").take(SHOWN) {
         let event = waiting.event.map_or(String::new(), |id| format!(": event {id}"));
         let _ = writeln!(out, "{} {} waits{event} is {}", waiting.entity, shown(&waiting.key), waiting.status);
     }
     let waiting: u64 = report.entities.iter().map(|of| of.waiting).sum();
+    let stuck: u64 = report.entities.iter().map(|of| of.stuck).sum();
+    if stuck > 0 {
+        let rows = several(stuck, "row");
+        let _ = writeln!(out, "{rows} behind failed events: outbox-relay failures, then replay or skip them.");
+    }
     let _ = match report.outcome {
+        Outcome::Differs if total == 0 => writeln!(out, "Equal, but for those."),
         Outcome::Equal if waiting > 0 => {
             writeln!(out, "Equal, but for {} whose events are not applied yet.", several(waiting, "row"))
         }

@@ -204,6 +204,34 @@ async fn a_lane_where_something_is_the_matter_drops_out_of_a_round_and_nobody_el
     }
 }
 
+/// What follows a failed event of an aggregate often fails as it did: the others must neither be undone for it, nor have to be patient.
+#[tokio::test]
+async fn what_the_target_refuses_of_a_lane_that_drops_out_concerns_nobody_else() {
+    let (stage, shared) = several_lanes().await;
+    stage
+        .pair
+        .new
+        .run(
+            "CREATE TABLE patience (lock text);
+             CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO patience VALUES (current_setting('lock_timeout')); RETURN NULL; END $$;
+             CREATE TRIGGER note AFTER INSERT ON applied FOR EACH STATEMENT EXECUTE FUNCTION note();",
+        )
+        .await;
+    stage.things_of("first ", 10, 10).await;
+    assert!(!settled(&round(&stage, &shared).await).is_empty());
+    let lane = lane_of(&stage, "Thing", TROUBLE).await;
+    let failed = stage.thing(TROUBLE, 1).await;
+    stage.pair.legacy.run(&format!("UPDATE outbox SET status = 'failed' WHERE id = {failed}")).await;
+    stage.event("Thing", TROUBLE, "Happened", r#"{"version": "many"}"#).await;
+    stage.things_of("other ", 40, 40).await;
+    let others: Vec<Lane> = lanes_with_work(&stage).await.into_iter().filter(|other| *other != lane).collect();
+    let done = round(&stage, &shared).await;
+    assert_eq!((settled(&done), &done.alone), (others, &vec![lane]));
+    let patience: Vec<String> =
+        sqlx::query_scalar("SELECT DISTINCT lock FROM patience").fetch_all(&stage.pair.new.pool).await.unwrap();
+    assert_eq!(patience.len(), 1, "it waits as long after an undo as before: {patience:?}");
+}
+
 #[tokio::test]
 async fn what_is_refused_in_a_round_undoes_it_and_is_left_to_batches() {
     let (stage, shared) = several_lanes().await;

@@ -130,6 +130,27 @@ async fn a_row_whose_event_is_open_waits_and_a_failed_one_is_named() {
     );
 }
 
+/// It would differ for ever while whoever asks by the exit code is told that all is well.
+#[tokio::test]
+async fn a_row_behind_a_failed_event_alone_is_not_equal_and_one_on_its_way_is() {
+    let stage = stage_of(10).await;
+    stage.pair.legacy.run("UPDATE users SET name = 'changed' WHERE id = 4").await;
+    let event = stage.user(4, "UserUpdated", "changed", 1).await;
+    let report = verified(&stage).await;
+    let of = &report.entities[0];
+    assert_eq!((report.outcome, of.waiting, of.stuck), (Outcome::Equal, 1, 0), "{report:?}");
+    assert!(verify::render(&report).contains("Equal, but for 1 row whose events are not applied yet."));
+    stage.pair.legacy.run(&format!("UPDATE outbox SET status = 'failed', attempts = 3 WHERE id = {event}")).await;
+    let report = verified(&stage).await;
+    let of = &report.entities[0];
+    assert_eq!((report.outcome, of.differences(), of.waiting, of.stuck), (Outcome::Differs, 0, 1, 1), "{report:?}");
+    let told = verify::render(&report);
+    assert!(
+        told.contains("1 row behind failed events: outbox-relay failures") && told.contains("Equal, but for those."),
+        "{told}"
+    );
+}
+
 /// A pair with tables of its own, for one entity.
 async fn stage_with(legacy: &str, new: &str, entity: Entity) -> Stage {
     let pair: Pair = pair().await;
@@ -379,7 +400,19 @@ pub(crate) async fn inject(stage: &Stage, rows: i64) -> Vec<(Kind, String)> {
     let quiet = |n: i64| (n % (rows / 100)) * 100 + 90 + n % 10;
     let mut expected = Vec::new();
     let mut sql = String::new();
-    for n in 0..95 {
+    // The lowest and the highest rows of all: changed, and missing.
+    let ends = [-40, -30, rows + 5000, rows + 6000];
+    let ends_are: String = ends.iter().map(|id| format!("INSERT INTO users VALUES ({id}, 'end', 1);")).collect();
+    stage.pair.legacy.run(&ends_are).await;
+    stage.pair.new.run(&ends_are).await;
+    for (id, kind) in ends.into_iter().zip([Kind::Differs, Kind::MissingInNew, Kind::MissingInNew, Kind::Differs]) {
+        sql += &match kind {
+            Kind::Differs => format!("UPDATE users SET name = 'fault' WHERE id = {id};"),
+            _ => format!("DELETE FROM users WHERE id = {id};"),
+        };
+        expected.push((kind, id.to_string()));
+    }
+    for n in 0..91 {
         let id = quiet(n * 7);
         match n % 3 {
             0 => {

@@ -54,7 +54,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         steps: 16,
     },
     Mutant {
-        name: "the source settles before the target commits",
+        name: "the source commits what it settled before the target commits",
         broken: &[Rule::SettleAfterCommit],
         world: GHOSTS,
         violates: TRUE,

@@ -15,7 +15,7 @@ pub(crate) enum Rule {
     ReadAfterLock,
     /// The claim, and the second look at it, come after the target's lock and the comparison. (A round's claim does not.)
     ClaimUnderBothLocks,
-    /// The target commits before the source settles.
+    /// The target commits before the source commits what it settled.
     SettleAfterCommit,
     /// Logs that end differently are healed before anything is claimed.
     CompareUnderLocks,

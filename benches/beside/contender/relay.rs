@@ -123,9 +123,29 @@ pub(super) async fn drain(ground: &Ground, pair: &Pair, load: Load, setup: &Setu
     let cpu = ground.cpu()?.since(before);
     let open: i64 = value(&pair.legacy, "SELECT count(*) FROM outbox WHERE status <> 'processed'").await?;
     ensure!(open == 0, "void: {open} events are not processed");
+    once_in_order(pair, load.events).await?;
     let ended: f64 = value(&pair.legacy, "SELECT extract(epoch FROM max(processed_at))::float8 FROM outbox").await?;
     let took = Duration::try_from_secs_f64(ended - started)?;
     Ok(Drain { events: load.events, took, cpu, memory_mb: Some(memory_mb) })
+}
+
+/// Whether each event took effect once, and each aggregate's in order: by the log that the target commits with the effects. What is in the tables
+/// at the end does not tell, for the last event of a user says all.
+async fn once_in_order(pair: &Pair, events: u32) -> Result<()> {
+    let applied = "SELECT token, e.* FROM outbox_relay.batch_log CROSS JOIN LATERAL unnest(ids, aggregate_ids) WITH ORDINALITY AS e (id, aggregate, at)";
+    let (all, different): (i64, i64) = (
+        value(&pair.new, &format!("SELECT count(*) FROM ({applied}) a")).await?,
+        value(&pair.new, &format!("SELECT count(DISTINCT id) FROM ({applied}) a")).await?,
+    );
+    ensure!(
+        all == different && all == i64::from(events),
+        "void: {events} events were applied {all} times, {different} of them"
+    );
+    let late =
+        format!("SELECT id < lag(id) OVER (PARTITION BY aggregate ORDER BY token, at) AS late FROM ({applied}) a");
+    let disordered: i64 = value(&pair.new, &format!("SELECT count(*) FROM ({late}) l WHERE late")).await?;
+    ensure!(disordered == 0, "void: {disordered} events were applied out of order");
+    Ok(())
 }
 
 /// From the start of the process until so many are settled; more may be when it has ended.

@@ -3,14 +3,15 @@
 
 use super::RowKey;
 
-/// Keys that wait, first in, first out. All have the same number of columns.
+/// Keys that wait, first in, first out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KeyQueue {
     /// What stands in each column of each key, one after the other.
     texts: String,
     /// Where each of these ends.
-    ends: Vec<usize>,
-    columns: usize,
+    text_ends: Vec<usize>,
+    /// How many of these ends lie before the end of each key.
+    key_ends: Vec<usize>,
     /// So many keys at the front are done.
     done: usize,
 }
@@ -18,17 +19,16 @@ pub struct KeyQueue {
 impl KeyQueue {
     /// At the end.
     pub fn push(&mut self, key: &RowKey) {
-        debug_assert!(self.ends.is_empty() || self.columns == key.0.len(), "keys of one table");
-        self.columns = key.0.len();
         for text in &key.0 {
             self.texts.push_str(text);
-            self.ends.push(self.texts.len());
+            self.text_ends.push(self.texts.len());
         }
+        self.key_ends.push(self.text_ends.len());
     }
 
     /// How many wait.
     pub fn len(&self) -> usize {
-        self.ends.len() / self.columns.max(1) - self.done
+        self.key_ends.len() - self.done
     }
 
     /// Whether none does.
@@ -38,20 +38,34 @@ impl KeyQueue {
 
     /// The first ones, so many or as many as there are. They stay.
     pub fn first(&self, at_most: usize) -> Vec<RowKey> {
-        let keys = self.done..self.done + at_most.min(self.len());
-        keys.map(|key| RowKey((0..self.columns).map(|n| self.text(key * self.columns + n).to_owned()).collect()))
-            .collect()
+        (self.done..self.done + at_most.min(self.len())).map(|key| self.key(key)).collect()
     }
 
-    /// The first ones are done.
+    /// The first ones are done. Of what is, never more than half is kept: keys that come again and again would else pile up.
     pub fn done(&mut self, keys: usize) {
         self.done += keys.min(self.len());
+        if self.done * 2 <= self.key_ends.len() {
+            return;
+        }
+        let texts = before(&self.key_ends, self.done);
+        let bytes = before(&self.text_ends, texts);
+        self.texts.drain(..bytes);
+        self.text_ends.drain(..texts);
+        self.key_ends.drain(..self.done);
+        self.text_ends.iter_mut().for_each(|end| *end -= bytes);
+        self.key_ends.iter_mut().for_each(|end| *end -= texts);
+        self.done = 0;
     }
 
-    fn text(&self, at: usize) -> &str {
-        let begin = if at == 0 { 0 } else { self.ends[at - 1] };
-        &self.texts[begin..self.ends[at]]
+    fn key(&self, at: usize) -> RowKey {
+        let texts = before(&self.key_ends, at)..self.key_ends[at];
+        RowKey(texts.map(|text| self.texts[before(&self.text_ends, text)..self.text_ends[text]].to_owned()).collect())
     }
+}
+
+/// Where the n-th of what ends there begins.
+fn before(ends: &[usize], n: usize) -> usize {
+    if n == 0 { 0 } else { ends[n - 1] }
 }
 
 impl FromIterator<RowKey> for KeyQueue {
@@ -82,10 +96,25 @@ mod tests {
         assert_eq!(queue.first(2), keys[..2], "they stay until they are done");
         queue.done(2);
         queue.push(&keys[3]);
-        assert_eq!(queue.first(9), keys[2..]);
+        // An entity's key may have had another number of columns when a row of it was left out.
+        queue.push(&RowKey(vec!["alone".into()]));
+        assert_eq!(queue.first(2), keys[2..]);
+        queue.done(2);
+        assert_eq!(queue.first(9), [RowKey(vec!["alone".into()])]);
         queue.done(9);
         assert!(queue.is_empty());
         assert_eq!(queue.first(1), []);
-        assert!(KeyQueue::default().is_empty());
+    }
+
+    #[test]
+    fn keys_that_come_again_and_again_do_not_pile_up() {
+        let mut queue: KeyQueue = (0..100).map(|n: u32| RowKey(vec![n.to_string()])).collect();
+        for _ in 0..10_000 {
+            let again = queue.first(50);
+            queue.done(50);
+            queue.extend(again);
+        }
+        assert_eq!(queue.len(), 100);
+        assert!(queue.key_ends.len() <= 200 && queue.texts.len() <= 1000, "{} keys are held", queue.key_ends.len());
     }
 }
