@@ -112,6 +112,7 @@ const MIGRATION: &[(&str, i32)] = &[
         0,
     ),
     ("outbox-relay verify users --rate 20000", 1),
+    ("outbox-relay verify --report 12", 1),
     ("outbox-relay verify --sample 10000", 1),
     ("outbox-relay verify --history", 0),
     ("outbox-relay repair", 1),
