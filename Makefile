@@ -55,7 +55,7 @@ bench:
 	@test -n "$(tools)" -a -z "$(relays)" || cargo bench --locked --bench beside -- $(relays:%=--case %) $(scale)
 	@test -n "$(relays)" -a -z "$(tools)" || cargo bench --locked --bench migration -- $(tools:%=--case %) $(scale)
 
-# Every case of it, tiny: that each still works, and passes its check.
+# Every case of it, tiny, and the tools that read whole tables with a tenth of the rows: that each still works, and passes its check.
 smoke:
 	@scripts/setup
 	cargo test --locked --workspace --all-features --bench beside --bench migration -- --smoke

@@ -104,7 +104,7 @@ impl Gate<'_> {
         {
             return Some(Wait::Paused);
         }
-        if self.limits.max_sessions == 0 && self.limits.max_replica_lag.is_zero() {
+        if !self.limits.heeds_the_load() {
             return None;
         }
         let load = self.source.load().await.ok()?;

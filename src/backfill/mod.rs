@@ -293,9 +293,7 @@ async fn audited(
 
 /// What cannot be seen cannot be heeded, and must not be taken for nothing.
 async fn sees_the_load(config: &Config, source: &Source) -> Result<(), BackfillError> {
-    let limits = &config.backfill;
-    let heeds = limits.max_sessions > 0 || !limits.max_replica_lag.is_zero();
-    if !heeds || source.load().await.map_err(legacy)?.is_shown {
+    if !config.backfill.heeds_the_load() || source.load().await.map_err(legacy)?.is_shown {
         return Ok(());
     }
     Err(BackfillError::Refused(

@@ -131,13 +131,14 @@ Examples:
     Backfill(BackfillArgs),
     /// Compare both databases through the mapping, while events flow
     #[command(after_long_help = "\
-Exits 0 if they are equal, 1 if they differ, 2 if not everything could be compared.
+Exits 0 if they are equal, 1 if they differ, also where a row is behind a failed event, 2 if not everything could be compared.
 
 Examples:
   outbox-relay verify                        every entity that has `legacy`
   outbox-relay verify users --rate 20000     at most so many rows a second on each side
   outbox-relay verify --sample 10000
-  outbox-relay verify --history")]
+  outbox-relay verify --history
+  outbox-relay verify --report 12            one of these, with every difference that was kept")]
     Verify(VerifyArgs),
     /// Make right what the last full report of `verify` found, from the legacy database
     #[command(after_long_help = "\

@@ -365,6 +365,13 @@ impl Tolerance {
     }
 }
 
+impl Backfill {
+    /// Whether it rests while the legacy database has enough to do, which it must be shown for that.
+    pub fn heeds_the_load(&self) -> bool {
+        self.max_sessions > 0 || !self.max_replica_lag.is_zero()
+    }
+}
+
 /// `[verify]`: verification that goes on by itself beside the relay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verify {

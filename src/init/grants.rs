@@ -113,7 +113,7 @@ fn of_source(
         sql.push(format!("GRANT USAGE ON SCHEMA {schema} TO {relay};"));
         sql.push(format!("GRANT SELECT ON {schema}.{table} TO {relay}; -- backfill, capture, verify"));
     }
-    if config.backfill.max_sessions > 0 || !config.backfill.max_replica_lag.is_zero() {
+    if config.backfill.heeds_the_load() {
         sql.push(format!("GRANT pg_monitor TO {relay}; -- backfill.max_sessions, backfill.max_replica_lag"));
     }
     sql

@@ -18,7 +18,7 @@ use crate::event::{Event, Identity, Lane};
 use crate::failpoint::reach;
 use crate::lease::LeaseError;
 use crate::session::sqlstate;
-use crate::source::{Known, Part, Settlement, SourceLanes};
+use crate::source::{Known, Part, Settlement, SourceLanes, lanes_of};
 use crate::target::{LaneEntry, TargetLanes};
 
 /// How many lanes share a round.
@@ -109,10 +109,6 @@ async fn claim(shared: &Shared, source: &mut SourceLanes) -> sqlx::Result<Claime
     Ok(Claimed { known, excluded, large })
 }
 
-fn lanes_of(parts: &[Part]) -> Vec<Lane> {
-    parts.iter().map(|part| part.lane).collect()
-}
-
 /// Drops out the lanes that are not `kept`; they stay locked until the end. Which.
 fn drop_unless(parts: &mut Vec<Part>, mut kept: impl FnMut(&Part) -> bool) -> Vec<Lane> {
     parts.extract_if(.., |part| !kept(part)).map(|part| part.lane).collect()
@@ -148,7 +144,7 @@ async fn apply(
             return Ok(true);
         }
         // What the target refused may have been of these.
-        target.undo().await.map_err(BatchError::Target)?;
+        target.hand().undo().await.map_err(BatchError::Target)?;
         let began = Instant::now();
         applied = together(router, target.hand(), &in_order(parts)).await.map_err(|refusal| refusal.error);
         round.applying += began.elapsed();

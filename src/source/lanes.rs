@@ -81,7 +81,8 @@ fn part(row: &PgRow) -> sqlx::Result<Part> {
     })
 }
 
-fn lanes(parts: &[Part]) -> Vec<Lane> {
+/// Which they are.
+pub(crate) fn lanes_of(parts: &[Part]) -> Vec<Lane> {
     parts.iter().map(|part| part.lane).collect()
 }
 
@@ -125,7 +126,7 @@ impl SourceLanes {
         }
         let query = self.source.query(&self.source.statements.claim_lanes);
         let query = query
-            .bind(lanes(parts))
+            .bind(lanes_of(parts))
             .bind(parts.iter().map(|part| part.claim.from).collect::<Vec<_>>())
             .bind(stopped)
             .bind(i64::from(events))
@@ -186,7 +187,7 @@ impl SourceLanes {
         let rows = self
             .source
             .query(&self.source.statements.disturbed_lanes)
-            .bind(lanes(parts))
+            .bind(lanes_of(parts))
             .bind(parts.iter().map(|part| part.claim.from).collect::<Vec<_>>())
             .bind(parts.iter().map(|part| part.claim.events.last().map_or(i64::MIN, |e| e.id.0)).collect::<Vec<_>>())
             .bind(parts.iter().map(|part| part.claim.events.len() as i64).collect::<Vec<_>>())
@@ -225,7 +226,7 @@ impl SourceLanes {
         let rows: Vec<DateTime<Utc>> = self
             .source
             .query_scalar(&self.source.statements.append_lanes)
-            .bind(lanes(parts))
+            .bind(lanes_of(parts))
             .bind(parts.iter().map(|part| part.key.token).collect::<Vec<_>>())
             .bind(parts.iter().map(|part| part.key.nonce).collect::<Vec<_>>())
             .bind(parents.iter().map(|parent| parent.map(|key| key.token)).collect::<Vec<_>>())

@@ -35,8 +35,9 @@ pub struct LaneEntry<'a> {
 
 impl Target {
     /// Locks the lanes' rows, as far as nobody else has, then, in a later statement, reads the newest entries. Two round trips: in
-    /// the script the read would be planned anew each time, which costs more than a round trip. What follows has little patience, for many lanes wait with it. `generic`: for few events a plan costs more than it is good for, unless
-    /// it is of a statement that the operator wrote.
+    /// the script the read would be planned anew each time, which costs more than a round trip. What follows has little patience, for
+    /// many lanes wait with it. `generic`: for few events a plan costs more than it is good for, unless it is of a statement that the
+    /// operator wrote.
     pub async fn lock_lanes(&self, lanes: &[Lane], generic: bool) -> sqlx::Result<TargetLanes> {
         let plans = if generic { "SET LOCAL plan_cache_mode = force_generic_plan;" } else { "" };
         let patience = (self.limits.deadline / 3).min(PATIENCE).as_millis().max(1);
@@ -66,11 +67,6 @@ impl TargetLanes {
     /// For statements that apply events here.
     pub fn hand(&mut self) -> Hand<'_> {
         Hand { session: &mut self.session, prepared: self.target.prepared }
-    }
-
-    /// Takes back what was applied since the lanes were locked.
-    pub async fn undo(&mut self) -> sqlx::Result<()> {
-        self.session.script("ROLLBACK TO SAVEPOINT relay").await.map(drop)
     }
 
     /// Appends each lane's entry. False: one of the parents is not the newest any more, or a token is too old.

@@ -248,6 +248,11 @@ impl Hand<'_> {
     pub async fn check_constraints(&mut self) -> sqlx::Result<()> {
         self.session.script("SET CONSTRAINTS ALL IMMEDIATE; SET CONSTRAINTS ALL DEFERRED").await.map(drop)
     }
+
+    /// Undoes what was done since the savepoint.
+    pub async fn undo(&mut self) -> sqlx::Result<()> {
+        self.session.script("ROLLBACK TO SAVEPOINT relay").await.map(drop)
+    }
 }
 
 impl TargetLane {
@@ -358,7 +363,7 @@ impl TargetLane {
 
     /// Undoes what was done since the last `keep` or `undo`.
     pub async fn undo(&mut self) -> sqlx::Result<()> {
-        self.session.script("ROLLBACK TO SAVEPOINT relay").await.map(drop)
+        self.hand().undo().await
     }
 
     /// Appends the batch's entry. False: the parent is not the newest any more, or the token is too old.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{EntityReport, Options, Outcome, VerifyError, verify};
+use super::{Options, Outcome, VerifyError, verify};
 use crate::job::{Via, Who};
 use crate::relay::Shared;
 
@@ -38,8 +38,7 @@ async fn once(shared: &Shared, every: Duration, stop: &CancellationToken) -> Res
     let who = Who { actor: "outbox-relay".to_owned(), reason, via: Via::Run };
     let options = Options { rate: Some(config.verify.rate), who, begun: Some(begun), ..Options::default() };
     let report = verify(&config, &shared.source, &shared.target, &options, stop, &|_, _, _| {}).await?;
-    let differences: u64 = report.entities.iter().map(EntityReport::differences).sum();
-    let stuck: u64 = report.entities.iter().map(|of| of.stuck).sum();
+    let (differences, stuck) = (report.differences(), report.stuck());
     match report.outcome {
         Outcome::Equal => tracing::info!(report = report.id, "verification: both databases are equal"),
         Outcome::Differs if differences == 0 => tracing::warn!(

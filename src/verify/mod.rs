@@ -180,7 +180,7 @@ pub fn order(options: &Options, entities: &[&Entity]) -> Order {
 fn ending(done: &Result<Report, VerifyError>, quoting: Quoting) -> Ending {
     match done {
         Ok(report) => {
-            let differences: u64 = report.entities.iter().map(EntityReport::differences).sum();
+            let differences = report.differences();
             let result = serde_json::json!({ "report": report.id, "outcome": report.outcome, "differences": differences, "complete": report.is_complete() });
             if report.is_stopped() { Ending::Stopped(Some(result)) } else { Ending::Done(result) }
         }

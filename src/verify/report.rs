@@ -274,6 +274,16 @@ impl Report {
         self.entities.iter().any(|of| of.message.as_deref() == Some(STOPPED))
     }
 
+    /// All differences.
+    pub(crate) fn differences(&self) -> u64 {
+        self.entities.iter().map(EntityReport::differences).sum()
+    }
+
+    /// Rows behind failed events.
+    pub(crate) fn stuck(&self) -> u64 {
+        self.entities.iter().map(|of| of.stuck).sum()
+    }
+
     /// Whether all was read that was to be read.
     pub fn is_complete(&self) -> bool {
         self.entities.iter().all(|of| of.complete)
@@ -341,7 +351,7 @@ pub fn render(report: &Report) -> String {
     for difference in &report.differences {
         let _ = writeln!(out, "{}", line(difference));
     }
-    let total: u64 = report.entities.iter().map(EntityReport::differences).sum();
+    let total = report.differences();
     let more = total.saturating_sub(report.differences.len() as u64);
     if more > 0 {
         let _ = writeln!(out, "… and {more} more: outbox-relay verify --report {}", report.id);
@@ -351,7 +361,7 @@ pub fn render(report: &Report) -> String {
         let _ = writeln!(out, "{} {} waits{event} is {}", waiting.entity, shown(&waiting.key), waiting.status);
     }
     let waiting: u64 = report.entities.iter().map(|of| of.waiting).sum();
-    let stuck: u64 = report.entities.iter().map(|of| of.stuck).sum();
+    let stuck = report.stuck();
     if stuck > 0 {
         let rows = several(stuck, "row");
         let _ = writeln!(out, "{rows} behind failed events: outbox-relay failures, then replay or skip them.");

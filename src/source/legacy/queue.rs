@@ -68,14 +68,6 @@ fn before(ends: &[usize], n: usize) -> usize {
     if n == 0 { 0 } else { ends[n - 1] }
 }
 
-impl FromIterator<RowKey> for KeyQueue {
-    fn from_iter<T: IntoIterator<Item = RowKey>>(keys: T) -> KeyQueue {
-        let mut queue = KeyQueue::default();
-        queue.extend(keys);
-        queue
-    }
-}
-
 impl Extend<RowKey> for KeyQueue {
     fn extend<T: IntoIterator<Item = RowKey>>(&mut self, keys: T) {
         keys.into_iter().for_each(|key| self.push(&key));
@@ -90,7 +82,8 @@ mod tests {
     fn keys_come_as_they_went() {
         let key = |texts: [&str; 2]| RowKey(texts.map(str::to_owned).to_vec());
         let keys = [["a", "1"], ["", ""], ["größer", "-2"], ["b", ""]].map(key);
-        let mut queue: KeyQueue = keys[..3].iter().cloned().collect();
+        let mut queue = KeyQueue::default();
+        queue.extend(keys[..3].iter().cloned());
         assert_eq!(queue.len(), 3);
         assert_eq!(queue.first(2), keys[..2]);
         assert_eq!(queue.first(2), keys[..2], "they stay until they are done");
@@ -108,7 +101,8 @@ mod tests {
 
     #[test]
     fn keys_that_come_again_and_again_do_not_pile_up() {
-        let mut queue: KeyQueue = (0..100).map(|n: u32| RowKey(vec![n.to_string()])).collect();
+        let mut queue = KeyQueue::default();
+        queue.extend((0..100).map(|n: u32| RowKey(vec![n.to_string()])));
         for _ in 0..10_000 {
             let again = queue.first(50);
             queue.done(50);
