@@ -23,7 +23,9 @@ LEFT JOIN LATERAL (
 LEFT JOIN LATERAL (
     SELECT {id}::bigint AS id, {status} = {failed} AS failed
     FROM {outbox}
-    WHERE {lane} = $1 AND {hash} = {hash_of_key} AND {status} IN ({retry}, {held}, {failed})
+    -- Where nothing of the lane waits, which is nearly always, no aggregate is looked for.
+    WHERE (SELECT EXISTS (SELECT FROM {outbox} WHERE {lane} = $1 AND {status} IN ({retry}, {held}, {failed})))
+      AND {lane} = $1 AND {hash} = {hash_of_key} AND {status} IN ({retry}, {held}, {failed})
       AND {aggregate_type}::text = k.aggregate_type AND {aggregate_id}::text = k.aggregate_id
     ORDER BY {lane}, {hash}, {id} LIMIT 1
 ) b ON true

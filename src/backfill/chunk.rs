@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use super::Job;
 use crate::disposition::{self, Disposition, Said};
-use crate::event::{Event, Lane};
+use crate::event::Lane;
 use crate::failpoint::reach;
 use crate::lease::{self, LeaseError};
-use crate::source::{LegacyRow, OpenAggregates, RowKey};
-use crate::target::{Events, LeftRow, Reason, TargetLane};
+use crate::source::{KeyAt, LegacyRow, OpenAggregates, RowKey};
+use crate::target::{LeftRow, Reason, Rows, TargetLane};
 
 /// What came of it.
 pub(super) enum Chunk {
@@ -119,13 +119,11 @@ async fn attempt(job: &Job<'_>, todo: Todo<'_>) -> Result<Chunk, ChunkError> {
         return Ok(Chunk::Backlog);
     }
     let mut sorted = sort(todo.lane, rows, &open);
-    let events: Vec<Event> =
-        sorted.copy.iter_mut().map(|(_, id, payload)| job.legacy.event(id, std::mem::take(payload))).collect();
-    let refused = apply(job, &mut target, &events, todo.isolate).await?;
+    let refused = apply(job, &mut target, &sorted.copy, todo.isolate).await?;
     let worked = started.elapsed();
     for (at, said) in &refused {
         sorted.left.push(LeftRow {
-            key: sorted.copy[*at].0.clone(),
+            key: sorted.copy[*at].key.clone(),
             lane: todo.lane,
             reason: Reason::Refused,
             event: None,
@@ -134,7 +132,7 @@ async fn attempt(job: &Job<'_>, todo: Todo<'_>) -> Result<Chunk, ChunkError> {
         });
     }
     let copy = &job.copy;
-    let rows = (events.len() - refused.len()) as u64;
+    let rows = (sorted.copy.len() - refused.len()) as u64;
     let mut current = target.leave_out(copy, &sorted.left).await.map_err(ChunkError::Target)?;
     if todo.left_before {
         let stays = |key: &RowKey| sorted.left.iter().any(|left| left.key == *key) || sorted.again.contains(key);
@@ -158,10 +156,17 @@ async fn attempt(job: &Job<'_>, todo: Todo<'_>) -> Result<Chunk, ChunkError> {
     Ok(Chunk::Copied(Copied { rows, left: sorted.left, again: sorted.again, worked }))
 }
 
+/// A row to be copied.
+#[derive(Debug, PartialEq, Eq)]
+struct Row {
+    key: RowKey,
+    aggregate_id: String,
+    payload: String,
+}
+
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Sorted {
-    /// Key, aggregate, payload.
-    copy: Vec<(RowKey, String, String)>,
+    copy: Vec<Row>,
     left: Vec<LeftRow>,
     again: Vec<RowKey>,
 }
@@ -170,8 +175,9 @@ struct Sorted {
 fn sort(lane: Lane, rows: Vec<LegacyRow>, open: &OpenAggregates) -> Sorted {
     let mut sorted = Sorted::default();
     for LegacyRow { at, payload } in rows {
-        let left = |lane, reason| LeftRow { key: at.key.clone(), lane, reason, event: None, code: None, message: None };
-        let (Some(id), Some(now)) = (&at.aggregate_id, at.lane) else {
+        let KeyAt { key, aggregate_id, lane: now } = at;
+        let left = |lane, reason| LeftRow { key: key.clone(), lane, reason, event: None, code: None, message: None };
+        let (Some(id), Some(now)) = (aggregate_id, now) else {
             let message = Some("entity.legacy.aggregate_id gives NULL for it".to_owned());
             sorted.left.push(LeftRow { message, ..left(lane, Reason::Refused) });
             continue;
@@ -179,20 +185,20 @@ fn sort(lane: Lane, rows: Vec<LegacyRow>, open: &OpenAggregates) -> Sorted {
         // Its aggregate has changed since its key was read: another lane's lock keeps it apart from its events.
         if now != lane {
             sorted.left.push(left(now, Reason::Pending));
-        } else if let Some(first) = open.waiting.get(id) {
+        } else if let Some(first) = open.waiting.get(&id) {
             let message = first.failed.then(|| format!("event {} of its aggregate has failed", first.event));
             let reason = if first.failed { Reason::Failed } else { Reason::Waiting };
             sorted.left.push(LeftRow { message, ..left(lane, reason) });
-        } else if let Some(bringing) = open.pending.get(id) {
+        } else if let Some(bringing) = open.pending.get(&id) {
             // Of this very row, or of another one of its aggregate?
             let brings = bringing
                 .as_ref()
-                .filter(|b| b.key.iter().map(Option::as_deref).eq(at.key.0.iter().map(|k| Some(k.as_str()))));
+                .filter(|b| b.key.iter().map(Option::as_deref).eq(key.0.iter().map(|k| Some(k.as_str()))));
             sorted.left.push(LeftRow { event: brings.map(|b| b.event), ..left(lane, Reason::Pending) });
         } else if let Some(payload) = payload {
-            sorted.copy.push((at.key.clone(), id.clone(), payload));
+            sorted.copy.push(Row { key, aggregate_id: id, payload });
         } else {
-            sorted.again.push(at.key.clone());
+            sorted.again.push(key);
         }
     }
     sorted
@@ -202,11 +208,11 @@ fn sort(lane: Lane, rows: Vec<LegacyRow>, open: &OpenAggregates) -> Sorted {
 async fn apply(
     job: &Job<'_>,
     target: &mut TargetLane,
-    events: &[Event],
+    rows: &[Row],
     isolate: bool,
 ) -> Result<Vec<(usize, Said)>, ChunkError> {
     let mut refused = Vec::new();
-    let mut parts = vec![(0, events.len())];
+    let mut parts = vec![(0, rows.len())];
     if isolate {
         target.isolate().await.map_err(ChunkError::Target)?;
     }
@@ -214,8 +220,13 @@ async fn apply(
         if from == to {
             continue;
         }
-        let rows: Events<'_> = events[from..to].iter().collect();
-        let mut result = target.run(&job.statement, &rows).await.map(drop);
+        let part = Rows {
+            aggregate_type: &job.legacy.aggregate_type,
+            event_type: &job.legacy.event_type,
+            aggregate_ids: rows[from..to].iter().map(|row| row.aggregate_id.as_str()).collect(),
+            payloads: rows[from..to].iter().map(|row| row.payload.as_str()).collect(),
+        };
+        let mut result = target.run_over(&job.statement, &part).await;
         if result.is_ok() && job.deferred_constraints {
             result = target.check_constraints().await;
         }
@@ -246,7 +257,7 @@ async fn apply(
 mod tests {
     use super::*;
     use crate::event::EventId;
-    use crate::source::{Bringing, FirstWaiting, KeyAt};
+    use crate::source::{Bringing, FirstWaiting};
 
     #[test]
     fn only_what_this_lane_keeps_apart_from_its_events_is_copied() {
@@ -277,7 +288,8 @@ mod tests {
             &open,
         );
         let key = |key: &str| RowKey(vec![key.to_owned()]);
-        assert_eq!(sorted.copy, [(key("copied"), "c".to_owned(), "{}".to_owned())]);
+        let copied = Row { key: key("copied"), aggregate_id: "c".to_owned(), payload: "{}".to_owned() };
+        assert_eq!(sorted.copy, [copied]);
         assert_eq!(sorted.again, [key("large")]);
         assert_eq!((sorted.left[0].event, sorted.left[1].event), (Some(EventId(7)), None));
         let left: Vec<_> = sorted.left.iter().map(|l| (l.key.0[0].as_str(), l.lane.0, l.reason)).collect();

@@ -145,7 +145,7 @@ pub(super) async fn copy_lane(
     let mut pause = Pause::new(Duration::from_millis(50), Duration::from_secs(5));
     let (mut rows, mut contended) = (0, 0);
     while !queue.is_empty() {
-        let size = (job.pace.chunk() as usize).min(queue.len());
+        let size = part(queue.len(), job.pace.chunk() as usize);
         if !gate.pass(size as u32, &|why| job.counts.waits_for(why), job.stop).await {
             return Ok(false);
         }
@@ -188,6 +188,13 @@ pub(super) async fn copy_lane(
     Ok(true)
 }
 
+/// How many of so many rows to take: a chunk or a quarter more, and all parts alike. A page has a chunk for each lane on average, so that half of the lanes have
+/// a few rows more, which would cost them a chunk of their own.
+fn part(left: usize, chunk: usize) -> usize {
+    let parts = (left * 4).div_ceil(chunk * 5).max(1);
+    left.div_ceil(parts)
+}
+
 fn count(job: &Job<'_>, left: &[crate::target::LeftRow], rows: u64) -> Result<(), BackfillError> {
     job.counts.rows.fetch_add(rows, Ordering::Relaxed);
     let new: Vec<_> = left.iter().filter(|row| row.reason == Reason::Refused).collect();
@@ -210,4 +217,31 @@ fn count(job: &Job<'_>, left: &[crate::target::LeftRow], rows: u64) -> Result<()
         message: why(like),
         logged: why(&without_values(code, like)),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lanes_rows_are_taken_in_parts_alike_of_about_a_chunk() {
+        for (left, chunk, parts) in [
+            (1000, 1000, &[1000][..]),
+            (1030, 1000, &[1030]),
+            (1250, 1000, &[1250]),
+            (1500, 1000, &[750, 750]),
+            (2600, 1000, &[867, 867, 866]),
+            (1, 1, &[1]),
+            (3, 1, &[1, 1, 1]),
+            (7, 500, &[7]),
+        ] {
+            let mut taken = Vec::new();
+            let mut rest = left;
+            while rest > 0 {
+                taken.push(part(rest, chunk));
+                rest -= taken[taken.len() - 1];
+            }
+            assert_eq!(taken, parts, "{left} by {chunk}");
+        }
+    }
 }

@@ -35,7 +35,7 @@ use crate::plan;
 use crate::redact::Quoting;
 use crate::retry::Pause;
 use crate::source::{Legacy, Source};
-use crate::target::{Copied, CopyId, Prepared, Progress, Target};
+use crate::target::{Copied, CopyId, OverRows, Progress, Target};
 
 /// What is to be done.
 #[derive(Debug, Clone)]
@@ -125,7 +125,7 @@ struct Job<'a> {
     copy: CopyId,
     place: Option<Place>,
     legacy: Legacy,
-    statement: Prepared,
+    statement: OverRows,
     deferred_constraints: bool,
     /// Event types by which the entity's whole row is written, or deleted.
     whole: Vec<String>,
@@ -159,7 +159,7 @@ impl Counts {
 
 impl Job<'_> {
     fn refused(&self, error: &sqlx::Error) -> BackfillError {
-        let place = self.statement.file.as_deref().map(|file| format!(" ({file})")).unwrap_or_default();
+        let place = self.statement.file().map(|file| format!(" ({file})")).unwrap_or_default();
         let of =
             |said: String| format!("entity {}{place}: {said}: mend it, then: outbox-relay backfill", self.entity.name);
         let code = crate::job::code(Some(error));
@@ -491,7 +491,7 @@ async fn job<'a>(
         copy,
         place: None,
         legacy: described,
-        statement,
+        statement: statement.over_rows(),
         deferred_constraints: target.has_deferrable_constraints().await.map_err(new)?,
         whole: whole(entity),
         pass: config.passing(),

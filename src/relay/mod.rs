@@ -200,6 +200,7 @@ struct Rounds {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct LastRound {
+    /// Rounds of late, the last one a quarter of it: one that met a hiccup makes the next one hardly later.
     took: Duration,
     /// The quickest of late: what rounds take here when the servers have nothing else to do.
     quickest: Duration,
@@ -213,21 +214,26 @@ impl LastRound {
         let Some(took) = took else { return LastRound { flows, ..self } };
         // What was quick once is forgotten, but not before an hour that is busy is over.
         let quickest = if self.quickest.is_zero() { took } else { took.min(self.quickest + self.quickest / FORGET) };
+        let took = if self.took.is_zero() { took } else { (self.took * 3 + took) / 4 };
         LastRound { took, quickest, flows }
     }
 
-    /// How long to rest: a third of a quick round, and twice what the last one took longer than two of these. So servers that are busy are
-    /// given time, rounds there are fewer and larger; and those that are only far are not taken for busy.
+    /// How long to rest: a third of a quick round, and several times what rounds take longer than three of these. So servers that have no time left
+    /// are given it, rounds there are fewer and larger; and those that are only far are not taken for busy.
     fn rest(self) -> Duration {
-        let longer = self.took.saturating_sub(self.quickest * 2);
-        (self.quickest / 3 + longer * 2).clamp(REST_MIN, REST_MAX)
+        let longer = self.took.saturating_sub(self.quickest * BUSY);
+        (self.quickest / 3 + longer * GIVE).clamp(REST_MIN, REST_MAX)
     }
 }
 
 /// A round makes what is taken for quick longer by so small a part.
 const FORGET: u32 = 100_000;
+/// So many times what a quick round takes tell of servers that are busy,
+const BUSY: u32 = 3;
+/// and what is beyond is rested so many times.
+const GIVE: u32 = 6;
 const REST_MIN: Duration = Duration::from_millis(1);
-const REST_MAX: Duration = Duration::from_millis(50);
+const REST_MAX: Duration = Duration::from_millis(60);
 
 impl Rounds {
     fn last(&self) -> std::sync::MutexGuard<'_, LastRound> {
@@ -258,6 +264,8 @@ struct Place {
     isolate: bool,
     /// How often its next batch is halved.
     narrow: u32,
+    /// The last round that it was in left it out, for an event that came meanwhile.
+    late: bool,
     /// Until then it is in no round: something was the matter.
     alone_until: Option<Instant>,
     busy_since: Option<Instant>,
@@ -325,6 +333,17 @@ impl Board {
     /// Whether a lane may be in a round, should there be one.
     fn joins_rounds(&self, lane: Lane) -> bool {
         self.lock().entry(lane).or_default().joins_rounds()
+    }
+
+    /// An event came, in a round, that belongs before those that were claimed. Once that is a commit between two statements, and the next round
+    /// has all of them. Whether it was so in the one before, too: then somebody holds a lock, which is for a batch.
+    fn is_late_again(&self, lane: Lane) -> bool {
+        std::mem::replace(&mut self.lock().entry(lane).or_default().late, true)
+    }
+
+    /// Whether all lanes are in rounds, so that none waits for a look while round follows round.
+    fn all_join_rounds(&self) -> bool {
+        self.lock().values().all(Place::joins_rounds)
     }
 
     fn round_is_open(&self) -> bool {
@@ -451,6 +470,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_lane_that_is_late_twice_in_a_row_has_a_lock_in_it() {
+        let (queue, _workers) = tokio::sync::mpsc::unbounded_channel();
+        let board = Board::new(queue);
+        let lane = Lane(0);
+        assert!(!board.is_late_again(lane));
+        assert!(board.is_late_again(lane));
+        assert!(!board.is_late_again(Lane(1)));
+        board.done(lane, None, |place| place.late = false);
+        assert!(!board.is_late_again(lane));
+    }
+
+    #[test]
     fn what_a_resting_or_busy_lane_is_asked_for_is_done_later() {
         let (queue, mut workers) = tokio::sync::mpsc::unbounded_channel();
         let board = Board::new(queue);
@@ -480,13 +511,14 @@ mod tests {
             (&[3, 3], 1),
             // Far: it is always so.
             (&[60, 60], 20),
+            // A hiccup, and as ever.
+            (&[4, 24], 1),
+            (&[4, 9, 8], 1),
             // Busy: it was quicker.
-            (&[4, 14], 13),
-            // As ever.
-            (&[4, 7], 1),
-            (&[3, 60], 50),
+            (&[4, 20, 20, 20, 20, 20], 26),
+            (&[3, 60, 60], 60),
             // Not any more.
-            (&[4, 14, 3], 1),
+            (&[4, 20, 20, 20, 20, 20, 4, 4], 1),
         ] {
             assert_eq!(rest(rounds), milliseconds, "{rounds:?}");
         }

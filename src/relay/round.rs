@@ -18,7 +18,7 @@ use crate::event::{Event, Identity, Lane};
 use crate::failpoint::reach;
 use crate::lease::LeaseError;
 use crate::session::sqlstate;
-use crate::source::{Known, Part, Settlement, SourceLanes, lanes_of};
+use crate::source::{Disturbed, Known, Part, Settlement, SourceLanes, lanes_of};
 use crate::target::{LaneEntry, TargetLanes};
 
 /// How many lanes share a round.
@@ -37,6 +37,8 @@ pub struct Round {
     pub idle: Vec<Lane>,
     /// Something is the matter: to be looked at in a batch of its own.
     pub alone: Vec<Lane>,
+    /// An event came, while others of the lane were claimed, that belongs before them: they are for the next round.
+    pub late: Vec<Lane>,
     /// How long the events' own statements took.
     pub applying: Duration,
 }
@@ -139,7 +141,9 @@ async fn apply(
     let disturbed = disturbed.map_err(BatchError::Source)?;
     round.applying = took;
     if !disturbed.is_empty() {
-        round.alone.append(&mut drop_unless(parts, |part| !disturbed.contains(&part.lane)));
+        let why = |part: &Part| disturbed.get(&part.lane);
+        round.late = drop_unless(parts, |part| why(part) != Some(&Disturbed::Late));
+        round.alone.append(&mut drop_unless(parts, |part| why(part).is_none()));
         if parts.is_empty() {
             return Ok(true);
         }

@@ -21,6 +21,8 @@ const PATIENCE: Duration = Duration::from_millis(100);
 const POLL_CROWDED: Duration = Duration::from_millis(50);
 /// How often lanes are looked at while round follows round: for retries that are due, and what lies below a lane's start.
 const LOOK_WHILE_IT_FLOWS: Duration = Duration::from_millis(100);
+/// The same while some lanes are left to batches: what is written there waits for a look.
+const LOOK_FOR_SOME: Duration = Duration::from_millis(20);
 /// How often both logs' newest entries are compared, for a target that went back while nothing was pending.
 const COMPARE_EVERY: Duration = Duration::from_secs(1);
 
@@ -64,7 +66,8 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
                 () = tokio::time::sleep(linger) => {}
             }
         }
-        if looked.elapsed() < LOOK_WHILE_IT_FLOWS && board.flows() && rounds_make_sense(&shared) {
+        let enough = if board.all_join_rounds() { LOOK_WHILE_IT_FLOWS } else { LOOK_FOR_SOME };
+        if looked.elapsed() < enough && board.flows() && rounds_make_sense(&shared) {
             board.offer_together((0..i32::from(shared.config.relay.lanes)).map(Lane));
             if board.round_is_open() {
                 tokio::select! {

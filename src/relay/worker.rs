@@ -40,6 +40,7 @@ pub(super) async fn work(
                 let started = Instant::now();
                 let settled = make_round(&shared, &board, &lanes).await;
                 board.round_done((settled > 0).then(|| started.elapsed()), settled * 2 >= lanes.len());
+                tracing::debug!(lanes = lanes.len(), settled, took = ?started.elapsed(), rest = ?board.rounds.rest(), "a round");
                 continue;
             }
         };
@@ -107,15 +108,19 @@ async fn make_round(shared: &Shared, board: &Board, lanes: &[Lane]) -> usize {
         board.done(lane, counts.more.then(Errand::default), |place| {
             place.busy_since = None;
             place.in_vain = 0;
+            place.late = false;
             place.alone_until = held_up.then(|| Instant::now() + NO_ROUNDS);
         });
     }
+    let (locked, late): (Vec<Lane>, Vec<Lane>) = round.late.into_iter().partition(|lane| board.is_late_again(*lane));
+    late.into_iter().for_each(|lane| board.done(lane, None, |place| place.busy_since = None));
     for lane in round.busy {
         busy(shared, board, lane, Errand::default()).await;
     }
     round.idle.into_iter().for_each(|lane| board.done(lane, None, |place| place.busy_since = None));
     let pause = if held_up { NO_ROUNDS } else { ALONE };
-    round.alone.into_iter().for_each(|lane| board.done(lane, Some(Errand::default()), without(pause)));
+    let alone = round.alone.into_iter().chain(locked);
+    alone.for_each(|lane| board.done(lane, Some(Errand::default()), without(pause)));
     found
 }
 

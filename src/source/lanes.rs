@@ -4,7 +4,7 @@
 //! Guarantees for each of its lanes what [`SourceLane`](super::SourceLane) and its claim do, or drops the lane out. Does not
 //! know retries, failures, holds and healing: a lane with anything of the kind is for a batch of its own.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -58,6 +58,15 @@ pub struct Known {
     pub identity: Identity,
     /// Paused aggregate types; an empty string pauses all.
     pub paused: Vec<String>,
+}
+
+/// Why what was claimed of a lane may not just be applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disturbed {
+    /// An event below the last one claimed has come since, or is locked by somebody: mostly over in a moment.
+    Late,
+    /// An aggregate waits behind an event in retry, held or failed.
+    Blocked,
 }
 
 impl Source {
@@ -172,14 +181,13 @@ impl SourceLanes {
         Ok(decided.collect())
     }
 
-    /// Reads again what the claim may have missed: the lanes where something is the matter, and what was claimed may not just be
-    /// applied. `stopped`: the types that it left out; `pass`: aggregate types whose failed events hold nobody back.
+    /// Reads again what the claim may have missed: the lanes where what was claimed may not just be applied. `stopped`: the types that it left out; `pass`: aggregate types whose failed events hold nobody back.
     pub async fn disturbed(
         &mut self,
         parts: &[Part],
         stopped: &[String],
         pass: &[String],
-    ) -> sqlx::Result<HashSet<Lane>> {
+    ) -> sqlx::Result<HashMap<Lane, Disturbed>> {
         let mut aggregates = HashSet::new();
         for part in parts {
             aggregates.extend(part.claim.events.iter().map(|event| (part.lane, &event.aggregate)));
@@ -198,7 +206,8 @@ impl SourceLanes {
             .bind(pass)
             .fetch_all(self.session.connection())
             .await?;
-        rows.iter().map(|row| row.try_get("lane")).collect()
+        let disturbed = |blocked| if blocked { Disturbed::Blocked } else { Disturbed::Late };
+        rows.iter().map(|row| Ok((row.try_get("lane")?, disturbed(row.try_get("blocked")?)))).collect()
     }
 
     /// Marks every claimed event as processed, and appends each lane's entry; `COMMIT` is the caller's. Returns the source's clock.

@@ -131,6 +131,8 @@ fn names(entity: &Entity, rows: &LegacyRows) -> Vec<(&'static str, String)> {
         ("key_texts", each(&|n, _| format!("k.relay_k{n}::text")).join(", ")),
         ("key_types", each(&|n, _| format!("pg_typeof(k.relay_k{n})::text")).join(", ")),
         ("row_texts", each(&|_, c| format!("relay_row.{c}::text")).join(", ")),
+        ("key_parts", each(&|n, c| format!("relay_row.{c}::text AS relay_t{n}")).join(", ")),
+        ("key_arrays", each(&|n, _| format!("array_agg(k.relay_t{n})")).join(", ")),
         ("key_nulls", each(&|_, c| format!("relay_row.{c} IS NULL")).join(", ")),
         ("key_is_null", each(&|_, c| format!("relay_row.{c} IS NULL")).join(" OR ")),
     ]

@@ -42,7 +42,7 @@ pub use self::compare::Range;
 pub(crate) use self::compare::percentage;
 pub use self::heal::{ForgottenBatch, ForgottenEvent, PutBack, Settled};
 pub use self::lane::{Entry, SourceLane};
-pub(crate) use self::lanes::{Known, Part, SourceLanes, lanes_of};
+pub(crate) use self::lanes::{Disturbed, Known, Part, SourceLanes, lanes_of};
 pub use self::legacy::{
     Bringing, FirstWaiting, KeyAt, KeyQueue, KeyTrouble, Lanes, Legacy, LegacyRow, OpenAggregates, PageKeys, RowKey,
     Why,

@@ -28,7 +28,7 @@ pub use self::job::{Job, JobId, Progress};
 pub(crate) use self::lanes::{LaneEntry, TargetLanes};
 pub use self::repair::{Repair, RepairedLast, RepairedRow};
 pub use self::report::{History, KeptReport, ReportId, Verified, Which};
-pub use self::statements::{EVENTS, Events, Prepared};
+pub use self::statements::{EVENTS, Events, OverRows, Prepared, Rows};
 use crate::event::{Aggregate, BatchKey, Event, EventId, Identity, Lane, Token};
 use crate::session::{self, Limits, Session};
 use crate::source::{ForgottenBatch, ForgottenEvent};
@@ -339,6 +339,12 @@ impl TargetLane {
     /// Runs one statement that reads `event` over these events.
     pub async fn run(&mut self, statement: &Prepared, events: &Events<'_>) -> sqlx::Result<u64> {
         self.hand().run(statement, events).await
+    }
+
+    /// Runs one statement over rows of a legacy table.
+    pub async fn run_over(&mut self, statement: &OverRows, rows: &Rows<'_>) -> sqlx::Result<()> {
+        let prepared = self.target.prepared;
+        statement.execute(self.session.connection(), rows, prepared).await
     }
 
     /// Checks deferred constraints now, as the commit would, and defers them again.

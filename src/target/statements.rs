@@ -54,6 +54,18 @@ impl<'a> FromIterator<&'a Event> for Events<'a> {
     }
 }
 
+/// Rows of a legacy table as the parameters of a statement [over rows](Prepared::over_rows): what all of them have in common is said once.
+pub struct Rows<'a> {
+    /// The aggregate type of all of them.
+    pub aggregate_type: &'a str,
+    /// What happened, to all of them.
+    pub event_type: &'a str,
+    /// Of each.
+    pub aggregate_ids: Vec<&'a str>,
+    /// Of each, as JSON text.
+    pub payloads: Vec<&'a str>,
+}
+
 /// A statement whose parameters are [`Events`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prepared {
@@ -75,7 +87,42 @@ pub const EVENTS: &str = "MATERIALIZED (SELECT e.id, e.event_id, e.aggregate_typ
      pg_catalog.unnest($7::text[]), pg_catalog.unnest($8::timestamptz[])) \
      AS e (id, event_id, aggregate_type, aggregate_id, event_type, payload, headers, created_at))";
 
+/// The same relation of [`Rows`]: events that nobody wrote, with the id 0. Two arrays instead of eight, which is a seventh of what a copy's
+/// rows cost the target.
+const ROWS: &str = "MATERIALIZED (SELECT 0::bigint AS id, '00000000-0000-0000-0000-000000000000'::uuid AS event_id, \
+     $1::text AS aggregate_type, e.aggregate_id, $2::text AS event_type, e.payload::pg_catalog.jsonb AS payload, \
+     NULL::pg_catalog.jsonb AS headers, pg_catalog.now() AS created_at \
+     FROM ROWS FROM (pg_catalog.unnest($3::text[]), pg_catalog.unnest($4::text[])) AS e (aggregate_id, payload))";
+
+/// A statement whose parameters are [`Rows`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OverRows(Prepared);
+
+impl OverRows {
+    /// Runs it.
+    pub(super) async fn execute(
+        &self,
+        connection: &mut PgConnection,
+        rows: &Rows<'_>,
+        prepared: bool,
+    ) -> sqlx::Result<()> {
+        let query = query(&self.0.sql, prepared).bind(rows.aggregate_type).bind(rows.event_type);
+        query.bind(&rows.aggregate_ids).bind(&rows.payloads).execute(connection).await.map(drop)
+    }
+
+    /// The operator's file that it was made of.
+    pub fn file(&self) -> Option<&str> {
+        self.0.file.as_deref()
+    }
+}
+
 impl Prepared {
+    /// The same statement with [`Rows`] for its events.
+    pub fn over_rows(&self) -> OverRows {
+        let user_text_at = (self.user_text_at + ROWS.len()).saturating_sub(EVENTS.len());
+        OverRows(Prepared { sql: self.sql.replacen(EVENTS, ROWS, 1), user_text_at, ..self.clone() })
+    }
+
     /// Runs it; rows affected.
     pub async fn execute(
         &self,

@@ -11,11 +11,15 @@ use futures_util::{Stream, TryStreamExt as _};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
-use super::{Legacy, LegacyRow, RowKey, key_at};
+use super::{KeyAt, Legacy, LegacyRow, RowKey};
 use crate::config::{Entity, LegacyRows, RowsFrom};
+use crate::event::Lane;
 use crate::redact::{HIDDEN, Sight};
 use crate::source::Source;
 use crate::sql::{ident, query, render};
+
+/// Columns of `sql/legacy/rows.sql` before those of the key.
+const BEFORE_KEY: usize = 4;
 
 /// Why a key does not tell the rows apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -184,18 +188,28 @@ impl Legacy {
         self
     }
 
-    /// The rows of an answer, each beside the number of the key that it was asked by. Taken as they come, so that they are held once.
+    /// The rows of an answer of `sql/legacy/rows.sql`. Taken as they come, so that no more than some hundred are held twice.
     pub(in crate::source) async fn rows_of(
         &self,
         mut answer: impl Stream<Item = sqlx::Result<PgRow>> + Unpin,
     ) -> sqlx::Result<Vec<LegacyRow>> {
         let (mut rows, mut seen) = (Vec::new(), std::collections::HashSet::new());
-        while let Some(row) = answer.try_next().await? {
-            let at = key_at(&row)?;
-            if !seen.insert(row.try_get::<i64, _>("asked")?) {
-                return Err(self.telling.twice(&at.key).into());
+        while let Some(some) = answer.try_next().await? {
+            let asked: Vec<i32> = some.try_get("asked")?;
+            let aggregates: Vec<Option<String>> = some.try_get("aggregate_id")?;
+            let lanes: Vec<Option<Lane>> = some.try_get("lane")?;
+            let payloads: Vec<Option<String>> = some.try_get("payload")?;
+            let columns = BEFORE_KEY..BEFORE_KEY + self.key.len();
+            let parts: Vec<Vec<String>> = columns.map(|column| some.try_get(column)).collect::<sqlx::Result<_>>()?;
+            let mut parts: Vec<_> = parts.into_iter().map(Vec::into_iter).collect();
+            for (((asked, aggregate_id), lane), payload) in asked.into_iter().zip(aggregates).zip(lanes).zip(payloads) {
+                let key = RowKey(parts.iter_mut().filter_map(Iterator::next).collect());
+                if !seen.insert(asked) {
+                    return Err(self.telling.twice(&key).into());
+                }
+                let lane = lane.filter(|_| aggregate_id.is_some());
+                rows.push(LegacyRow { at: KeyAt { key, aggregate_id, lane }, payload });
             }
-            rows.push(LegacyRow { at, payload: row.try_get("payload")? });
         }
         Ok(rows)
     }
