@@ -125,11 +125,9 @@ pub(super) fn entry(row: &PgRow, key: BatchKey) -> sqlx::Result<Entry> {
     let mark: Option<i64> = row.try_get("mark")?;
     let age: Option<f64> = row.try_get("mark_age")?;
     let holders = json_list(row, "mark_holders")?;
-    let mark = mark.map(|sequence| Mark {
-        sequence,
-        holders,
-        age: Duration::try_from_secs_f64(age.unwrap_or(0.0)).unwrap_or(Duration::ZERO),
-    });
+    let age = Duration::try_from_secs_f64(age.unwrap_or(0.0)).unwrap_or(Duration::ZERO);
+    let seen = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
+    let mark = mark.map(|sequence| Mark { sequence, holders, seen });
     Ok(Entry {
         key,
         peer: Identity(row.try_get("peer")?),

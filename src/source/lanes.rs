@@ -248,7 +248,7 @@ impl SourceLanes {
             .bind(scans.first().map(|scan| scan.passed.clone()).unwrap_or_default())
             .bind(scans.iter().map(|scan| scan.mark.as_ref().map(|mark| mark.sequence)).collect::<Vec<_>>())
             .bind(holders.collect::<Vec<_>>())
-            .bind(scans.iter().map(|scan| scan.mark.as_ref().map(|mark| mark.age.as_secs_f64())).collect::<Vec<_>>())
+            .bind(scans.iter().map(|scan| scan.mark.as_ref().map(Mark::age)).collect::<Vec<_>>())
             .fetch_all(self.session.connection())
             .await?;
         match rows.first() {

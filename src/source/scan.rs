@@ -4,7 +4,7 @@
 //! those of stopped types, ids drawn ahead, and events made pending again. A full scan finds the second, and whoever makes an
 //! event pending says so in the lane's transaction. Remembered in the source's log only: a failover takes it back.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::claim::Claim;
 use super::lane::Entry;
@@ -30,10 +30,16 @@ pub struct Scan {
 pub(super) struct Mark {
     pub(super) sequence: i64,
     pub(super) holders: Vec<String>,
-    pub(super) age: Duration,
+    /// When, by this process' clock: it ages while a batch runs, too.
+    pub(super) seen: Instant,
 }
 
 impl Mark {
+    /// In seconds, as the log takes it.
+    pub(super) fn age(&self) -> f64 {
+        self.seen.elapsed().as_secs_f64()
+    }
+
     /// Which of its holders may still commit, by what is open now. A transaction that was prepared meanwhile has another name
     /// (`:-1/<xid>`, without a process): as long as a holder of the mark had a process, an unknown prepared one may be it.
     fn still_open(&self, now: &[String]) -> Vec<String> {
@@ -52,7 +58,7 @@ impl Scan {
 
     /// Whether its look at the writers, if there was one, is older: time for another.
     pub(super) fn mark_is_older_than(&self, age: Duration) -> bool {
-        self.mark.as_ref().is_none_or(|mark| mark.age >= age)
+        self.mark.as_ref().is_none_or(|mark| mark.seen.elapsed() >= age)
     }
 
     /// Up to where every id is committed or rolled back, by a new look at the writers; and the mark to wait for next.
@@ -100,11 +106,12 @@ pub(super) fn last_scan(newest: Option<&Entry>) -> Scan {
 /// A look at the writers: the sequence first, which may have been set and not have given out its value yet; then the holders, for
 /// whoever drew an id up to there holds the lock by then, or has ended.
 pub(super) async fn seen(source: &Source, sequence: &str, session: &mut Session) -> sqlx::Result<Mark> {
+    let now = Instant::now();
     let sql = format!("SELECT last_value - CASE WHEN is_called THEN 0 ELSE 1 END FROM {sequence}");
     let sequence: i64 = source.query_scalar(&sql).fetch_one(session.connection()).await?;
     let sql = source.names.render(include_str!("../../sql/source/holders.sql"));
     let holders: Option<Vec<String>> = source.query_scalar(&sql).fetch_one(session.connection()).await?;
-    Ok(Mark { sequence, holders: holders.unwrap_or_default(), age: Duration::ZERO })
+    Ok(Mark { sequence, holders: holders.unwrap_or_default(), seen: now })
 }
 
 /// Where the next scan may start: below the lowest event that stays pending, below every id that an open transaction could
@@ -119,11 +126,14 @@ pub(super) fn next_scan(claim: &Claim, lowest: Option<i64>) -> Scan {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
     use crate::event::{Aggregate, Event, EventId};
 
     fn mark(sequence: i64, holders: &[&str]) -> Mark {
-        Mark { sequence, holders: holders.iter().map(|h| (*h).to_owned()).collect(), age: Duration::ZERO }
+        static SEEN: LazyLock<Instant> = LazyLock::new(Instant::now);
+        Mark { sequence, holders: holders.iter().map(|h| (*h).to_owned()).collect(), seen: *SEEN }
     }
 
     fn words(words: &[&str]) -> Vec<String> {

@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 
 use super::SourceLane;
 use super::claim::Claim;
-use super::scan::{Scan, next_scan};
+use super::scan::{Mark, Scan, next_scan};
 use crate::event::{Aggregate, BatchKey, EventId, Identity, Status};
 
 /// What becomes of a claimed event that was not applied.
@@ -229,7 +229,7 @@ impl SourceLane {
             .bind(&scan.passed)
             .bind(scan.mark.as_ref().map(|m| m.sequence))
             .bind(scan.mark.as_ref().map(|m| m.holders.clone()).unwrap_or_default())
-            .bind(scan.mark.as_ref().map(|m| m.age.as_secs_f64()))
+            .bind(scan.mark.as_ref().map(Mark::age))
             .fetch_optional(self.session.connection())
             .await?
             .ok_or(SettleError::NotTheNewest)

@@ -201,12 +201,13 @@ async fn others_flow(stage: &Stage, shared: &outbox_relay::relay::Shared) {
 
 /// Until the mark is old enough for another look when the next batch begins.
 async fn the_mark_is_old(stage: &Stage) {
-    eventually(DEADLINE, "the mark is old", || async {
-        let sql =
-            "SELECT clock_timestamp() - marked_at > '0.6 s' FROM outbox_relay.batch_log ORDER BY token DESC LIMIT 1";
-        stage.pair.legacy.value(sql).await
-    })
-    .await;
+    eventually(DEADLINE, "the mark is old", || the_mark_is_older_than(stage, "0.6 s")).await;
+}
+
+async fn the_mark_is_older_than(stage: &Stage, age: &str) -> bool {
+    let sql = "SELECT clock_timestamp() - marked_at > ";
+    let newest = "FROM outbox_relay.batch_log ORDER BY token DESC LIMIT 1";
+    stage.pair.legacy.value(&format!("{sql} '{age}' {newest}")).await
 }
 
 /// Until the position has gone beyond everything that is there now.
@@ -278,6 +279,28 @@ async fn a_start_position_does_not_pass_who_commits_between_the_scan_and_the_set
     assert!(position(&stage).await <= id);
     stage.step(&shared).await.unwrap();
     assert_eq!(stage.status(id).await, "processed");
+}
+
+#[tokio::test]
+async fn a_look_at_the_writers_ages_while_a_batch_runs() {
+    let stage = one_lane().await;
+    stage.pair.new.run(GATE).await;
+    let shared = stage.shared().await;
+    // This one looks; the next one waits for the target, and remembers the same look.
+    stage.thing("other", 1).await;
+    stage.step(&shared).await.unwrap();
+    stage.thing("other", 2).await;
+    let gate = closed_gate(&stage).await;
+    let batch = tokio::spawn({
+        let shared = shared.clone();
+        async move { outbox_relay::relay::batch::run_once(&shared, Lane(0), Default::default()).await.unwrap() }
+    });
+    at_the_gate(&stage, 1).await;
+    let waits = std::time::Instant::now();
+    eventually(DEADLINE, "it waits", || async { waits.elapsed() > Duration::from_millis(600) }).await;
+    gate.close().await.unwrap();
+    batch.await.unwrap();
+    assert!(stage.count("processed").await == 2 && the_mark_is_older_than(&stage, "0.5 s").await);
 }
 
 /// Whoever applies waits here while somebody holds the gate.
