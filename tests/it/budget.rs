@@ -1,6 +1,7 @@
 //! What a batch may cost, without a clock: statements, round trips, pages touched and log written, whatever lies around. A plan
 //! that turns bad, or a statement more, fails here.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,10 +15,11 @@ use outbox_relay::relay::round;
 use sqlx::{Connection, Executor, PgConnection, Row};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use uuid::Uuid;
 
 use crate::support::copying::{self, Copier, agree};
 use crate::support::stage::Stage;
-use crate::support::{Database, Servers, pair};
+use crate::support::{DEADLINE, Database, Servers, eventually, pair};
 
 /// Runs so many batches of one lane.
 async fn batches(shared: &Shared, lane: i32, batches: u32) -> u64 {
@@ -39,6 +41,9 @@ async fn counting_servers() -> Servers {
             .with("pg_stat_statements.track_utility", "off")
             // What is touched must not depend on what a worker in the background has just tidied up.
             .with("autovacuum", "off")
+            // A crowd is made sooner.
+            .with("shared_buffers", "'512MB'")
+            .with("max_wal_size", "'8GB'")
     };
     let (legacy, new) = tokio::try_join!(Server::start(options("test-legacy")), Server::start(options("test-new")))
         .expect("two servers");
@@ -75,9 +80,29 @@ impl Database {
     }
 }
 
-/// How many events lie around, of each kind: OUTBOX_RELAY_BUDGET_EVENTS, for a run by hand at full size.
+/// Holds a statement to what is stated of it: how often it is made, and for each event, row or round how many pages it touches at most,
+/// how many records of the log it writes, and their bytes.
+async fn hold(
+    name: &str,
+    (database, text): (&Database, &str),
+    calls: RangeInclusive<i64>,
+    (number, each): (i64, &str),
+    [pages, records, bytes]: [f64; 3],
+) {
+    let did = database.did(text).await;
+    println!("{name}: {did:?}");
+    assert!(calls.contains(&did.calls), "{name}: {did:?}, {calls:?} calls are stated");
+    for (what, found, bound) in
+        [("pages", did.buffers, pages), ("records", did.wal_records, records), ("bytes", did.wal_bytes, bytes)]
+    {
+        let found = found as f64 / number as f64;
+        assert!(found <= bound, "{name}: {found} {what} {each}, at most {bound} are stated: {did:?}");
+    }
+}
+
+/// How many events lie around, of each kind: OUTBOX_RELAY_BUDGET_EVENTS says another number.
 fn around() -> i64 {
-    std::env::var("OUTBOX_RELAY_BUDGET_EVENTS").map_or(100_000, |events| events.parse().expect("a number of events"))
+    std::env::var("OUTBOX_RELAY_BUDGET_EVENTS").map_or(1_000_000, |events| events.parse().expect("a number of events"))
 }
 
 /// So many events of twenty thousand aggregates.
@@ -90,70 +115,149 @@ fn mapped(events: i64) -> String {
     )
 }
 
+/// So many processed events, whose dead versions stay because somebody's transaction needs them, and behind them as many pending ones. By two
+/// hands, and what nobody will claim has next to nothing in it, for it takes a while.
+async fn crowd(legacy: &Database, events: i64) {
+    const CLAIMED: i64 = 40_000;
+    let half = events / 2;
+    let small = |events: i64| {
+        format!(
+            "INSERT INTO outbox (event_id, aggregate_type, aggregate_id, event_type, payload)
+             SELECT '{}', 'User', (1 + i % 20000)::text, 'UserUpdated', '{{}}' FROM generate_series(1, {events}) i",
+            Uuid::nil()
+        )
+    };
+    let processed = |which| {
+        format!("UPDATE outbox SET status = 'processed', processed_at = clock_timestamp() WHERE id {which} {half}")
+    };
+    for [one, other] in [
+        [small(half), small(half)],
+        [processed("<="), processed(">")],
+        [mapped(CLAIMED), mapped(CLAIMED)],
+        [small(half - CLAIMED), small(half - CLAIMED)],
+    ] {
+        tokio::join!(legacy.run(&one), legacy.run(&other));
+    }
+}
+
+/// A million of each take 27 s of the legacy server's processor time to make, by two hands half as long. What is stated is three tenths more than was
+/// found (Postgres 15), the same at each run.
 #[tokio::test]
-async fn a_batch_touches_and_writes_little_however_much_is_pending_processed_or_dead() {
+async fn a_batch_and_a_round_touch_and_write_little_however_much_is_pending_processed_or_dead() {
     let servers = counting_servers().await;
-    let stage = Stage::on(servers.pair().await, |config| {
-        config.relay.lanes = 4;
+    let mut stage = Stage::on(servers.pair().await, |config| {
+        config.relay.lanes = 16;
         config.relay.batch = 1000;
     })
     .await;
     let (legacy, new) = (&stage.pair.legacy, &stage.pair.new);
-    for database in [legacy, new] {
-        database.run("CREATE EXTENSION pg_stat_statements").await;
-    }
-    let shared = stage.shared().await;
-    // Many processed ones, whose dead versions stay because somebody's transaction needs them; then as many pending ones.
     let mut long = PgConnection::connect(&legacy.url).await.expect("a connection");
     long.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT pg_current_xact_id()").await.expect("a long one");
-    legacy.run(&mapped(around())).await;
-    stage.drain_by_hand(&shared).await;
-    assert_eq!(stage.count("processed").await, around());
-    legacy.run(&mapped(around())).await;
+    let started = Instant::now();
+    crowd(legacy, around()).await;
+    println!("the crowd is there after {:?}", started.elapsed());
+    new.run("INSERT INTO users SELECT i, 'Ada', 0 FROM generate_series(1, 20000) i").await;
     for database in [legacy, new] {
-        database.run("ANALYZE").await;
+        database.run("CREATE EXTENSION pg_stat_statements; ANALYZE").await;
     }
-    // The start of the scan moves past what is dead: half a second after a batch has looked at the writers.
-    for turn in 0.. {
-        batches(&shared, 0, 1).await;
-        if legacy.value::<i64>("SELECT max(position) FROM outbox_relay.batch_log WHERE lane = 0").await > around() {
-            break;
-        }
-        assert!(turn < 12, "the start of the scan does not move");
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
+    let by_batches = stage.shared().await;
+    // Of twelve lanes two events each.
+    stage.config.relay.batch = 24;
+    let by_rounds = stage.shared().await;
+    // The start of the scan moves past what is dead, for each lane by itself: with the second look at the writers.
+    let all: Vec<Lane> = (0..16).map(Lane).collect();
+    eventually(DEADLINE, "the start of the scan moves past what is dead", || async {
+        round::run_once(&by_rounds, &all).await.expect("a round");
+        let lanes = "SELECT count(DISTINCT lane) FROM outbox_relay.batch_log WHERE position > ";
+        legacy.value::<i64>(&format!("{lanes} {}", around())).await == 16
+    })
+    .await;
+    println!("and passed after {:?}", started.elapsed());
+    batches_cost_little(&stage, &by_batches).await;
+    rounds_cost_little(&stage, &by_rounds).await;
+    long.execute("ROLLBACK").await.expect("its end");
+}
+
+/// Ten batches of a thousand events.
+async fn batches_cost_little(stage: &Stage, shared: &Shared) {
+    let (legacy, new) = (&stage.pair.legacy, &stage.pair.new);
+    // It connects and prepares.
+    batches(shared, 15, 1).await;
     for database in [legacy, new] {
         database.count_from_now().await;
     }
-    let events = i64::try_from(batches(&shared, 0, 10).await).expect("not that many");
+    let mut events = 0;
+    for batch in 0..10 {
+        events += i64::try_from(batches(shared, 12 + batch % 4, 1).await).expect("not that many");
+    }
     assert_eq!(events, 10_000);
-
-    // What, on which side, pages an event, records of the log an event, their bytes an event.
-    for (name, database, text, pages, records, bytes) in [
-        ("claim", legacy, "-- The oldest pending events", 3.0, 1.2, 70.0),
-        ("look again", legacy, "-- Read after the claim", 1.5, 0.1, 10.0),
-        ("settle", legacy, "-- $1 ids, $2 and $3 the times", 14.0, 3.5, 800.0),
-        ("append", legacy, "-- $1 lane, $2 token", 0.1, 0.05, 20.0),
-        ("apply", new, "WITH batch AS", 12.0, 4.5, 350.0),
-        ("append there", new, "-- $1 source, $2 lane, $3 token", 0.2, 0.1, 80.0),
+    for (name, statement, stated) in [
+        // A page of the index holds many, a row is found and then locked; nothing that is dead is walked over.
+        ("claim", (legacy, "-- The oldest pending events"), [2.2, 1.3, 70.0]),
+        ("look again", (legacy, "-- Read after the claim"), [0.9, 0.01, 1.0]),
+        // Found by its id; a new version on another page, and its entry in the primary key: three pages each.
+        ("settle", (legacy, "-- $1 ids, $2 and $3 the times"), [15.0, 3.9, 860.0]),
+        ("append", (legacy, "-- $1 lane, $2 token"), [0.03, 0.02, 12.0]),
+        // A row that is there changes, within its page if it can.
+        ("apply", (new, "WITH batch AS"), [4.5, 2.0, 130.0]),
+        ("append there", (new, "-- $1 source, $2 lane, $3 token"), [0.11, 0.07, 62.0]),
     ] {
-        let did = database.did(text).await;
-        println!("{name}: {did:?}");
-        assert_eq!(did.calls, 10, "{name}: {did:?}");
-        for (what, found, bound) in
-            [("pages", did.buffers, pages), ("records", did.wal_records, records), ("bytes", did.wal_bytes, bytes)]
-        {
-            let each = found as f64 / events as f64;
-            assert!(each <= bound, "{name}: {each} {what} an event, at most {bound} are stated: {did:?}");
-        }
+        hold(name, statement, 10..=10, (events, "an event"), stated).await;
     }
     // Lock, read, claim, look again, settle, append, and the empty one before a commit; on the target lock, read, apply, append,
-    // and the empty one. Twice a second two more look at who still writes.
+    // and the empty one.
+    makes_statements(stage, 10 * 7, 10 * 5).await;
+}
+
+/// Ten rounds of twelve lanes with two events each.
+async fn rounds_cost_little(stage: &Stage, shared: &Shared) {
+    let (legacy, new) = (&stage.pair.legacy, &stage.pair.new);
+    let lanes: Vec<Lane> = (0..12).map(Lane).collect();
+    // It connects and prepares.
+    round::run_once(shared, &lanes).await.expect("a round");
+    for database in [legacy, new] {
+        database.count_from_now().await;
+    }
+    for _ in 0..10 {
+        let settled = round::run_once(shared, &lanes).await.expect("a round").settled;
+        let events: u64 = settled.iter().flat_map(|(_, counts)| counts.processed.values()).sum();
+        assert_eq!((settled.len(), events), (12, 24), "{settled:?}");
+    }
+    for (name, statement, stated) in [
+        // A lane's row is found and locked.
+        ("lock", (legacy, "-- The leases of several lanes"), [33.0, 16.0, 850.0]),
+        ("lock there", (new, "-- The same for several lanes"), [17.0, 16.0, 850.0]),
+        // Of each lane the newest entry, by two pages of an index and one of the log; here also a token, and whether something was put back.
+        ("read", (legacy, "-- What a worker must know of each of several lanes"), [80.0, 0.6, 60.0]),
+        ("read there", (new, "-- In a later statement than the locks"), [49.0, 0.1, 10.0]),
+        // Of each lane three pages of the index; each row is found, read and locked.
+        ("claim", (legacy, "-- The oldest pending events of several locked lanes"), [140.0, 32.0, 1_700.0]),
+        // The same pages of the index, once more, and those of what waits, where nothing does.
+        ("look again", (legacy, "-- Read after claim_lanes.sql"), [120.0, 0.1, 10.0]),
+        // Each row as in a batch.
+        ("settle", (legacy, "-- $1 ids, $2 and $3 the times"), [360.0, 94.0, 19_000.0]),
+        ("apply", (new, "WITH batch AS"), [190.0, 82.0, 5_300.0]),
+        // Of each lane a row, its entry in the index, and the look for its parent.
+        ("append", (legacy, "-- An entry for each of several lanes"), [64.0, 32.0, 5_400.0]),
+        ("append there", (new, "-- An entry for each of several lanes"), [85.0, 32.0, 7_500.0]),
+    ] {
+        hold(name, statement, 10..=10, (10, "a round"), stated).await;
+    }
+    // With the looks at the writers, at most one a round.
+    hold("all", (legacy, ""), 10 * 7..=10 * 9, (10, "a round"), [800.0, 172.0, 27_000.0]).await;
+    hold("all there", (new, ""), 10 * 5..=10 * 5, (10, "a round"), [340.0, 130.0, 13_600.0]).await;
+    // As a batch: what is read with a batch's lock is a statement there, too.
+    makes_statements(stage, 10 * 7, 10 * 5).await;
+}
+
+/// Holds both sides to their number of statements; now and then two more look at who still writes.
+async fn makes_statements(stage: &Stage, here: i64, there: i64) {
+    let (legacy, new) = (&stage.pair.legacy, &stage.pair.new);
     let writers = legacy.did("FROM pg_locks").await.calls + legacy.did("last_value").await.calls;
-    let (here, there) = (legacy.did("").await, new.did("").await);
-    assert_eq!(here.calls - writers, 10 * 7, "{here:?}");
-    assert_eq!(there.calls, 10 * 5, "{there:?}");
-    long.execute("ROLLBACK").await.expect("its end");
+    let (did_here, did_there) = (legacy.did("").await, new.did("").await);
+    println!("all: {did_here:?}, {did_there:?}");
+    assert_eq!(did_here.calls - writers, here, "{did_here:?}");
+    assert_eq!(did_there.calls, there, "{did_there:?}");
 }
 
 /// What a batch's events cost the relay itself. In one thread, in which they are counted.
@@ -198,21 +302,13 @@ async fn a_copy_costs_a_few_statements_a_chunk_and_a_few_pages_a_row() {
     let summary = copying::copy(&stage).await;
     assert_eq!(summary.copies[0].rows, 40_000, "{summary:?}");
     agree(&stage).await;
-    for (name, database, text, calls, pages, records, bytes) in [
-        ("keys", legacy, "-- The next keys", 30, 0.1, 0.01, 5.0),
-        ("rows", legacy, "-- The rows that have these keys", 60, 4.5, 0.1, 10.0),
-        ("open events", legacy, "-- Which of these aggregates", 60, 2.5, 0.01, 5.0),
-        ("write", new, "WITH batch AS", 60, 7.0, 3.3, 250.0),
+    for (name, statement, calls, stated) in [
+        ("keys", (legacy, "-- The next keys"), 1..=30, [0.1, 0.01, 5.0]),
+        ("rows", (legacy, "-- The rows that have these keys"), 1..=60, [4.5, 0.1, 10.0]),
+        ("open events", (legacy, "-- Which of these aggregates"), 1..=60, [2.5, 0.01, 5.0]),
+        ("write", (new, "WITH batch AS"), 1..=60, [7.0, 3.3, 250.0]),
     ] {
-        let did = database.did(text).await;
-        println!("{name}: {did:?}");
-        assert!((1..=calls).contains(&did.calls), "{name}: {did:?}, at most {calls} are stated");
-        for (what, found, bound) in
-            [("pages", did.buffers, pages), ("records", did.wal_records, records), ("bytes", did.wal_bytes, bytes)]
-        {
-            let each = found as f64 / 40_000.0;
-            assert!(each <= bound, "{name}: {each} {what} a row, at most {bound} are stated: {did:?}");
-        }
+        hold(name, statement, calls, (40_000, "a row"), stated).await;
     }
     let all = (legacy.did("").await.calls, new.did("").await.calls);
     println!("all: {all:?}");
@@ -325,6 +421,18 @@ async fn a_round_costs_a_round_trip_more_than_one_batch_however_many_lanes_share
     assert!(most.1 <= 5 + 1, "{} on the target", most.1);
 }
 
+/// How long the quickest of some turns takes. The first ones connect and prepare, on two connections: one that was given back is asked
+/// whether it is well, and meanwhile the next turn takes another.
+async fn quickest(mut turn: impl AsyncFnMut()) -> Duration {
+    let mut quickest = Duration::MAX;
+    for _ in 0..5 {
+        let started = Instant::now();
+        turn().await;
+        quickest = quickest.min(started.elapsed());
+    }
+    quickest
+}
+
 /// What bounds a round is what it waits for, so the two servers work side by side: of fourteen round trips it waits for nine.
 #[tokio::test]
 async fn a_round_does_not_let_one_server_wait_while_the_other_works() {
@@ -332,38 +440,53 @@ async fn a_round_does_not_let_one_server_wait_while_the_other_works() {
     let (stage, _, _) = counted(16, trip).await;
     let shared = stage.shared().await;
     let lanes: Vec<Lane> = (0..16).map(Lane).collect();
-    let mut quickest = Duration::MAX;
-    for round in 0..4 {
+    let quickest = quickest(async || {
         stage.things(80, 80).await;
-        let started = Instant::now();
-        let settled = round::run_once(&shared, &lanes).await.expect("a round").settled.len();
-        assert_eq!(settled, 16, "all lanes");
-        // The first one connects and prepares.
-        if round > 0 {
-            quickest = quickest.min(started.elapsed());
-        }
-    }
+        assert_eq!(round::run_once(&shared, &lanes).await.expect("a round").settled.len(), 16, "all lanes");
+    })
+    .await;
     println!("{quickest:?} with {trip:?} a round trip");
     // Lock; read and look at the writers and claim, or lock and read; look again, or apply; append and commit, or settle and append; commit.
     assert!(quickest < trip * 12, "{quickest:?}");
 }
 
+/// Likewise a batch: the source settles and appends while the target appends and commits, so of ten round trips it waits for eight.
+#[tokio::test]
+async fn a_batch_does_not_let_the_source_wait_while_the_target_commits() {
+    let trip = Duration::from_millis(200);
+    let (mut stage, _, _) = counted(1, trip).await;
+    look_at_no_writers(&stage).await;
+    stage.things(20, 20).await;
+    stage.config.relay.batch = 1;
+    let shared = stage.shared().await;
+    let quickest = quickest(async || assert_eq!(batches(&shared, 0, 1).await, 1)).await;
+    println!("{quickest:?} with {trip:?} a round trip");
+    // Lock; lock there; claim; look again; apply; append and commit, or settle and append; commit.
+    assert!(quickest < trip * 9, "{quickest:?}");
+}
+
+/// From now on a process that starts does not look twice a second at who still writes, with two round trips: where numbers are handed out
+/// ahead it would learn nothing.
+async fn look_at_no_writers(stage: &Stage) {
+    stage.pair.legacy.run("ALTER SEQUENCE outbox_id_seq CACHE 2").await;
+}
+
 #[tokio::test]
 async fn a_batch_costs_ten_round_trips() {
     let (mut stage, asked_here, asked_there) = counted(1, Duration::ZERO).await;
+    look_at_no_writers(&stage).await;
     stage.things(20, 20).await;
     stage.config.relay.batch = 1;
     let shared = stage.shared().await;
     // The first ones connect and prepare.
     batches(&shared, 0, 3).await;
     let before = (asked_here.load(Ordering::SeqCst), asked_there.load(Ordering::SeqCst));
-    batches(&shared, 0, 10).await;
+    assert_eq!(batches(&shared, 0, 10).await, 10);
     let here = asked_here.load(Ordering::SeqCst) - before.0;
     let there = asked_there.load(Ordering::SeqCst) - before.1;
-    // Begin and lock, claim, look again, settle, append, commit; begin and lock, apply, append, commit. On each side one more that
-    // no batch waits for: the pool asks a connection that comes back whether it is well. Twice a second two, to look at who
-    // still writes.
     println!("ten batches: {here} round trips to the source, {there} to the target");
-    assert!(here <= 10 * 7 + 20, "{here} on the source");
-    assert!(there <= 10 * 5, "{there} on the target");
+    // Begin and lock, claim, look again, settle, append, commit; begin and lock, apply, append, commit. On each side one more that
+    // no batch waits for: the pool asks a connection that comes back whether it is well. The one before these may be among them.
+    assert!(here <= 10 * (6 + 1) + 1, "{here} on the source");
+    assert!(there <= 10 * (4 + 1) + 1, "{there} on the target");
 }
