@@ -147,7 +147,7 @@ async fn once(ground: &Ground, way: Way, seconds: u64, relay: &str) -> Result<(f
     let others = match way {
         Way::Beside | Way::Relay | Way::Lingering => {
             let url = pair.legacy.clone();
-            Some(tokio::spawn(async move { write_evenly(&url, EVENTS, seconds, "SELECT FROM e").await }))
+            Some(tokio::spawn(async move { write_evenly(&url, EVENTS, seconds, "").await }))
         }
         _ => None,
     };

@@ -16,7 +16,10 @@ use crate::contender::{Contender, copy, replication};
 use crate::ground::{Effect, Ground, Load, Pair, run, value};
 use crate::meter;
 
-const WRITERS: u32 = 8;
+/// How many events a second a session writes at most, and how many sessions there are at most: a commit waits for the disk, and those that wait
+/// together are written together.
+const OF_A_SESSION: u32 = 125;
+const SESSIONS: u32 = 32;
 /// What is written first is left out: connections, plans and pages are made then.
 const WARM_UP: f64 = 1.0;
 
@@ -52,11 +55,28 @@ impl Flowed {
     }
 
     /// The same for each third of the time.
-    pub(crate) fn thirds(&self, part: f64) -> [f64; 3] {
+    pub(crate) fn quantile_by_thirds(&self, part: f64) -> [f64; 3] {
+        self.by_thirds(|third| quantile(third, part))
+    }
+
+    /// Events a second of each third, from its first one's arrival to its last one's.
+    pub(crate) fn rate_by_thirds(&self) -> [f64; 3] {
+        self.by_thirds(rate)
+    }
+
+    fn by_thirds(&self, told: impl Fn(&[(f64, f64)]) -> f64) -> [f64; 3] {
         let third = self.delays.len().div_ceil(3).max(1);
-        let mut thirds = self.delays.chunks(third).map(|third| quantile(third, part));
+        let mut thirds = self.delays.chunks(third).map(told);
         [(); 3].map(|()| thirds.next().unwrap_or(f64::NAN))
     }
+}
+
+/// Events that arrived a second, from the first one's arrival to the last one's.
+fn rate(delays: &[(f64, f64)]) -> f64 {
+    let arrivals = delays.iter().map(|(written, delay)| written + delay);
+    let (first, last) =
+        arrivals.fold((f64::INFINITY, f64::NEG_INFINITY), |(first, last), at| (at.min(first), at.max(last)));
+    (delays.len() as f64 - 1.0) / (last - first)
 }
 
 fn quantile(delays: &[(f64, f64)], part: f64) -> f64 {
@@ -171,35 +191,41 @@ async fn hold_open(url: &str) -> Result<PgConnection> {
     Ok(open)
 }
 
-/// `$1` is the event's number. What else a writer's statement does with the event's `id`.
-const ALSO_A_CHANGE: &str = "INSERT INTO change SELECT id FROM e";
+/// What else is done in the transaction of an event: a row that no relay changes, and so tells when it was committed.
+const ALSO_A_CHANGE: &str = "INSERT INTO change VALUES (lastval());";
 
-/// Events one by one, each in its own transaction, evenly, by eight writers.
-pub(crate) async fn write_evenly(url: &str, rate: u32, seconds: u64, also: &'static str) -> Result<()> {
-    let writers: Vec<_> =
-        (0..WRITERS).map(|writer| tokio::spawn(write(url.to_owned(), writer, rate, seconds, also))).collect();
-    for writer in writers {
-        writer.await??;
+/// Events one by one, each in its own transaction, evenly; `also` is done in each. The legacy server writes them by itself, in a few sessions, for
+/// clients on the same cores would take more of them than all that is measured.
+pub(crate) async fn write_evenly(url: &str, rate: u32, seconds: u64, also: &str) -> Result<()> {
+    let sessions = rate.div_ceil(OF_A_SESSION).min(SESSIONS);
+    let events = u64::from(rate) * seconds;
+    let sessions: Vec<_> = (0..sessions)
+        .map(|session| {
+            let write = format!(
+                "DO $$
+                 DECLARE began timestamptz := clock_timestamp();
+                 BEGIN
+                     -- To plan it anew for each event took three times as long as the event.
+                     PERFORM set_config('plan_cache_mode', 'force_generic_plan', false);
+                     FOR n IN {session} .. {events} - 1 BY {sessions} LOOP
+                         PERFORM pg_sleep(n / {rate}::float8 - extract(epoch FROM clock_timestamp() - began)::float8);
+                         -- What is begun before the sleep must not be the event's.
+                         COMMIT;
+                         INSERT INTO outbox {};
+                         {also}
+                         COMMIT;
+                     END LOOP;
+                 END $$",
+                Load::of(1).rows("n", "n")
+            );
+            let url = url.to_owned();
+            tokio::spawn(async move { run(&url, &write).await })
+        })
+        .collect();
+    for session in sessions {
+        session.await??;
     }
     Ok(())
-}
-
-async fn write(url: String, writer: u32, rate: u32, seconds: u64, also: &str) -> Result<()> {
-    let mut connection = PgConnection::connect(&url).await?;
-    let rows = Load::of(1).rows("$1", "$1");
-    let insert = format!("WITH e AS (INSERT INTO outbox {rows} RETURNING id) {also}");
-    let each = f64::from(WRITERS) / f64::from(rate);
-    let started = Instant::now();
-    for turn in 0.. {
-        let due = Duration::from_secs_f64(f64::from(turn) * each + each * f64::from(writer) / f64::from(WRITERS));
-        if due.as_secs() >= seconds {
-            break;
-        }
-        tokio::time::sleep(due.saturating_sub(started.elapsed())).await;
-        let n = i64::from(turn) * i64::from(WRITERS) + i64::from(writer);
-        sqlx::query(AssertSqlSafe(insert.clone())).bind(n).execute(&mut connection).await?;
-    }
-    Ok(connection.close().await?)
 }
 
 const COMMITTED: &str = "pg_xact_commit_timestamp(xmin)";

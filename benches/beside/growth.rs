@@ -19,7 +19,7 @@ const FULL: u64 = 600;
 /// Looks at the sizes, evenly.
 const LOOKS: u64 = 10;
 
-const NOTHING_ELSE: &str = "SELECT FROM e";
+const NOTHING_ELSE: &str = "";
 
 /// How things stand.
 #[derive(Debug, Clone, Copy)]

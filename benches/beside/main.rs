@@ -27,6 +27,7 @@ use clap::Parser;
 
 use crate::case::{Case, Scale};
 use crate::ground::Ground;
+use crate::shared::machine;
 
 /// Measures the relay beside what users would pick instead, on throwaway servers of its own.
 #[derive(Parser)]
@@ -70,15 +71,21 @@ async fn main() -> Result<()> {
         }
         false => None,
     };
+    let mut told = false;
     for case in cases {
         let own = match all {
             Some(_) => None,
             None => Some(Ground::new(&case.settings(scale), true).await?),
         };
         let ground = all.as_ref().or(own.as_ref()).context("no servers")?;
+        if !std::mem::replace(&mut told, true) {
+            println!("{}", machine::told(&ground.legacy).await?);
+        }
         let report = case.measure(ground, scale, &relay).await;
         let report = report.with_context(|| format!("case {}", case.name()))?;
-        println!("\n### {}\n\n`{}`: {}\n\n{}", case.title(), case.name(), report.done, report.table);
+        let also: String =
+            case.settings(scale).iter().map(|(name, value)| format!(", servers with `{name} = {value}`")).collect();
+        println!("\n### {}\n\n`{}`{also}: {}\n\n{}", case.title(), case.name(), report.done, report.table);
     }
     Ok(())
 }

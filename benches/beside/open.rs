@@ -25,6 +25,7 @@ pub(crate) async fn measure(ground: &Ground, scale: Scale, relay: &str) -> Resul
     let mut table = table([
         "",
         "applied/s",
+        "applied/s by thirds of the time",
         "p50 ms",
         "p99 ms",
         "p99 ms by thirds of the time",
@@ -34,9 +35,10 @@ pub(crate) async fn measure(ground: &Ground, scale: Scale, relay: &str) -> Resul
         table.add_row([
             label.to_owned(),
             format!("{:.0}", run.applied),
+            run.rate_by_thirds().map(|third| format!("{third:.0}")).join(", "),
             format!("{:.1}", run.quantile(0.5)),
             format!("{:.1}", run.quantile(0.99)),
-            run.thirds(0.99).map(|third| format!("{third:.1}")).join(", "),
+            run.quantile_by_thirds(0.99).map(|third| format!("{third:.1}")).join(", "),
             format!("{:.0}", run.cpu_us),
         ]);
     }
@@ -45,6 +47,7 @@ pub(crate) async fn measure(ground: &Ground, scale: Scale, relay: &str) -> Resul
     table.add_row([
         "with it to free; p99 free to with it".to_owned(),
         judged(rate),
+        String::new(),
         String::new(),
         judged(late),
         String::new(),

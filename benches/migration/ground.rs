@@ -12,7 +12,7 @@ use crate::shared::servers::{self, peak_memory, run};
 
 /// The servers.
 pub(crate) struct Ground {
-    legacy: Server,
+    pub(crate) legacy: Server,
     new: Server,
 }
 

@@ -14,6 +14,8 @@ mod verify;
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 
+use crate::shared::machine;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Case {
     /// backfill beside a COPY by hand through the same mapping, while a relay runs
@@ -64,8 +66,12 @@ async fn main() -> Result<()> {
         scale = Scale { size: args.size / 10, rounds: 1, seconds: 1, smoke: true };
     }
     let cases = if args.case.is_empty() { Case::value_variants().to_vec() } else { args.case };
+    let mut told = false;
     for case in cases {
         let ground = ground::Ground::new(!args.smoke).await?;
+        if !std::mem::replace(&mut told, true) {
+            println!("{}", machine::told(&ground.legacy).await?);
+        }
         let table = match case {
             Case::Copy => copy::measure(&ground, scale).await?,
             Case::Verify => verify::measure(&ground, scale).await?,

@@ -1,4 +1,5 @@
 //! What all benchmarks stand on.
 
 pub(crate) mod figures;
+pub(crate) mod machine;
 pub(crate) mod servers;
