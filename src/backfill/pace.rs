@@ -12,17 +12,20 @@ const MOST: u32 = 2_000;
 const FIRST: u32 = 500;
 
 /// Smaller ones hardly hold a lane for a shorter time: what a chunk costs without any row is then most of it, and on a busy machine
-/// a single round trip may wait as long as all of its rows take.
+/// a single round trip may wait as long as all of its rows take. Unless it is the rows themselves that are slow, which shows where
+/// so many take more than [`SLOW`] times as long as they should: then they are as few as take that long.
 const FEW: u32 = 500;
+const SLOW: u32 = 4;
 
-/// How many rows the next chunk should have, when `rows` were read and written in `worked`, and should be in `aim`.
-fn next_chunk(rows: u32, worked: Duration, aim: Duration) -> u32 {
-    let fits = f64::from(rows) * aim.as_secs_f64() / worked.as_secs_f64().max(1e-6);
+/// How many rows the next chunk should have instead of `chunk`, when `rows` were read and written in `worked`, and should be in `aim`.
+fn next_chunk(chunk: u32, rows: u32, worked: Duration, aim: Duration) -> u32 {
+    let fit = f64::from(rows) * aim.as_secs_f64() / worked.as_secs_f64().max(1e-6);
+    let wanted = fit.max((fit * f64::from(SLOW)).min(f64::from(FEW)));
     // A single measurement may be chance: at most twice as many, or half.
     let (low, high) = (f64::from(rows / 2), f64::from(rows) * 2.0);
-    // Unless it is the rows themselves that are slow.
-    let least = if worked < aim * 4 { FEW } else { 1 };
-    (fits.clamp(low, high) as u32).clamp(least, MOST)
+    // The rest of a page tells little.
+    let least = if rows < chunk / 2 && worked < aim * SLOW { FEW.min(chunk) } else { 1 };
+    (wanted.clamp(low, high) as u32).clamp(least, MOST)
 }
 
 /// When so many rows may go, if `next` was free at the earliest; and when the ones after them may.
@@ -64,7 +67,7 @@ impl Pace {
         self.change(|state| {
             // A chunk that was the rest of a page tells little about a full one, unless it took too long.
             if rows >= state.chunk / 2 || worked > self.aim {
-                state.chunk = next_chunk(rows.max(1), worked, self.aim);
+                state.chunk = next_chunk(state.chunk, rows.max(1), worked, self.aim);
             }
         });
     }
@@ -104,10 +107,29 @@ mod tests {
             // Rows that are slow by themselves.
             (100, ms(5000), 50),
             (1, ms(5000), 1),
+            // And are so still, although few of them are done soon enough.
+            (100, ms(150), 133),
+            (100, ms(25), 200),
             (MOST, ms(1), MOST),
         ] {
-            assert_eq!(next_chunk(rows, worked, ms(50)), next, "{rows} {worked:?}");
+            assert_eq!(next_chunk(rows, rows, worked, ms(50)), next, "{rows} {worked:?}");
         }
+        // The rest of a page, on a machine that was busy for a moment.
+        assert_eq!(next_chunk(1000, 10, ms(60), ms(50)), FEW);
+    }
+
+    #[test]
+    fn rows_that_are_slow_by_themselves_never_hold_a_lane_much_longer_than_they_should() {
+        let (aim, pace) = (Duration::from_millis(50), Pace::new(Duration::from_millis(50), None));
+        // Five milliseconds each, and what a chunk costs besides.
+        let worked = |rows: u32| Duration::from_millis(u64::from(2 + 5 * rows));
+        let mut held = Vec::new();
+        for _ in 0..50 {
+            let rows = pace.chunk();
+            held.push(worked(rows));
+            pace.learn(rows, worked(rows));
+        }
+        assert!(held[10..].iter().all(|held| *held <= aim * SLOW), "{held:?}");
     }
 
     #[test]
