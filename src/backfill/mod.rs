@@ -85,7 +85,7 @@ pub enum Told {
         /// What is waited for.
         waits_for: Option<String>,
     },
-    /// It is done, or as far as it can be.
+    /// It is done, as far as it can be, or was told to end.
     Ended {
         /// How far.
         #[serde(flatten)]
@@ -359,9 +359,7 @@ async fn each(
                 }
                 .to_owned();
             }
-            if finished {
-                tell(Told::Ended { copied: copied.clone() });
-            }
+            tell(Told::Ended { copied: copied.clone() });
             summary.copies.push(copied);
         }
         summary.interrupted |= !finished;
