@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::VerifyError;
 use super::judge::{Suspect, differing};
-use super::pass::{Buckets, CHUNK, CHUNKS, Keys, Pass, Sums, Trouble, adapt};
+use super::pass::{Buckets, CHUNKS, Keys, Pass, Sums, Trouble};
 use crate::mapping::compare::Ask;
 use crate::source::{Range, RowKey};
 
@@ -28,10 +28,10 @@ impl Pass<'_> {
         suspects: &mut Vec<Suspect>,
     ) -> Result<(Vec<Vec<i32>>, bool), VerifyError> {
         let (mut legacy, mut new, mut keys) = (Sums::default(), Sums::default(), Keys::default());
-        let mut size = CHUNK;
+        let mut size = self.first_size();
         self.walk(Side::Legacy, Ask::Sums, Some((BUCKETS, None)), &mut legacy, &mut keys, &mut size).await?;
         suspects.extend(keys.nameless.drain(..).map(|from| Suspect { key: None, from: Some(from) }));
-        size = CHUNK;
+        size = self.first_size();
         self.walk(Side::New, Ask::Sums, Some((BUCKETS, None)), &mut new, &mut keys, &mut size).await?;
         let all: std::collections::BTreeSet<i64> = legacy.by.keys().chain(new.by.keys()).copied().collect();
         let mut groups: Vec<Vec<i32>> = Vec::new();
@@ -62,9 +62,9 @@ impl Pass<'_> {
         suspects: &mut Vec<Suspect>,
     ) -> Result<(), VerifyError> {
         let (mut on_legacy, mut on_new, mut sums) = (Keys::default(), Keys::default(), Sums::default());
-        let mut size = CHUNK;
+        let mut size = self.first_size();
         self.walk(Side::Legacy, Ask::Keys, Some((BUCKETS, Some(group))), &mut sums, &mut on_legacy, &mut size).await?;
-        size = CHUNK;
+        size = self.first_size();
         self.walk(Side::New, Ask::Keys, Some((BUCKETS, Some(group))), &mut sums, &mut on_new, &mut size).await?;
         suspects.extend(differing(on_legacy.hashed, on_new.hashed, identical));
         suspects.extend(on_legacy.nameless.into_iter().map(|from| Suspect { key: None, from: Some(from) }));
@@ -73,7 +73,7 @@ impl Pass<'_> {
 
     /// Which of these new keys any legacy row yields now: a walk over all of them.
     pub(super) async fn yielded(&mut self, buckets: &[i32], keys: &mut Vec<RowKey>) -> Result<(), VerifyError> {
-        let (mut found, mut sums, mut size) = (Keys::default(), Sums::default(), CHUNK);
+        let (mut found, mut sums, mut size) = (Keys::default(), Sums::default(), self.first_size());
         self.walk(Side::Legacy, Ask::Keys, Some((BUCKETS, Some(buckets))), &mut sums, &mut found, &mut size).await?;
         let yielded: std::collections::HashSet<RowKey> = found.hashed.into_iter().map(|(key, _, _)| key).collect();
         keys.retain(|key| !yielded.contains(key));
@@ -130,7 +130,7 @@ impl Pass<'_> {
                     keys.nameless.extend(one.map_err(VerifyError::Source)?.into_iter().map(|at| at.key));
                 }
             }
-            adapt(size, began.elapsed());
+            self.adapt(size, began.elapsed());
             self.pace(rows).await?;
             if range.until.is_none() {
                 return Ok(());

@@ -447,7 +447,7 @@ impl Verification<'_> {
 
     /// False: the mapping does not hand the key through.
     async fn ranges(&mut self, walk: &mut Pass<'_>, look: &Look<'_>) -> Result<bool, VerifyError> {
-        let (mut after, mut size, mut suspects) = (None, Pass::first_size(), Vec::new());
+        let (mut after, mut size, mut suspects) = (None, walk.first_size(), Vec::new());
         loop {
             match walk.chunk(after, &mut size, &mut suspects).await? {
                 Step::Moved => return Ok(false),

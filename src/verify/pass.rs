@@ -17,7 +17,7 @@ use crate::source::{Legacy, Range, RowKey, Source};
 use crate::target::{Shipped, Target};
 
 /// Rows a chunk, to begin with; it adapts to [`AIM`].
-pub(super) const CHUNK: u64 = 10_000;
+const CHUNK: u64 = 10_000;
 pub(super) const CHUNKS: std::ops::RangeInclusive<u64> = 500..=500_000;
 /// How long a chunk's statements should take.
 const AIM: Duration = Duration::from_millis(250);
@@ -110,6 +110,26 @@ fn trouble(error: sqlx::Error, side: fn(sqlx::Error) -> VerifyError) -> Trouble 
 impl Pass<'_> {
     pub(super) fn is_told_to_stop(&self) -> Result<(), VerifyError> {
         if self.stop.is_cancelled() { Err(VerifyError::Stopped) } else { Ok(()) }
+    }
+
+    /// A chunk's size to begin with.
+    pub(super) fn first_size(&self) -> u64 {
+        CHUNK.min(self.most())
+    }
+
+    /// The next one's, after one that took so long.
+    pub(super) fn adapt(&self, size: &mut u64, took: Duration) {
+        if took > AIM * 2 {
+            *size = (*size / 2).max(*CHUNKS.start());
+        } else if took < AIM / 2 {
+            *size *= 2;
+        }
+        *size = (*size).min(self.most());
+    }
+
+    /// Never more than a second's worth, or the pace would be one of rests and rushes.
+    fn most(&self) -> u64 {
+        self.rate.map_or(*CHUNKS.end(), |rate| u64::from(rate.max(1)).min(*CHUNKS.end()))
     }
 
     /// Waits so that no more rows a second are read than allowed.
@@ -219,14 +239,5 @@ impl Keys {
             }
         }
         Ok(())
-    }
-}
-
-/// The next chunk's size, after one that took so long.
-pub(super) fn adapt(size: &mut u64, took: Duration) {
-    if took > AIM * 2 {
-        *size = (*size / 2).max(*CHUNKS.start());
-    } else if took < AIM / 2 {
-        *size = (*size * 2).min(*CHUNKS.end());
     }
 }

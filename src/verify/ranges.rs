@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::VerifyError;
 use super::judge::{Suspect, differing};
-use super::pass::{CHUNK, CHUNKS, Keys, Pass, SHIP_ROWS, Trouble, adapt};
+use super::pass::{CHUNKS, Keys, Pass, SHIP_ROWS, Trouble};
 use crate::source::{Range, RowKey};
 
 /// Up to so many rows, the keys of a differing range are told.
@@ -38,11 +38,6 @@ impl Pass<'_> {
             })
     }
 
-    /// A chunk's size to begin with.
-    pub(super) fn first_size() -> u64 {
-        CHUNK
-    }
-
     /// One chunk of the walk in ranges; its suspects are added.
     pub(super) async fn chunk(
         &mut self,
@@ -71,7 +66,7 @@ impl Pass<'_> {
                     if legacy.by != new.by {
                         self.narrow(range.clone(), legacy.rows().max(new.rows()), suspects).await?;
                     }
-                    adapt(size, began.elapsed());
+                    self.adapt(size, began.elapsed());
                     self.pace(legacy.rows().max(new.rows())).await?;
                     return Ok(Step::On(range.until));
                 }
