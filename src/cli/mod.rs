@@ -25,6 +25,7 @@ use std::process::ExitCode;
 pub use self::args::Cli;
 use self::args::Command;
 use crate::config::{Config, ConfigErrors};
+use crate::connect::ConnectError;
 use crate::job::{Via, Who};
 use crate::telemetry;
 
@@ -126,6 +127,11 @@ fn explain(error: &anyhow::Error) -> String {
             text += &format!("  caused by: {cause}\n");
             told = cause;
         }
+    }
+    if let Some(away @ ConnectError::Away { side, .. }) = error.downcast_ref()
+        && !away.is_about_tls()
+    {
+        text += &format!("  is it up, and does {side}.url lead there? What there is to know: outbox-relay check\n");
     }
     text
 }
