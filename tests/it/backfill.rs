@@ -4,6 +4,8 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use outbox_relay::backfill::{self, Options};
 use outbox_relay::config::{Action, DatabaseUrl, Entity, LegacyRows, RowsFrom, TableName};
 use outbox_relay::connect;
@@ -12,9 +14,9 @@ use outbox_relay::repair::Wanted;
 use outbox_relay::source::RowKey;
 use outbox_relay::target::Reason;
 use outbox_relay::verify::{self, Outcome};
+use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader, Lines};
-use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Api, tokens};
@@ -22,6 +24,7 @@ use crate::repair::repaired;
 use crate::support::child::{Child, has_failpoints};
 use crate::support::copying::{self, Copier, agree, copied, copy, copy_as_told, copy_with, install, rows};
 use crate::support::past::Past;
+use crate::support::program::{Ended, ended, folder_of, on_a_terminal, program};
 use crate::support::stage::{Stage, file};
 use crate::support::{DEADLINE, Database, Pair, eventually, own_servers, pair};
 use crate::verify::{verified, verify_with};
@@ -601,32 +604,6 @@ async fn what_cannot_be_copied_is_said() {
     assert!(copy(&stage).await.is_whole());
 }
 
-/// A folder with the stage's configuration, as an operator has it.
-fn folder_of(stage: &Stage, backfill: &str) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    let file = format!(
-        "legacy.url = \"{}\"\nnew.url = \"{}\"\n[backfill]\n{backfill}\n[[entity]]
-         aggregate_type = \"User\"\ntable = \"users\"\nkey = [\"id\"]\nmapping = \"user.sql\"
-         legacy = {{ table = \"public.users\", key = [\"id\"] }}
-         events = {{ UserCreated = \"upsert\", UserUpdated = \"upsert\", UserDeleted = \"delete\" }}\n",
-        stage.pair.legacy.url, stage.pair.new.url
-    );
-    std::fs::write(folder.path().join("outbox-relay.toml"), file).unwrap();
-    let mapping = stage.config.entities[0].mapping.as_ref().unwrap().text.clone();
-    std::fs::write(folder.path().join("user.sql"), mapping).unwrap();
-    folder
-}
-
-/// `outbox-relay backfill` there, where nobody can be asked.
-fn program(folder: &tempfile::TempDir, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_outbox-relay"));
-    command.arg("backfill").args(arguments).current_dir(folder).stdin(Stdio::null()).kill_on_drop(true);
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("OUTBOX_RELAY_")) {
-        command.env_remove(name);
-    }
-    command
-}
-
 /// Reads lines until one has this.
 async fn line_with(lines: &mut Lines<BufReader<impl AsyncRead + Unpin>>, what: &str) -> String {
     let reading = async {
@@ -638,6 +615,184 @@ async fn line_with(lines: &mut Lines<BufReader<impl AsyncRead + Unpin>>, what: &
         panic!("it has ended without a line with {what:?}");
     };
     tokio::time::timeout(DEADLINE * 2, reading).await.unwrap_or_else(|_| panic!("no line with {what:?}"))
+}
+
+/// What `backfill --json` prints, a value a line; all of it is that.
+fn lines_of(stdout: &str) -> Vec<Value> {
+    stdout.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+}
+
+fn rows_of(line: &Value) -> u64 {
+    line["rows"].as_u64().unwrap_or_else(|| panic!("no rows: {line}"))
+}
+
+#[tokio::test]
+async fn for_programs_a_copy_prints_json_lines_whose_rows_never_decrease_and_the_last_says_how_it_ended() {
+    let stage = copying::stage(pair().await, 1_600, |_| {}).await;
+    let folder = folder_of(&stage, "");
+    let Ended { code, stdout, stderr } = ended(&folder, &["backfill", "--json", "--rate", "800"]).await;
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    let lines = lines_of(&stdout);
+    let [began, progress @ .., last] = &lines[..] else { panic!("{stdout}") };
+    assert_eq!((&began["event"], &began["rows"], &began["estimate"]), (&json!("began"), &json!(0), &json!(1_600)));
+    assert!(progress.iter().all(|line| line["event"] == "progress" && line["rate"].is_f64()), "{stdout}");
+    assert!(progress.iter().any(|line| (1..1_600).contains(&rows_of(line))), "{stdout}");
+    assert_eq!((&last["event"], &last["state"], &last["rows"]), (&json!("ended"), &json!("done"), &json!(1_600)));
+    assert!(lines.is_sorted_by_key(rows_of), "{stdout}");
+    assert!(lines.iter().all(|line| line["entity"] == "users"), "{stdout}");
+}
+
+#[tokio::test]
+async fn on_a_terminal_a_copy_shows_a_bar_with_its_rate_and_the_time_that_is_left() {
+    let stage = copying::stage(pair().await, 1_600, |_| {}).await;
+    let folder = folder_of(&stage, "");
+    let Some(mut command) = on_a_terminal(&folder, "backfill --rate 800") else { return };
+    let output = command.output().await.unwrap();
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{shown}");
+    // It is drawn anew in its line.
+    let bars: Vec<&str> =
+        shown.split(['\r', '\n']).filter(|line| line.contains("users ") && line.contains('░')).collect();
+    let tells = |bar: &&&str| {
+        let rows = bar.split_once("/1,600 ").and_then(|(before, _)| before.rsplit(' ').next());
+        rows.is_some_and(|rows| rows != "0") && bar.contains('█') && bar.contains("/s, ") && bar.contains("second")
+    };
+    assert!(bars.iter().any(|bar| tells(&bar) && bar.contains(" left")), "{shown:?}");
+    assert!(shown.contains("users: done, 1,600 rows of about 1,600"), "{shown:?}");
+}
+
+/// What the relay's metrics say of the copy: rows that are written, and those that are to be.
+async fn told_in_metrics(stage: &Stage) -> (i64, i64) {
+    // One that begins looks at once.
+    let running = stage.start().await;
+    let of = |name: &str| {
+        let text = running.shared.metrics.encode();
+        let line =
+            text.lines().find_map(|line| line.strip_prefix(&format!("outbox_relay_{name}{{entity=\"users\"}} ")));
+        line.map(|rows| rows.parse().unwrap())
+    };
+    eventually(DEADLINE, "the relay tells of the copy", || async { of("backfill_remaining_rows").is_some() }).await;
+    let told = (of("backfill_rows").unwrap(), of("backfill_remaining_rows").unwrap());
+    running.stop().await;
+    told
+}
+
+#[tokio::test]
+async fn how_far_a_copy_has_come_is_in_the_metrics_of_every_relay() {
+    let mut stage = copying::stage(pair().await, 3_000, |config| config.backfill.rows_per_second = 500).await;
+    let (copied, stop) = (AtomicBool::new(false), CancellationToken::new());
+    let tell = |what: backfill::Told| {
+        if matches!(what, backfill::Told::Progress { rows, .. } if rows > 0) {
+            copied.store(true, Ordering::SeqCst);
+        }
+    };
+    let watching = async {
+        eventually(DEADLINE, "rows are copied", || async { copied.load(Ordering::SeqCst) }).await;
+        let (rows, remaining) = told_in_metrics(&stage).await;
+        stop.cancel();
+        assert!((1..3_000).contains(&rows) && remaining == 3_000 - rows, "{rows} copied, {remaining} to come");
+    };
+    let options = Options::default();
+    let (ended, ()) = tokio::join!(backfill::run(&stage.config, &options, &tell, &stop), watching);
+    assert!(ended.unwrap().interrupted, "it was over before it was looked at");
+    stage.config.backfill.rows_per_second = 0;
+    assert!(copy(&stage).await.is_whole());
+    assert_eq!(told_in_metrics(&stage).await, (3_000, 0));
+}
+
+#[tokio::test]
+async fn ctrl_c_says_how_to_go_on_and_exits_1_and_the_next_run_copies_only_what_is_missing() {
+    let stage = copying::stage(pair().await, 3_000, |_| {}).await;
+    // Every time that a row is written, whether or not it was there.
+    let new = &stage.pair.new;
+    new.run(
+        "CREATE TABLE written (id bigint);
+         CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO written VALUES (NEW.id); RETURN NULL; END $$;
+         CREATE TRIGGER note AFTER INSERT OR UPDATE ON users FOR EACH ROW EXECUTE FUNCTION note()",
+    )
+    .await;
+    let written = || new.value::<i64>("SELECT count(*) FROM written");
+    let folder = folder_of(&stage, "");
+    let mut command = program(&folder, &["backfill", "--json", "--rate", "500"]);
+    let mut copying = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(copying.stdout.take().unwrap()).lines();
+    let mut told = 0;
+    while told == 0 {
+        told = rows_of(&lines_of(&line_with(&mut lines, "\"progress\"").await)[0]);
+    }
+    kill(Pid::from_raw(i32::try_from(copying.id().unwrap()).unwrap()), Signal::SIGINT).unwrap();
+    let last = lines_of(&line_with(&mut lines, "\"ended\"").await).remove(0);
+    assert!(lines.next_line().await.unwrap().is_none(), "there is a line after the last one");
+    let output = copying.wait_with_output().await.unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("ended before it was done: the same command goes on from here"), "{said}");
+    assert_eq!(last["state"], "interrupted", "{last}");
+    let (before, copied) = (written().await, rows_of(&last));
+    assert!((told..3_000).contains(&copied), "{told} rows were told before, then {last}");
+
+    let Ended { code, stdout, stderr } = ended(&folder, &["backfill", "--json"]).await;
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    let lines = lines_of(&stdout);
+    assert_eq!((&lines[0]["event"], rows_of(&lines[0])), (&json!("began"), copied));
+    let last = lines.last().unwrap();
+    assert_eq!((&last["event"], &last["state"], rows_of(last)), (&json!("ended"), &json!("done"), 3_000));
+    assert_eq!(written().await - before, 3_000 - i64::try_from(copied).unwrap(), "rows were copied a second time");
+    agree(&stage).await;
+}
+
+#[tokio::test]
+async fn a_copy_never_writes_more_rows_than_its_rate_allows_since_it_began() {
+    let stage = copying::stage(pair().await, 1_600, |_| {}).await;
+    stage.pair.new.run("ALTER TABLE users ADD at timestamptz DEFAULT clock_timestamp()").await;
+    let Ended { code, stderr, .. } = ended(&folder_of(&stage, ""), &["backfill", "--rate", "400"]).await;
+    assert_eq!(code, Some(0), "{stderr}");
+    // By the new database's clock, and its alone. What goes first, goes at once: a chunk, which is never more than a second's worth.
+    let ahead: f64 = stage
+        .pair
+        .new
+        .value(
+            "SELECT max(n - 400 * extract(epoch FROM at - began_at))::float8
+             FROM (SELECT at, row_number() OVER (ORDER BY at) AS n FROM users) AS written, outbox_relay.backfill",
+        )
+        .await;
+    assert!(ahead <= 400.0, "{ahead} rows more than 400 a second");
+    agree(&stage).await;
+}
+
+/// How many rows each chunk has, in order, where every row takes a millisecond to write.
+async fn chunks(lock_time: Duration) -> Vec<i64> {
+    let stage = copying::stage(pair().await, 3_000, |config| {
+        (config.backfill.lock_time, config.backfill.workers, config.relay.lanes) = (lock_time, 1, 1);
+    })
+    .await;
+    stage
+        .pair
+        .new
+        .run(
+            "CREATE TABLE written (n bigserial, transaction xid8 DEFAULT pg_current_xact_id());
+             CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN PERFORM pg_sleep(0.001); INSERT INTO written DEFAULT VALUES; RETURN NULL; END $$;
+             CREATE TRIGGER note AFTER INSERT ON users FOR EACH ROW EXECUTE FUNCTION note()",
+        )
+        .await;
+    assert!(copy(&stage).await.is_whole());
+    let sql = "SELECT count(*) FROM written GROUP BY transaction ORDER BY min(n)";
+    sqlx::query_scalar(sql).fetch_all(&stage.pair.new.pool).await.unwrap()
+}
+
+#[tokio::test]
+async fn chunks_become_as_small_as_the_time_that_a_lane_may_be_held_and_stay_so() {
+    let (short, long) = tokio::join!(chunks(Duration::from_millis(20)), chunks(Duration::from_millis(200)));
+    let settled = |chunks: &[i64]| {
+        // The first ones are of a size that suits most tables.
+        let mut later = chunks[chunks.len() / 2..].to_vec();
+        later.sort_unstable();
+        (later[later.len() / 2], later[later.len() - 1])
+    };
+    let ((usual, most), (usual_of_long, _)) = (settled(&short), settled(&long));
+    assert!(usual * 3 <= usual_of_long, "within 20 ms: {short:?}\nwithin 200 ms: {long:?}");
+    assert!(most <= 250, "now and then a lane is held for as long as by the first one: {short:?}");
 }
 
 #[tokio::test]
@@ -683,10 +838,10 @@ async fn a_copy_rests_and_says_so_while_the_legacy_database_is_busy_or_a_replica
         legacy.value::<i64>(&format!("SELECT count(*) {asleep}")).await == 15
     })
     .await;
-    let mut copying = program(&folder, &["--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut copying = program(&folder, &["backfill", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(copying.stdout.take().unwrap()).lines();
     let line = line_with(&mut lines, "more than backfill.max_sessions = 10").await;
-    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let line: Value = serde_json::from_str(&line).unwrap();
     assert_eq!((line["event"].as_str(), line["rows"].as_u64()), (Some("progress"), Some(0)), "{line}");
     told("the legacy database is busy").await;
     assert_eq!(rows(&stage.pair.new).await.len(), 0);
@@ -708,7 +863,7 @@ async fn a_copy_rests_and_says_so_while_the_legacy_database_is_busy_or_a_replica
         legacy.value::<bool>(lag).await
     })
     .await;
-    let mut copying = program(&folder, &["--restart", "--yes"]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut copying = program(&folder, &["backfill", "--restart", "--yes"]).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(copying.stderr.take().unwrap()).lines();
     let line = line_with(&mut lines, "waits: a replica of the legacy database is").await;
     assert!(line.starts_with("users: 0 rows"), "{line}");
@@ -726,8 +881,8 @@ async fn what_a_restart_forgets_is_told_and_nothing_is_without_a_yes() {
     let stage = copying::stage(pair().await, 300, |_| {}).await;
     let folder = folder_of(&stage, "");
     let backfill = async |arguments: &[&str]| {
-        let output = program(&folder, arguments).output().await.unwrap();
-        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+        let ended = ended(&folder, &[&["backfill"], arguments].concat()).await;
+        (ended.code, ended.stderr)
     };
     // Nothing is there yet to rest, or to be forgotten.
     let (code, said) = backfill(&["--pause", "users"]).await;
@@ -761,18 +916,15 @@ async fn what_the_new_database_quotes_of_a_row_is_neither_said_nor_kept_where_it
     stage.pair.new.run(refuses).await;
     for (redact, shown) in [("", true), ("[redact]\npaths = [\"User: $.name\"]", false)] {
         let folder = folder_of(&stage, redact);
-        let output = program(&folder, &[]).output().await.unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!((output.status.code(), said.contains("no place for n1")), (Some(1), shown), "{said}");
+        let Ended { code, stderr: said, .. } = ended(&folder, &["backfill"]).await;
+        assert_eq!((code, said.contains("no place for n1")), (Some(1), shown), "{said}");
         assert!(said.contains("  users 1: ") && said.contains("(P0001)"), "{said}");
-        let told = program(&folder, &["--status"]).output().await.unwrap();
-        let told = String::from_utf8_lossy(&told.stdout).into_owned();
+        let told = ended(&folder, &["backfill", "--status"]).await.stdout;
         assert!(told.contains("rows were left out: 1 were refused") && !told.contains("n1"), "{told}");
 
         let folder = folder_of(&stage, &format!("max_refused = 0\n{redact}"));
-        let output = program(&folder, &[]).output().await.unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!((output.status.code(), said.contains("no place for n1")), (Some(2), shown), "{said}");
+        let Ended { code, stderr: said, .. } = ended(&folder, &["backfill"]).await;
+        assert_eq!((code, said.contains("no place for n1")), (Some(2), shown), "{said}");
         assert!(said.contains("more than 0 rows were refused"), "{said}");
         let kept = "SELECT message FROM outbox_relay.job WHERE code = 'too_many_refused' ORDER BY id DESC LIMIT 1";
         let kept: String = stage.pair.new.value(kept).await;

@@ -6,6 +6,7 @@ pub mod child;
 pub mod contract;
 pub mod copying;
 pub mod past;
+pub mod program;
 pub mod proxy;
 pub mod stage;
 
