@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::pair;
 use crate::support::past::Past;
+use crate::support::program::{folder_of, said};
 use crate::support::stage::{Stage, users};
 use crate::verify::{Writers, inject, stage_of, table, verified, verify_with};
 
@@ -104,6 +105,42 @@ async fn resync_takes_keys_and_a_span_of_time() {
     let left: String =
         stage.pair.new.value("SELECT string_agg(id::text, ',' ORDER BY id) FROM users WHERE name IN ('x', 'y')").await;
     assert_eq!(left, "9");
+}
+
+#[tokio::test]
+async fn resync_rewrites_what_changed_within_a_window_and_nothing_that_changed_before_or_after_it() {
+    let stage = stage_of(20).await;
+    let shared = stage.shared().await;
+    let change = async |ids: &[i64]| {
+        for id in ids {
+            stage.user(*id, "UserUpdated", &format!("name {id}"), 1).await;
+        }
+        stage.drain_by_hand(&shared).await;
+        chrono::Utc::now().to_rfc3339()
+    };
+    let since = change(&[5, 6]).await;
+    let until = change(&[7, 8]).await;
+    change(&[9]).await;
+    // Of one that the outbox has forgotten the new database's log still knows.
+    stage.pair.legacy.run("DELETE FROM outbox WHERE aggregate_id IN ('6', '8')").await;
+    let wrong = async || {
+        let ids = "SELECT coalesce(string_agg(id::text, ',' ORDER BY id), '') FROM users WHERE name = 'wrong'";
+        stage.pair.new.value::<String>(ids).await
+    };
+    stage.pair.new.run("UPDATE users SET name = 'wrong' WHERE id BETWEEN 4 AND 10").await;
+    let folder = folder_of(&stage, "");
+    let window = ["resync", "users", "--since", &since, "--until", &until];
+    let planned = said(&folder, &window, 1).await;
+    assert!(planned.contains("2 to be written, 0 to be deleted"), "{planned}");
+    assert_eq!(wrong().await, "4,5,6,7,8,9,10");
+    let done = said(&folder, &[&window[..], &["--apply", "--reason", "a bad deployment", "--yes"]].concat(), 0).await;
+    assert!(done.contains("users 7 written") && done.contains("users 8 written"), "{done}");
+    assert_eq!(wrong().await, "4,5,6,9,10");
+    assert_eq!(stage.pair.new.value::<String>("SELECT name FROM users WHERE id = 8").await, "name 8");
+    // Again: there is nothing left to do. To now: what came after it, too.
+    said(&folder, &window, 0).await;
+    said(&folder, &[&window[..4], &["--apply", "--reason", "a bad deployment", "--yes"]].concat(), 0).await;
+    assert_eq!(wrong().await, "4,5,6,10");
 }
 
 #[tokio::test]
