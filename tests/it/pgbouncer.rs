@@ -8,8 +8,10 @@ use outbox_relay::config::{DatabaseUrl, TableName};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
+use crate::support::copying::{self, agree, rows};
+use crate::support::program::{folder_of, said};
 use crate::support::stage::{Stage, users};
-use crate::support::{DEADLINE, eventually};
+use crate::support::{DEADLINE, eventually, pair};
 
 struct Bouncer {
     process: Child,
@@ -75,6 +77,24 @@ fn go_through(stage: &mut Stage, bouncer: &Bouncer) {
     stage.config.new.prepared_statements = false;
 }
 
+/// To the next client of the same servers: nothing with a name, and no lock.
+async fn nothing_is_left_behind(stage: &Stage) {
+    for url in [&stage.config.legacy.url, &stage.config.new.url] {
+        let mut next =
+            PgConnection::connect_with(&url.expose().parse::<PgConnectOptions>().unwrap().extra_float_digits(None))
+                .await
+                .unwrap();
+        for what in [
+            "pg_prepared_statements",
+            "pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+        ] {
+            let sql = format!("SELECT FROM {what}");
+            let rows = next.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await.unwrap();
+            assert_eq!(rows.len(), 0, "{what}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_relay_works_through_pgbouncer_in_transaction_mode() {
     let mut stage = Stage::with(|config| config.relay.batch = 100).await;
@@ -87,15 +107,7 @@ async fn the_relay_works_through_pgbouncer_in_transaction_mode() {
     }
     stage.drained().await;
     running.stop().await;
-    // Nothing with a name is left to the next client of the same servers.
-    for url in [&stage.config.legacy.url, &stage.config.new.url] {
-        let mut next =
-            PgConnection::connect_with(&url.expose().parse::<PgConnectOptions>().unwrap().extra_float_digits(None))
-                .await
-                .unwrap();
-        let rows = next.fetch_all(sqlx::raw_sql("SELECT name FROM pg_prepared_statements")).await.unwrap();
-        assert_eq!(rows.len(), 0);
-    }
+    nothing_is_left_behind(&stage).await;
     assert_eq!(stage.count("processed").await, 3005);
     stage.oracle_agrees().await;
 }
@@ -150,4 +162,39 @@ async fn what_the_relay_writes_is_not_captured_and_whoever_comes_next_on_its_con
     );
     let captured = "SELECT concat_ws(' ', count(*), min(aggregate_id), max(aggregate_id)) FROM outbox";
     assert_eq!(stage.pair.new.value::<String>(captured).await, "50 1000 1049");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_is_captured_copied_verified_and_repaired_through_pgbouncer_in_transaction_mode() {
+    let mut stage = copying::stage(pair().await, 3_000, |_| {}).await;
+    let Some(bouncer) = bouncer(&stage, "").await else { return };
+    go_through(&mut stage, &bouncer);
+    let folder = folder_of(&stage, "");
+    said(&folder, &["check"], 0).await;
+    said(&folder, &["capture", "install", "users"], 0).await;
+    let running = stage.start().await;
+    let (legacy, new) = (&stage.pair.legacy, &stage.pair.new);
+    legacy.run("UPDATE users SET version = 2, name = 'two' WHERE id % 10 = 0").await;
+    said(&folder, &["backfill"], 0).await;
+    legacy
+        .run("UPDATE users SET version = 3, name = 'three' WHERE id % 7 = 0; DELETE FROM users WHERE id % 100 = 1")
+        .await;
+    stage.drained().await;
+    said(&folder, &["verify"], 0).await;
+    agree(&stage).await;
+
+    new.run(
+        "DROP TRIGGER watch ON users; UPDATE users SET name = 'wrong' WHERE id = 5; DELETE FROM users WHERE id = 6;
+         INSERT INTO users VALUES (99999, 'too much', 1)",
+    )
+    .await;
+    let found = said(&folder, &["verify"], 1).await;
+    for line in ["users 5 differs", "users 6 is missing in new", "users 99999 is missing in legacy", "3 differences"] {
+        assert!(found.contains(line), "{line}: {found}");
+    }
+    said(&folder, &["repair", "--apply", "--reason", "a test", "--yes"], 0).await;
+    said(&folder, &["verify"], 0).await;
+    running.stop().await;
+    assert_eq!(rows(new).await, rows(legacy).await);
+    nothing_is_left_behind(&stage).await;
 }
