@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;
 
 use crate::support::copying::{self, Copier, agree};
-use crate::support::stage::Stage;
+use crate::support::stage::{Stage, file};
 use crate::support::{DEADLINE, Database, Servers, eventually, pair};
 
 /// Runs so many batches of one lane.
@@ -329,6 +329,37 @@ async fn the_memory_of_a_copy_does_not_grow_with_the_table() {
     println!("peaks: {peaks:?}");
     if let [small, large] = peaks[..] {
         assert!(large < small + (64 << 20), "{small} bytes for 6,000 rows, {large} for 60,000");
+    }
+}
+
+/// The most memory that verifying so many equal rows takes, by each of these mappings.
+async fn peaks_of_verifying(rows: u32, mappings: &[Option<&str>]) -> Vec<u64> {
+    let mut stage = copying::stage(pair().await, rows, |_| {}).await;
+    let copy = format!(
+        "DROP TRIGGER watch ON users; CREATE FUNCTION own(text) RETURNS text LANGUAGE sql IMMUTABLE AS 'SELECT $1';
+         INSERT INTO users SELECT i, 'n' || i, 1 FROM generate_series(-5, {rows} - 6) i; ANALYZE users"
+    );
+    stage.pair.new.run(&copy).await;
+    let mut peaks = Vec::new();
+    for mapping in mappings {
+        stage.config.entities[0].mapping = mapping.map(|text| file("mappings/user.sql", text));
+        peaks.extend(Copier::that("verifies", &stage, None).peak().await);
+    }
+    peaks
+}
+
+#[tokio::test]
+async fn the_memory_of_a_verification_does_not_grow_with_the_table() {
+    let by_legacy = "SELECT payload->>'id' AS id, payload->>'name' AS name, payload->>'version' AS version FROM event";
+    // Which the legacy server does not understand: all rows are sent to the new one.
+    let by_new =
+        "SELECT payload->>'id' AS id, own(payload->>'name') AS name, payload->>'version' AS version FROM event";
+    for (rows, mappings) in [(20_000, &[None, Some(by_legacy)][..]), (4_000, &[Some(by_new)])] {
+        let (small, large) = (peaks_of_verifying(rows, mappings).await, peaks_of_verifying(rows * 10, mappings).await);
+        println!("peaks of {rows} rows and of ten times as many: {small:?}, {large:?}");
+        for (small, large) in small.iter().zip(&large) {
+            assert!(large * 2 <= small * 3, "{small} bytes for {rows} rows, {large} for ten times as many");
+        }
     }
 }
 

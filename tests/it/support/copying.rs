@@ -115,6 +115,7 @@ impl Copier {
             "does": does, "legacy": stage.pair.legacy.url, "new": stage.pair.new.url, "lanes": c.relay.lanes,
             "rate": c.backfill.rows_per_second,
             "aggregate_id": c.entities[0].legacy.as_ref().map(|rows| &rows.aggregate_id),
+            "mapping": c.entities[0].mapping.as_ref().map(|file| &file.text),
         });
         let mut command = Command::new(std::env::current_exe().expect("this program"));
         command.args(["--ignored", "--exact", "--nocapture", "backfill::child_that_copies"]);
@@ -151,7 +152,7 @@ impl Copier {
         let status = format!("/proc/{}/status", self.process.id());
         let mut peak = None;
         let mut ended = None;
-        super::eventually(super::DEADLINE * 4, "the copy ends", || {
+        super::eventually(super::DEADLINE * 4, "it ends", || {
             let text = std::fs::read_to_string(&status).unwrap_or_default();
             let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
             let kb = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
@@ -195,6 +196,7 @@ pub async fn copy_as_told() {
     config.relay.lanes = u16::try_from(order["lanes"].as_u64().expect("a number")).expect("small");
     config.backfill.rows_per_second = u32::try_from(order["rate"].as_u64().expect("a number")).expect("small");
     config.entities[0].legacy.as_mut().expect("rows").aggregate_id = text("aggregate_id");
+    config.entities[0].mapping = order["mapping"].as_str().map(|text| stage::file("mappings/user.sql", text));
     let stop = CancellationToken::new();
     if matches!(text("does").as_str(), "copies" | "copies anew") {
         let restart = text("does") == "copies anew";
