@@ -1,6 +1,6 @@
--- A table's columns with their types, and their place in its primary key. $1 schema, $2 table.
+-- A table's columns with their types, and their place in its primary key; and whether it is partitioned. $1 schema, $2 table.
 SELECT a.attname::text AS name, format_type(a.atttypid, -1) AS type_name,
-       array_position(i.indkey::int2[], a.attnum)::int AS place
+       array_position(i.indkey::int2[], a.attnum)::int AS place, c.relkind = 'p' AS partitioned
 FROM pg_attribute a
 JOIN pg_class c ON c.oid = a.attrelid
 JOIN pg_namespace n ON n.oid = c.relnamespace

@@ -7,7 +7,8 @@ SELECT k.conname::text AS name, cn.nspname::text AS child_schema, c.relname::tex
        (SELECT array_agg(a.attname::text ORDER BY u.n) FROM unnest(k.confkey) WITH ORDINALITY AS u (num, n)
         JOIN pg_attribute a ON a.attrelid = k.confrelid AND a.attnum = u.num) AS parent_columns,
        CASE k.confdeltype WHEN 'c' THEN 'CASCADE' WHEN 'n' THEN 'SET NULL' WHEN 'd' THEN 'SET DEFAULT' END AS on_delete,
-       k.condeferrable AS deferrable, k.convalidated AS validated, pg_get_constraintdef(k.oid) AS definition
+       k.condeferrable AS deferrable, k.convalidated AS validated,
+       c.relkind = 'p' AS partitioned, pg_get_constraintdef(k.oid) AS definition
 FROM pg_constraint k
 JOIN pg_class c ON c.oid = k.conrelid
 JOIN pg_namespace cn ON cn.oid = c.relnamespace

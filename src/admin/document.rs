@@ -37,6 +37,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Inner>> {
         .routes(routes!(routes::resume))
         .routes(routes!(routes::audits))
         .routes(routes!(migration::migration))
+        .routes(routes!(migration::plan))
         .routes(routes!(migration::copies))
         .routes(routes!(migration::reports))
         .routes(routes!(migration::report))

@@ -16,6 +16,7 @@ use super::request::{Because, Body, Paging, RepairRows, ResyncRows, StartCopy, S
 use super::routes::{Answer, Id, Pairs, Shared, Who, query};
 use crate::job::{Via, Who as Asking};
 use crate::migration::{self, Migration, MigrationError, Page, ReportPage, Started, Work};
+use crate::plan::Plan;
 use crate::redact::Sight;
 use crate::relay;
 use crate::target::{Copied, History, Job, JobId, RepairedRow, ReportId};
@@ -124,6 +125,15 @@ fn page(pairs: Pairs, with_entity: bool) -> Result<(Page, Option<String>), Probl
 pub(super) async fn migration(State(state): Shared, Extension(who): Who) -> Answer<Migration> {
     let (relay, sight) = ground(&state, &who)?;
     Ok(Json(migration::state(relay, &sight).await.map_err(|error| Problem::target(&error))?))
+}
+
+/// What the split does to foreign keys, and in which order to fill the new tables.
+///
+/// Both catalogs are read, and nothing is changed. Rows that refer to nothing are looked for by the command alone: that reads whole tables.
+#[utoipa::path(get, path = "/v1/migration/plan", responses((status = OK, body = Plan)))]
+pub(super) async fn plan(State(state): Shared) -> Answer<Plan> {
+    let relay = state.operator.relay().ok_or_else(Problem::starting)?;
+    Ok(Json(migration::plan(relay).await?))
 }
 
 /// How far the first copies of whole tables have come, whoever makes them.

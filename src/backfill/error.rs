@@ -3,8 +3,10 @@
 use crate::config::Entity;
 use crate::connect::{self, ConnectError};
 use crate::disposition::{self, logged, told};
+use crate::init::Side;
 use crate::job::Ending;
 use crate::mapping::MappingError;
+use crate::plan::PlanError;
 use crate::redact::Quoting;
 
 /// Why it cannot go on.
@@ -87,6 +89,15 @@ impl BackfillError {
             BackfillError::Database { error, .. } => Ending::failed(Some(error), message),
             BackfillError::Connect(error) => Ending::failed(error.database(), message),
             BackfillError::Mapping(_) | BackfillError::Refused(_) => Ending::failed(None, message),
+        }
+    }
+}
+
+impl From<PlanError> for BackfillError {
+    fn from(PlanError { side, error }: PlanError) -> BackfillError {
+        match side {
+            Side::Legacy => legacy(error),
+            Side::New => new(error),
         }
     }
 }

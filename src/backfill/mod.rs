@@ -442,7 +442,7 @@ async fn in_order<'a>(
     source: &Source,
     target: &Target,
 ) -> Result<Vec<&'a Entity>, BackfillError> {
-    let plan = plan::plan(config, &source.pool, &target.pool).await.map_err(new)?;
+    let plan = plan::plan(&config.entities, &source.pool, &target.pool).await?;
     let order: Vec<&String> = plan.order.iter().flat_map(|step| &step.entities).collect();
     wanted.sort_by_key(|entity| order.iter().position(|name| **name == entity.name).unwrap_or(usize::MAX));
     Ok(wanted)

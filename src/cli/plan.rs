@@ -11,7 +11,7 @@ pub(super) async fn command(args: &PlanArgs, config: Config) -> anyhow::Result<E
     let new = connect::target(&config, 2)?;
     connect::reached("legacy", &legacy).await?;
     connect::reached("new", &new).await?;
-    let planned = plan::plan(&config, &legacy, &new).await?;
+    let planned = plan::plan(&config.entities, &legacy, &new).await?;
     let orphans = if args.orphans { Some(plan::orphans(&planned, &legacy, &new).await?) } else { None };
     if args.json {
         output::json(&serde_json::json!({ "plan": planned, "orphans": orphans }))?;

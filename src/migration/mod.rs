@@ -15,7 +15,9 @@ pub use self::jobs::{Jobs, Rows, Started, Work};
 use crate::backfill::{self, BackfillError};
 use crate::capture;
 use crate::config::{Config, Entity, RowsFrom};
+use crate::init::Side;
 use crate::job::Who;
+use crate::plan::{self, Plan, PlanError};
 use crate::redact::{HIDDEN, Quoting, Sight};
 use crate::relay::Shared;
 pub use crate::repair::Apply;
@@ -68,6 +70,15 @@ pub enum MigrationError {
     /// The new database was away, or said no.
     #[error("the new database: {}", crate::disposition::told(.0))]
     Target(#[source] sqlx::Error),
+}
+
+impl From<PlanError> for MigrationError {
+    fn from(PlanError { side, error }: PlanError) -> MigrationError {
+        match side {
+            Side::Legacy => MigrationError::Source(error),
+            Side::New => MigrationError::Target(error),
+        }
+    }
 }
 
 fn other_work(job: &Job) -> String {
@@ -213,6 +224,11 @@ pub async fn state(shared: &Shared, sight: &Sight) -> sqlx::Result<Migration> {
     let every = shared.config.verify.every;
     let verify_every_seconds = (!every.is_zero()).then_some(every.as_secs_f64());
     Ok(Migration { as_of: Utc::now(), entities: states, jobs, verify_every_seconds })
+}
+
+/// What the split does to foreign keys, with the entities as they are now.
+pub async fn plan(shared: &Shared) -> Result<Plan, MigrationError> {
+    Ok(plan::plan(&shared.entities(), &shared.source.pool, &shared.target.pool).await?)
 }
 
 async fn captured(config: &Config, entity: &Entity, source: &Source) -> Capture {

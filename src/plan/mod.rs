@@ -1,27 +1,41 @@
 //! `plan`: what the split does to foreign keys, read from both catalogs.
 //!
 //! Guarantees: it changes nothing; every statement that it prints runs as it is. It knows constraints that are declared; a
-//! reference that only the application knows is not seen. Which tables move is what the entities say.
+//! reference that only the application knows is not seen. Which tables move is what the entities say; of the tables that a query
+//! joins, only its key's is known to move, and what would become of the others' constraints is told for the case that they do.
 
 pub mod order;
 mod orphans;
 mod render;
+mod tables;
 
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 use sqlx::Row;
 use sqlx::postgres::{PgPool, PgRow};
+use utoipa::ToSchema;
 
 pub use self::orphans::{Orphans, Sample, orphans};
 pub use self::render::render;
-use crate::config::{Config, Entity, RowsFrom, TableName};
+use crate::config::{Entity, RowsFrom, TableName};
+use crate::disposition::{is_transient, told};
 use crate::init::Side;
-use crate::session::{Limits, Session};
+use crate::session::{Limits, Session, sqlstate};
 use crate::sql::{ident, query};
 
+/// A database was away, or said no.
+#[derive(Debug, thiserror::Error)]
+#[error("{side}: {}", told(.error))]
+pub struct PlanError {
+    /// Which.
+    pub side: Side,
+    /// What it said.
+    pub error: sqlx::Error,
+}
+
 /// What the split does.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Plan {
     /// The entities that have a table, with the legacy table of each.
     pub moves: Vec<Move>,
@@ -39,32 +53,44 @@ pub struct Plan {
 }
 
 /// An entity's table, and where it comes from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Move {
     /// The entity's name.
     pub entity: String,
-    /// The legacy table; `None`: none is known.
+    /// The legacy table, or the one whose key a query has; `None`: none is known.
     #[serde(serialize_with = "some_name")]
+    #[schema(value_type = Option<String>)]
     pub legacy: Option<TableName>,
     /// Whether the legacy table is a guess: one of the same name.
     pub guessed: bool,
+    /// The file of the query that the entity is made of.
+    pub query: Option<String>,
+    /// The other tables that this query reads. Whether they move along, only their owner knows.
+    #[serde(serialize_with = "names")]
+    #[schema(value_type = Vec<String>)]
+    pub reads: Vec<TableName>,
+    /// Why it is not known which tables the query reads.
+    pub unread: Option<String>,
     /// The new table.
     #[serde(serialize_with = "name")]
+    #[schema(value_type = String)]
     pub new: TableName,
 }
 
 /// A foreign key as a catalog has it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct ForeignKey {
     /// Its name.
     pub name: String,
     /// The table that refers.
     #[serde(serialize_with = "name")]
+    #[schema(value_type = String)]
     pub child: TableName,
     /// The columns that refer.
     pub columns: Vec<String>,
     /// The table that is referred to.
     #[serde(serialize_with = "name")]
+    #[schema(value_type = String)]
     pub parent: TableName,
     /// The columns that are referred to.
     pub parent_columns: Vec<String>,
@@ -74,12 +100,14 @@ pub struct ForeignKey {
     pub deferrable: bool,
     /// Whether rows that were there before it are known to obey it.
     pub validated: bool,
+    /// Whether the table that refers is partitioned, and so cannot have it `NOT VALID` at first.
+    pub partitioned: bool,
     /// `FOREIGN KEY (…) REFERENCES …`, with schemas.
     pub definition: String,
 }
 
 /// A step of the order: one entity, or several whose tables refer to each other.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Step {
     /// The entities.
     pub entities: Vec<String>,
@@ -92,12 +120,14 @@ pub struct Step {
 }
 
 /// A constraint whose ends part.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Crossing {
     /// The constraint, on the legacy database.
     pub constraint: ForeignKey,
     /// Which end moves.
     pub moves: End,
+    /// Entities whose query reads an end of it: it depends on whether that end moves along. Empty: it crosses.
+    pub read_by: Vec<String>,
     /// What the split takes away.
     pub why: String,
     /// On the legacy database, before the new one is written to by the service.
@@ -107,7 +137,7 @@ pub struct Crossing {
 }
 
 /// An end of a reference.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum End {
     /// The table that refers.
@@ -117,7 +147,7 @@ pub enum End {
 }
 
 /// A constraint whose ends move both.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Moving {
     /// The constraint, on the legacy database.
     pub constraint: ForeignKey,
@@ -135,11 +165,12 @@ pub(crate) struct Reference {
     pub(crate) parent: (Side, TableName, Vec<String>),
 }
 
-/// A table's columns and the types of those, by name; and its primary key.
+/// A table's columns and the types of those, by name; its primary key; and whether it is partitioned.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Columns {
     pub(crate) types: Vec<(String, String)>,
     pub(crate) primary_key: Vec<String>,
+    partitioned: bool,
 }
 
 impl Columns {
@@ -161,29 +192,66 @@ async fn reading(pool: &PgPool) -> sqlx::Result<Session> {
 }
 
 /// Reads both catalogs, and works out what the split does.
-pub async fn plan(config: &Config, legacy: &PgPool, new: &PgPool) -> sqlx::Result<Plan> {
-    let (on_legacy, on_new) = (foreign_keys(legacy).await?, foreign_keys(new).await?);
+pub async fn plan(entities: &[Entity], legacy: &PgPool, new: &PgPool) -> Result<Plan, PlanError> {
+    let on_legacy = foreign_keys(legacy).await.map_err(|error| PlanError { side: Side::Legacy, error })?;
+    let on_new = foreign_keys(new).await.map_err(|error| PlanError { side: Side::New, error })?;
     let mut moves = Vec::new();
     let mut columns_of_new = Vec::new();
-    for entity in &config.entities {
+    for entity in entities {
         let Some(table) = &entity.table else { continue };
-        columns_of_new.push((table.clone(), columns(new, table).await?));
-        moves.push(origin(entity, table, legacy).await?);
+        let has = columns(new, table).await.map_err(|error| PlanError { side: Side::New, error })?;
+        columns_of_new.push((table.clone(), has));
+        moves.push(origin(entity, table, legacy).await.map_err(|error| PlanError { side: Side::Legacy, error })?);
     }
     Ok(work_out(moves, &on_legacy, &on_new, &columns_of_new))
 }
 
-/// The legacy table of an entity.
+/// The legacy tables of an entity.
 async fn origin(entity: &Entity, table: &TableName, legacy: &PgPool) -> sqlx::Result<Move> {
-    if let Some(rows) = &entity.legacy {
-        let from = match &rows.from {
-            RowsFrom::Table(table) => Some(table.clone()),
-            RowsFrom::Query(_) => None,
-        };
-        return Ok(Move { entity: entity.name.clone(), legacy: from, guessed: false, new: table.clone() });
+    let mut of = Move {
+        entity: entity.name.clone(),
+        legacy: None,
+        guessed: false,
+        query: None,
+        reads: Vec::new(),
+        unread: None,
+        new: table.clone(),
+    };
+    match entity.legacy.as_ref().map(|rows| (rows, &rows.from)) {
+        Some((_, RowsFrom::Table(from))) => of.legacy = Some(from.clone()),
+        Some((rows, RowsFrom::Query(file))) => {
+            of.query = Some(file.path.display().to_string());
+            match tables::of_query(rows, legacy).await {
+                Ok(tables) => (of.legacy, of.reads) = (tables.of_key, tables.besides),
+                Err(error) if sqlstate(&error).is_some() && !is_transient(&error) => of.unread = Some(told(&error)),
+                Err(error) => return Err(error),
+            }
+        }
+        None => {
+            of.guessed = !columns(legacy, table).await?.types.is_empty();
+            of.legacy = of.guessed.then(|| table.clone());
+        }
     }
-    let guessed = !columns(legacy, table).await?.types.is_empty();
-    Ok(Move { entity: entity.name.clone(), legacy: guessed.then(|| table.clone()), guessed, new: table.clone() })
+    Ok(of)
+}
+
+/// What becomes of a legacy table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Fate {
+    /// An entity is made of it.
+    Moves,
+    /// The queries of these entities read it besides: it moves along, or not.
+    Read(Vec<String>),
+    /// Nothing.
+    Stays,
+}
+
+fn fate(moves: &[Move], table: &TableName) -> Fate {
+    if moves.iter().any(|of| of.legacy.as_ref() == Some(table)) {
+        return Fate::Moves;
+    }
+    let read_by: Vec<String> = moves.iter().filter(|of| of.reads.contains(table)).map(|of| of.entity.clone()).collect();
+    if read_by.is_empty() { Fate::Stays } else { Fate::Read(read_by) }
 }
 
 async fn foreign_keys(pool: &PgPool) -> sqlx::Result<Vec<ForeignKey>> {
@@ -206,6 +274,7 @@ fn foreign_key(row: &PgRow) -> sqlx::Result<ForeignKey> {
         on_delete: row.try_get("on_delete")?,
         deferrable: row.try_get("deferrable")?,
         validated: row.try_get("validated")?,
+        partitioned: row.try_get("partitioned")?,
         definition: definition.trim_end_matches(" NOT VALID").to_owned(),
     })
 }
@@ -223,6 +292,7 @@ pub(crate) async fn columns(pool: &PgPool, table: &TableName) -> sqlx::Result<Co
             key.push((place, name.clone()));
         }
         columns.types.push((name, row.try_get("type_name")?));
+        columns.partitioned = row.try_get("partitioned")?;
     }
     key.sort();
     columns.primary_key = key.into_iter().map(|(_, name)| name).collect();
@@ -248,18 +318,18 @@ fn work_out(
         references: Vec::new(),
     };
     for key in on_legacy {
-        let (children, parents) = (by_legacy(&key.child), by_legacy(&key.parent));
-        if children.is_empty() && parents.is_empty() {
+        let fates = (fate(&moves, &key.child), fate(&moves, &key.parent));
+        if fates == (Fate::Stays, Fate::Stays) {
             continue;
         }
         plan.references.push(key.within(Side::Legacy));
-        if let ([.., _], [.., _]) = (children.as_slice(), parents.as_slice()) {
+        let (children, parents) = (by_legacy(&key.child), by_legacy(&key.parent));
+        if fates == (Fate::Moves, Fate::Moves) {
             let pairs = children.iter().flat_map(|child| parents.iter().map(move |parent| (&child.new, &parent.new)));
-            plan.moving.push(moving(key, pairs.collect(), on_new, &has, &mut plan.references));
+            plan.moving.push(moving(key, pairs.collect(), on_new, columns, &mut plan.references));
             continue;
         }
-        let moves = if parents.is_empty() { End::Child } else { End::Parent };
-        plan.crossing.push(crossing(key, moves));
+        plan.crossing.push(crossing(key, fates));
         for (end, of, columns) in children
             .iter()
             .map(|m| (End::Child, m, &key.columns))
@@ -303,14 +373,17 @@ impl ForeignKey {
         format!("ALTER TABLE {} DROP CONSTRAINT IF EXISTS {};", quoted(&self.child), ident(&self.name))
     }
 
-    /// Two steps: the first locks for a moment only, the second reads the table while others write.
     fn create_sql(&self) -> Vec<String> {
-        create(&self.child, &self.name, &self.definition)
+        create(&self.child, &self.name, &self.definition, self.partitioned)
     }
 }
 
-fn create(child: &TableName, name: &str, definition: &str) -> Vec<String> {
+/// Two steps: the first locks for a moment only, the second reads the table while others write. A partitioned table takes no first one.
+fn create(child: &TableName, name: &str, definition: &str, partitioned: bool) -> Vec<String> {
     let (child, name) = (quoted(child), ident(name));
+    if partitioned {
+        return vec![format!("ALTER TABLE {child} ADD CONSTRAINT {name} {definition};")];
+    }
     vec![
         format!("ALTER TABLE {child} ADD CONSTRAINT {name} {definition} NOT VALID;"),
         format!("ALTER TABLE {child} VALIDATE CONSTRAINT {name};"),
@@ -325,8 +398,16 @@ fn list(columns: &[String]) -> String {
     columns.iter().map(|c| ident(c)).collect::<Vec<_>>().join(", ")
 }
 
-fn crossing(key: &ForeignKey, moves: End) -> Crossing {
+fn crossing(key: &ForeignKey, fates: (Fate, Fate)) -> Crossing {
     let (child, parent) = (&key.child, &key.parent);
+    let moves = match &fates {
+        (_, Fate::Moves) | (Fate::Stays, _) => End::Parent,
+        _ => End::Child,
+    };
+    let (moving, staying) = match moves {
+        End::Parent => ((parent, &fates.1), (child, &fates.0)),
+        End::Child => ((child, &fates.0), (parent, &fates.1)),
+    };
     let mut why = match moves {
         End::Parent => format!(
             "{parent} moves, {child} stays: once the service writes {parent}, its new rows are not in the legacy table, and this \
@@ -340,16 +421,27 @@ fn crossing(key: &ForeignKey, moves: End) -> Crossing {
     if let Some(action) = &key.on_delete {
         why += &format!(". ON DELETE {action} no longer happens by itself: an event must do it");
     }
-    Crossing { constraint: key.clone(), moves, why, drop: vec![key.drop_sql()], restore: key.create_sql() }
+    let mut read_by = Vec::new();
+    if let (table, Fate::Read(by)) = moving {
+        why = format!("{table} is read by the query of {}. If it moves along: {why}", by.join(", "));
+        read_by.extend_from_slice(by);
+    }
+    if let (table, Fate::Read(by)) = staying {
+        why += &format!(". It does not cross if {table} moves along, which the query of {} reads", by.join(", "));
+        read_by.extend(by.iter().filter(|name| !read_by.contains(name)).cloned().collect::<Vec<_>>());
+    }
+    Crossing { constraint: key.clone(), moves, read_by, why, drop: vec![key.drop_sql()], restore: key.create_sql() }
 }
 
 fn moving(
     key: &ForeignKey,
     pairs: Vec<(&TableName, &TableName)>,
     on_new: &[ForeignKey],
-    has: &dyn Fn(&TableName, &[String]) -> bool,
+    columns: &[(TableName, Columns)],
     references: &mut Vec<Reference>,
 ) -> Moving {
+    let of = |table: &TableName| columns.iter().find(|(of, _)| of == table).map(|(_, columns)| columns);
+    let has = |table: &TableName, names: &[String]| of(table).is_some_and(|of| of.has(names));
     // Among several references between the same tables the one of the same columns, if columns are called the same.
     let between: Vec<&ForeignKey> = on_new.iter().filter(|k| pairs.contains(&(&k.child, &k.parent))).collect();
     let same_columns = between.iter().find(|k| k.columns == key.columns);
@@ -361,7 +453,7 @@ fn moving(
         // What follows the parent's columns: ON DELETE and the like.
         let rest = key.definition.rsplit_once(')').map_or("", |(_, rest)| rest);
         let definition = format!("FOREIGN KEY ({columns}) REFERENCES {} ({parent_columns}){rest}", quoted(parent));
-        create_sql = create(child, &key.name, &definition);
+        create_sql = create(child, &key.name, &definition, of(child).is_some_and(|of| of.partitioned));
         references.push(Reference {
             what: format!("{} (not in the new database yet)", key.name),
             child: (Side::New, (*child).clone(), key.columns.clone()),
@@ -400,6 +492,10 @@ fn steps(moves: &[Move], on_new: &[ForeignKey]) -> Vec<Step> {
 
 fn name<S: Serializer>(table: &TableName, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(table)
+}
+
+fn names<S: Serializer>(tables: &[TableName], to: S) -> Result<S::Ok, S::Error> {
+    to.collect_seq(tables.iter().map(ToString::to_string))
 }
 
 fn some_name<S: Serializer>(table: &Option<TableName>, to: S) -> Result<S::Ok, S::Error> {

@@ -55,6 +55,15 @@ fn moves(out: &mut String, plan: &Plan) {
             (None, _) => "no legacy table that is known".to_owned(),
         };
         let _ = writeln!(out, "  {}: {from} -> {}", of.entity, of.new);
+        let Some(file) = &of.query else { continue };
+        if let Some(why) = &of.unread {
+            let _ =
+                writeln!(out, "    which tables {file} reads is not known, and so none of their constraints: {why}");
+        } else if !of.reads.is_empty() {
+            let reads: Vec<String> = of.reads.iter().map(ToString::to_string).collect();
+            let _ =
+                writeln!(out, "    {file} reads besides: {}. Whether they move along, only you know", reads.join(", "));
+        }
     }
     if plan.moves.is_empty() {
         let _ = writeln!(out, "  nothing: no entity has a table");

@@ -166,7 +166,7 @@ impl Source {
                     percentage(tuples, rows)
                 )
             }
-            RowsFrom::Query(file) => format!("({}\n) AS relay_row", file.text.trim_end().trim_end_matches(';')),
+            RowsFrom::Query(_) => format!("{} AS relay_row", of.relation()),
         };
         let sql = format!("SELECT ARRAY[{}]::text[] AS key FROM {from} ORDER BY random() LIMIT $1", texts.join(", "));
         let found = crate::sql::query(&sql, false).bind(i64::from(rows));

@@ -117,12 +117,8 @@ fn names(entity: &Entity, rows: &LegacyRows) -> Vec<(&'static str, String)> {
     let each = |template: &dyn Fn(usize, &str) -> String| {
         rows.key.iter().enumerate().map(|(n, column)| template(n + 1, &ident(column))).collect::<Vec<_>>()
     };
-    let from = match &rows.from {
-        RowsFrom::Table(table) => format!("{}.{}", ident(&table.schema), ident(&table.table)),
-        RowsFrom::Query(file) => format!("({}\n)", one_statement(&file.text)),
-    };
     vec![
-        ("rows", from),
+        ("rows", rows.relation()),
         ("kind", literal(&entity.aggregate_type)),
         ("aggregate_id", rows.aggregate_id.clone()),
         ("key", each(&|_, c| format!("relay_row.{c}")).join(", ")),
@@ -138,19 +134,22 @@ fn names(entity: &Entity, rows: &LegacyRows) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// Without a closing semicolon.
-fn one_statement(text: &str) -> &str {
-    text.trim_end().trim_end_matches(';')
-}
-
 /// What `SET LOCAL` pins, so that a row reads the same whoever reads it. Row security would hide rows without a word: it is an
 /// error instead.
 const AS_WRITTEN: &str = "SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO, MDY'; SET LOCAL IntervalStyle = 'postgres'; \
                               SET LOCAL bytea_output = 'hex'; SET LOCAL extra_float_digits = 1; SET LOCAL row_security = off;";
 
 impl LegacyRows {
+    /// What stands in a FROM in their place, to be given a name there.
+    pub(crate) fn relation(&self) -> String {
+        match &self.from {
+            RowsFrom::Table(table) => format!("{}.{}", ident(&table.schema), ident(&table.table)),
+            RowsFrom::Query(file) => format!("({}\n)", file.text.trim_end().trim_end_matches(';')),
+        }
+    }
+
     /// What unqualified names refer to: what capture's trigger sees, but for a query, which may name tables of `public`.
-    fn search_path(&self) -> &'static str {
+    pub(crate) fn search_path(&self) -> &'static str {
         match &self.from {
             RowsFrom::Table(_) => "pg_catalog",
             RowsFrom::Query(_) => "pg_catalog, public",

@@ -1,10 +1,13 @@
 //! plan: what the split does to foreign keys. The statements that it prints are run.
 
-use outbox_relay::config::{Action, Entity, TableName};
+use outbox_relay::config::{Action, Entity, RowsFrom};
+use outbox_relay::init::Choices;
 use outbox_relay::plan::{self, End};
 
+use crate::admin::{Api, tokens};
 use crate::support::pair;
-use crate::support::stage::{Stage, config};
+use crate::support::stage::{Stage, config, file};
+use crate::verify::table;
 
 const LEGACY: &str = "
     CREATE TABLE countries (code text PRIMARY KEY);
@@ -19,14 +22,14 @@ const NEW: &str = "
     CREATE TABLE tariffs (id int PRIMARY KEY);
     CREATE TABLE users (id bigint PRIMARY KEY, country text, favourite int, tariff int REFERENCES tariffs);
     CREATE TABLE orders (id int PRIMARY KEY, user_id bigint NOT NULL CONSTRAINT buyer REFERENCES users);
-    CREATE TABLE lines (order_id int, n int, PRIMARY KEY (order_id, n));
+    CREATE TABLE lines (order_id int, n int, PRIMARY KEY (order_id, n)) PARTITION BY HASH (order_id);
+    CREATE TABLE lines_0 PARTITION OF lines FOR VALUES WITH (MODULUS 1, REMAINDER 0);
     ALTER TABLE users ADD CONSTRAINT favourite FOREIGN KEY (favourite) REFERENCES orders;";
 
 async fn stage() -> Stage {
     let pair = pair().await;
     pair.legacy.run(LEGACY).await;
     pair.new.run(NEW).await;
-    let table = |table: &str| TableName { schema: "public".into(), table: table.into() };
     let entity = |kind: &str, name: &str| Entity::new(kind, table(name), &["id"]).on("Written", Action::Upsert);
     let mut config = config(&pair.legacy.url, &pair.new.url);
     config.entities = vec![entity("Line", "lines"), entity("Order", "orders"), entity("User", "users")];
@@ -34,7 +37,7 @@ async fn stage() -> Stage {
 }
 
 async fn planned(stage: &Stage) -> plan::Plan {
-    plan::plan(&stage.config, &stage.pair.legacy.pool, &stage.pair.new.pool).await.unwrap()
+    plan::plan(&stage.config.entities, &stage.pair.legacy.pool, &stage.pair.new.pool).await.unwrap()
 }
 
 #[tokio::test]
@@ -119,4 +122,119 @@ async fn orphans_are_found_on_either_side_and_across() {
     assert!(found.iter().all(|o| o.skipped.is_none()), "{found:#?}");
     let text = plan::render(&planned(&stage).await, Some(&found));
     assert!(text.contains("row a refers to -1"), "{text}");
+}
+
+/// A query that joins a view, a table of which it takes nothing, and a partitioned one.
+const PEOPLE: &str = "
+    SELECT u.id, u.country, p.avatar, (SELECT count(*) FROM visits v WHERE v.user_id = u.id) AS visits
+    FROM users u LEFT JOIN portraits p ON p.user_id = u.id LEFT JOIN settings s ON s.user_id = u.id";
+
+const JOINED: &str = "
+    CREATE TABLE countries (code text PRIMARY KEY);
+    CREATE TABLE images (id int PRIMARY KEY);
+    CREATE TABLE users (id bigint PRIMARY KEY, country text REFERENCES countries);
+    CREATE TABLE profiles (user_id bigint PRIMARY KEY REFERENCES users ON DELETE CASCADE, avatar int REFERENCES images);
+    CREATE VIEW portraits AS SELECT user_id, avatar FROM profiles;
+    CREATE TABLE settings (user_id bigint PRIMARY KEY, theme int REFERENCES images);
+    CREATE TABLE visits (user_id bigint REFERENCES users, at date) PARTITION BY RANGE (at);
+    CREATE TABLE visits_2026 PARTITION OF visits FOR VALUES FROM ('2026-01-01') TO ('2027-01-01');
+    CREATE TABLE comments (id int PRIMARY KEY, profile bigint REFERENCES profiles);
+    CREATE TABLE unrelated (id int PRIMARY KEY, code text REFERENCES countries);";
+
+/// One entity, `people`, of a query.
+async fn stage_of(query: &str) -> Stage {
+    let pair = pair().await;
+    pair.legacy.run(JOINED).await;
+    pair.new.run("CREATE TABLE people (id bigint PRIMARY KEY, country text, avatar int, visits int)").await;
+    let mut config = config(&pair.legacy.url, &pair.new.url);
+    let mut people = Entity::new("Person", table("people"), &["id"]).made_of(table("users"), "id");
+    people.legacy.as_mut().unwrap().from = RowsFrom::Query(file("legacy/people.sql", query));
+    config.entities = vec![people];
+    Stage { pair, config }
+}
+
+#[tokio::test]
+async fn of_a_query_every_table_that_it_reads_is_known_and_whose_rows_its_rows_are() {
+    let stage = stage_of(PEOPLE).await;
+    for (query, of_key, reads) in [
+        (PEOPLE, Some("public.users"), &["public.profiles", "public.settings", "public.visits"][..]),
+        ("TABLE visits", None, &["public.visits"]),
+        ("SELECT user_id AS id, at FROM visits_2026", Some("public.visits"), &[]),
+        ("SELECT u.id + 0 AS id FROM users u", None, &["public.users"]),
+        ("SELECT user_id AS id FROM portraits", None, &["public.profiles"]),
+        ("WITH u AS (SELECT * FROM users) SELECT id FROM u;", Some("public.users"), &[]),
+        ("SELECT 1 AS id", None, &[]),
+    ] {
+        let mut entities = stage.config.entities.clone();
+        entities[0].legacy.as_mut().unwrap().from = RowsFrom::Query(file("legacy/people.sql", query));
+        let plan = plan::plan(&entities, &stage.pair.legacy.pool, &stage.pair.new.pool).await.unwrap();
+        let of = &plan.moves[0];
+        // It has no column of that name.
+        if query == "TABLE visits" {
+            assert!(of.unread.as_ref().is_some_and(|why| why.contains("relay_row.id does not exist")), "{of:?}");
+            assert!(plan::render(&plan, None).contains("which tables legacy/people.sql reads is not known"), "{of:?}");
+            continue;
+        }
+        assert_eq!(of.legacy.as_ref().map(ToString::to_string).as_deref(), of_key, "{query}: {of:?}");
+        assert_eq!(of.reads.iter().map(ToString::to_string).collect::<Vec<_>>(), reads, "{query}");
+    }
+}
+
+#[tokio::test]
+async fn constraints_of_the_tables_that_a_query_reads_are_named_and_those_that_need_not_cross_with_an_if() {
+    let stage = stage_of(PEOPLE).await;
+    let plan = planned(&stage).await;
+    let crossing: Vec<_> =
+        plan.crossing.iter().map(|of| (of.constraint.name.as_str(), of.moves, of.read_by.join(" "))).collect();
+    let people = || "people".to_owned();
+    let expected = [
+        ("comments_profile_fkey", End::Parent, people()),
+        ("profiles_avatar_fkey", End::Child, people()),
+        ("profiles_user_id_fkey", End::Parent, people()),
+        ("settings_theme_fkey", End::Child, people()),
+        ("users_country_fkey", End::Child, String::new()),
+        ("visits_user_id_fkey", End::Parent, people()),
+    ];
+    assert_eq!(crossing, expected);
+    let why = |nth: usize| plan.crossing[nth].why.as_str();
+    for (nth, said) in [
+        (
+            0,
+            "public.profiles is read by the query of people. If it moves along: public.profiles moves, public.comments stays",
+        ),
+        (2, "public.users moves, public.profiles stays"),
+        (2, "ON DELETE CASCADE no longer happens"),
+        (2, "It does not cross if public.profiles moves along, which the query of people reads"),
+        (4, "public.users moves, public.countries stays"),
+    ] {
+        assert!(why(nth).contains(said), "{said}\n{}", why(nth));
+    }
+    assert!(!why(4).contains(" if "), "{}", why(4));
+    for sql in plan.crossing.iter().flat_map(|crossing| crossing.drop.iter().chain(&crossing.restore)) {
+        stage.pair.legacy.run(sql).await;
+    }
+    let text = plan::render(&plan, None);
+    for line in [
+        "  people: public.users -> public.people\n",
+        "    legacy/people.sql reads besides: public.profiles, public.settings, public.visits. Whether they move along, only you know\n",
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+    // Within the legacy database, and from the new table to what stays.
+    stage.pair.new.run("INSERT INTO people VALUES (1, 'nowhere', NULL, 0)").await;
+    let found = plan::orphans(&plan, &stage.pair.legacy.pool, &stage.pair.new.pool).await.unwrap();
+    let told: Vec<_> = found.iter().filter(|of| of.count > 0).map(|of| (of.constraint.as_str(), of.count)).collect();
+    assert_eq!(told, [("users_country_fkey", 1)], "{found:#?}");
+}
+
+#[tokio::test]
+async fn the_plan_is_told_over_http_to_whoever_may_read_as_the_command_tells_it() {
+    let stage = stage().await;
+    stage.init(Choices::default()).await.unwrap();
+    let api = Api::start(&stage.config, tokens(), Some(stage.shared().await)).await;
+    let told = api.client.with(Some("only-look")).get("/v1/migration/plan").await.ok();
+    assert_eq!(told, serde_json::to_value(planned(&stage).await).unwrap());
+    assert_eq!(told["crossing"][0]["constraint"]["parent"], "public.orders");
+    assert_eq!(api.client.get("/v1/migration/plan").await.problem(401), "unauthorized");
+    api.stop().await;
 }

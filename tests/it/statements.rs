@@ -47,7 +47,9 @@ async fn prepare_all(stage: &Stage) {
             prepare(new, &name, &render(&render(&file, &target_names), &lane)).await;
         }
     }
-    for (name, sql) in files("plan") {
+    let of_query = [("key", "relay_row.id".to_owned()), ("rows", "(SELECT 1 AS id)".to_owned())];
+    for (name, file) in files("plan") {
+        let sql = render(&file, &of_query);
         prepare(legacy, &name, &sql).await;
         prepare(new, &name, &sql).await;
     }
