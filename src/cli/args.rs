@@ -430,7 +430,7 @@ pub struct CaptureArgs {
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, conflicts_with = "print")]
     pub json: bool,
 }
 

@@ -1,46 +1,37 @@
 //! `capture`: triggers that write a legacy table's events.
 
+use serde::Serialize;
+
 use super::args::{CaptureArgs, CaptureCommand};
 use super::{Exit, output, shell};
-use crate::capture::{self, State};
-use crate::config::{Config, Entity};
+use crate::capture::{self, State, Status};
+use crate::config::{Config, Entity, LegacyRows, RowsFrom};
 use crate::connect;
 use crate::map;
+use crate::source::Source;
 
 /// Installs, removes, or tells what stands there.
 pub(super) async fn command(command: &CaptureCommand, config: Config) -> anyhow::Result<Exit> {
-    let (args, verb) = match command {
-        CaptureCommand::Install(args) => (args, "install"),
-        CaptureCommand::Remove(args) => (args, "remove"),
-        CaptureCommand::Status(args) => (args, "status"),
-    };
+    let (CaptureCommand::Install(args) | CaptureCommand::Remove(args) | CaptureCommand::Status(args)) = command;
     let entities = chosen(args, &config)?;
+    let removes = matches!(command, CaptureCommand::Remove(_));
     if args.print {
         for entity in entities {
-            output::print(capture::print(&config, entity, verb == "remove")?)?;
+            output::print(capture::print(&config, entity, removes)?)?;
         }
         return Ok(Exit::Done);
     }
     let (source, _) = connect::open(&config).await?;
-    let who = shell(args.reason.as_deref());
-    let mut all = Vec::new();
-    for entity in &entities {
-        match verb {
-            "install" => {
-                let done = capture::install(&config, entity, &source, &who).await?;
-                let what = if done { "installed" } else { "stands there already" };
-                output::print(format_args!("{}: capture {what}\n", entity.name))?;
-            }
-            "remove" => {
-                let done = capture::remove(&config, entity, &source, &who).await?;
-                let what = if done { "removed" } else { "was not there" };
-                output::print(format_args!("{}: capture {what}\n", entity.name))?;
-            }
-            _ => all.push(capture::status(&config, entity, &source).await?),
-        }
+    match command {
+        CaptureCommand::Status(_) => tell(args, &config, &entities, &source).await,
+        _ => change(args, removes, &config, &entities, &source).await,
     }
-    if verb != "status" {
-        return Ok(Exit::Done);
+}
+
+async fn tell(args: &CaptureArgs, config: &Config, entities: &[&Entity], source: &Source) -> anyhow::Result<Exit> {
+    let mut all = Vec::new();
+    for entity in entities {
+        all.push(capture::status(config, entity, source).await?);
     }
     if args.json {
         output::json(&all)?;
@@ -58,11 +49,61 @@ pub(super) async fn command(command: &CaptureCommand, config: Config) -> anyhow:
     Ok(if all.iter().all(|status| status.state == State::Installed) { Exit::Done } else { Exit::Found })
 }
 
+/// One after the other, until one is refused; what was done before that is told all the same.
+async fn change(
+    args: &CaptureArgs,
+    removes: bool,
+    config: &Config,
+    entities: &[&Entity],
+    source: &Source,
+) -> anyhow::Result<Exit> {
+    let who = shell(args.reason.as_deref());
+    let (mut done, mut ended) = (Vec::new(), Ok(Exit::Done));
+    for entity in entities {
+        let changed = match removes {
+            false => capture::install(config, entity, source, &who).await,
+            true => capture::remove(config, entity, source, &who).await,
+        };
+        let changed = match changed {
+            Ok(changed) => changed,
+            Err(error) => {
+                ended = Err(error.into());
+                break;
+            }
+        };
+        if args.json {
+            done.push(Done { status: capture::status(config, entity, source).await?, changed });
+            continue;
+        }
+        let what = match (removes, changed) {
+            (false, true) => "installed",
+            (false, false) => "stands there already",
+            (true, true) => "removed",
+            (true, false) => "was not there",
+        };
+        output::print(format_args!("{}: capture {what}\n", entity.name))?;
+    }
+    if args.json {
+        output::json(&done)?;
+    }
+    ended
+}
+
+/// What came of installing or removing, for programs.
+#[derive(Serialize)]
+struct Done {
+    #[serde(flatten)]
+    status: Status,
+    /// False: it was so already.
+    changed: bool,
+}
+
 fn chosen<'a>(args: &CaptureArgs, config: &'a Config) -> anyhow::Result<Vec<&'a Entity>> {
     if !args.entities.is_empty() {
         return Ok(args.entities.iter().map(|name| map::entity(config, name)).collect::<Result<_, _>>()?);
     }
-    let all: Vec<&Entity> = config.entities.iter().filter(|entity| entity.legacy.is_some()).collect();
+    let is_table = |rows: &LegacyRows| matches!(rows.from, RowsFrom::Table(_));
+    let all: Vec<&Entity> = config.entities.iter().filter(|of| of.legacy.as_ref().is_some_and(is_table)).collect();
     if all.is_empty() {
         anyhow::bail!(
             "no entity says of which legacy table it is made: legacy = {{ table = \"public.users\", key = [\"id\"] }}"

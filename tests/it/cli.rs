@@ -7,17 +7,29 @@ use clap::CommandFactory as _;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use outbox_relay::cli::Cli;
+use serde_json::{Value, json};
 
 use crate::support::certificates::Authority;
 use crate::support::stage::Stage;
+use crate::support::{copying, pair};
 
-fn outbox_relay(folder: &tempfile::TempDir) -> Command {
+/// The program, in a folder, without what the environment would have it use.
+pub(crate) fn outbox_relay(folder: &tempfile::TempDir) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_outbox-relay"));
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("OUTBOX_RELAY_")) {
         command.env_remove(name);
     }
     command.current_dir(folder);
     command
+}
+
+/// A folder with a configuration that names the stage's databases, and says more.
+pub(crate) fn folder_of(stage: &Stage, more: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let (legacy, new) = (&stage.pair.legacy.url, &stage.pair.new.url);
+    let text = format!("[legacy]\nurl = \"{legacy}\"\n[new]\nurl = \"{new}\"\n{more}");
+    std::fs::write(folder.path().join("outbox-relay.toml"), text).unwrap();
+    folder
 }
 
 fn told(output: &Output) -> String {
@@ -121,9 +133,7 @@ async fn a_status_is_watched_until_told_to_end_and_has_no_colours_where_there_is
 #[tokio::test]
 async fn check_tells_why_run_would_refuse_its_admin_settings() {
     let stage = Stage::new().await;
-    let folder = tempfile::tempdir().unwrap();
-    let text = format!("[legacy]\nurl = \"{}\"\n[new]\nurl = \"{}\"\n", stage.pair.legacy.url, stage.pair.new.url);
-    std::fs::write(folder.path().join("outbox-relay.toml"), text).unwrap();
+    let folder = folder_of(&stage, "");
     let authority = Authority::new();
     authority.sign(&["localhost"]).write(folder.path(), "one");
     authority.sign(&["localhost"]).write(folder.path(), "other");
@@ -141,4 +151,52 @@ async fn check_tells_why_run_would_refuse_its_admin_settings() {
     }
     let (exit, said) = check(&certificate("one.key"));
     assert_eq!((exit, said.as_str()), (Some(0), "No problems.\n"));
+}
+
+/// An entity of a table, and one of a query.
+const CAPTURED: &str = "
+[[entity]]
+aggregate_type = 'User'
+table = 'users'
+key = ['id']
+legacy = { table = 'public.users', key = ['id'] }
+events = { UserCreated = 'upsert', UserUpdated = 'upsert', UserDeleted = 'delete' }
+[[entity]]
+aggregate_type = 'Person'
+table = 'people'
+key = ['id']
+legacy = { query = 'people.sql', key = ['id'] }
+events = { PersonCreated = 'upsert' }
+";
+
+#[tokio::test]
+async fn what_came_of_capture_is_json_where_that_is_asked_for_and_a_query_is_not_among_the_tables() {
+    let stage = copying::stage(pair().await, 3, |_| {}).await;
+    let folder = folder_of(&stage, CAPTURED);
+    std::fs::write(folder.path().join("people.sql"), "SELECT id, name FROM users").unwrap();
+    let capture = |arguments: &[&str]| {
+        let output = outbox_relay(&folder).arg("capture").args(arguments).arg("--json").output().unwrap();
+        let said = serde_json::from_slice::<Value>(&output.stdout);
+        (output.status.code(), said.unwrap_or_else(|_| panic!("no JSON: {output:?}")), told(&output))
+    };
+    let users = |state: &str| json!({"entity": "users", "table": "public.users", "state": state});
+    let done = |state: &str, changed: bool| {
+        let mut of = users(state);
+        of["changed"] = json!(changed);
+        json!([of])
+    };
+    for (arguments, code, said) in [
+        (&["status"][..], 1, json!([users("absent")])),
+        (&["install"], 0, done("installed", true)),
+        (&["install", "--reason", "again"], 0, done("installed", false)),
+        (&["status"], 0, json!([users("installed")])),
+        (&["remove"], 0, done("absent", true)),
+        (&["remove", "users"], 0, done("absent", false)),
+        // What was done before the one that is refused is told.
+        (&["install", "users", "people"], 2, done("installed", true)),
+    ] {
+        let (ended, told, errors) = capture(arguments);
+        assert_eq!((ended, told), (Some(code), said), "{arguments:?}: {errors}");
+        assert_eq!(errors.contains("entity people is made of a query"), code == 2, "{arguments:?}: {errors}");
+    }
 }
