@@ -8,6 +8,7 @@ use super::args::VerifyArgs;
 use super::{Exit, output, shell};
 use crate::config::Config;
 use crate::connect;
+use crate::migration;
 use crate::run::on_signals;
 use crate::target::{ReportId, Target};
 use crate::verify::{self, Options, Outcome, Report};
@@ -25,7 +26,8 @@ pub(super) async fn command(args: &VerifyArgs, config: Config) -> anyhow::Result
         return Ok(Exit::Done);
     }
     if let Some(id) = args.report {
-        return show(&kept(&target, ReportId(id)).await?, args.json);
+        let kept = kept(&target, ReportId(id)).await?;
+        return show(&migration::report_seen(kept, &config.entities, &config.redact.for_admins()), args.json);
     }
     let options = Options {
         entities: args.entities.clone(),

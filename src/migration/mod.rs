@@ -24,7 +24,7 @@ pub use crate::repair::Apply;
 use crate::repair::{Action, Repaired};
 use crate::source::Source;
 use crate::target::{Copied, History, Job, JobId, RepairedLast, RepairedRow, ReportId, Target, Verified, Which};
-use crate::verify::{Difference, EntityReport, Outcome, STOPPED, VerifyError, Waiting};
+use crate::verify::{Difference, EntityReport, Outcome, Report, STOPPED, VerifyError, Waiting};
 
 /// Why something was not started or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -275,10 +275,6 @@ pub async fn report(
     let Some(kept) = target.report(id).await? else { return Ok(None) };
     let found = target.report_page(id, page.cursor, page.limit + 1).await?;
     let (found, next_cursor) = cut(found, page, |(n, _)| *n);
-    let seen = |(_, found): (i64, Difference)| {
-        let entity = named(entities, &found.entity);
-        found.shown_to(sight, entity)
-    };
     let (entities_found, waiting) = kept.report.map_or_else(Default::default, |of| (of.entities, of.waiting));
     Ok(Some(ReportPage {
         id: kept.id,
@@ -289,9 +285,18 @@ pub async fn report(
         outcome: kept.outcome,
         entities: entities_found.into_iter().map(|of| entity_seen(of, entities, sight)).collect(),
         waiting,
-        differences: found.into_iter().map(seen).collect(),
+        differences: found.into_iter().map(|(_, found)| difference_seen(found, entities, sight)).collect(),
         next_cursor,
     }))
+}
+
+/// A whole report, as it may be shown now: what was kept may be from before anything was to be hidden.
+pub fn report_seen(report: Report, entities: &[Entity], sight: &Sight) -> Report {
+    Report {
+        entities: report.entities.into_iter().map(|of| entity_seen(of, entities, sight)).collect(),
+        differences: report.differences.into_iter().map(|of| difference_seen(of, entities, sight)).collect(),
+        ..report
+    }
 }
 
 /// Rows that were repaired, newest first.
@@ -376,6 +381,11 @@ fn verified_seen(found: Vec<Verified>, entities: &[Entity], sight: &Sight) -> Ve
     found.into_iter().map(|of| Verified { found: entity_seen(of.found, entities, sight), ..of }).collect()
 }
 
+fn difference_seen(of: Difference, entities: &[Entity], sight: &Sight) -> Difference {
+    let entity = named(entities, &of.entity);
+    of.shown_to(sight, entity)
+}
+
 /// Why an entity could not be compared is told in a server's words, which may quote a row.
 fn entity_seen(mut of: EntityReport, entities: &[Entity], sight: &Sight) -> EntityReport {
     let hides = sight.quoting(entities, std::slice::from_ref(&of.entity)) == Quoting::NoValues;
@@ -395,9 +405,9 @@ fn job_seen(mut job: Job, entities: &[Entity], sight: &Sight) -> Job {
     let quoting = sight.quoting(entities, &job.entities);
     job.message = job.message.map(|message| reason_seen(quoting, job.code.as_deref(), message));
     let tells_rows = matches!(job.kind.as_str(), "repair" | "resync");
-    if let Some(result) = job.result.as_ref().filter(|_| tells_rows && !sight.shows_values()) {
+    if let Some(result) = job.result.as_ref().filter(|_| tells_rows && sight.is_limited_anywhere()) {
         let repaired = serde_json::from_str::<Repaired>(result.get());
-        job.result = repaired.ok().and_then(|repaired| to_raw_value(&repaired_seen(repaired)).ok());
+        job.result = repaired.ok().and_then(|repaired| to_raw_value(&repaired_seen(repaired, entities, sight)).ok());
     }
     job
 }
@@ -428,13 +438,32 @@ fn reason_seen(quoting: Quoting, code: Option<&str>, message: String) -> String 
     quoting.reason(code, message).unwrap_or_else(instead)
 }
 
-fn repaired_seen(mut repaired: Repaired) -> Repaired {
+/// What is told of a row has its values in it, and was kept as they might be shown then: perhaps before any was to be hidden.
+fn repaired_seen(mut repaired: Repaired, entities: &[Entity], sight: &Sight) -> Repaired {
     for change in &mut repaired.changes {
-        if matches!(change.action, Action::Write | Action::Refused) {
-            change.message = change.message.take().map(|_| HIDDEN.to_owned());
+        let quoting = sight.quoting(entities, std::slice::from_ref(&change.entity));
+        let table = named(entities, &change.entity).and_then(|known| known.table.as_ref());
+        let hides_columns = table.is_none_or(|table| sight.hides_any_of(&table.schema, &table.table));
+        let hides = match change.action {
+            Action::Write => hides_columns,
+            Action::Refused => quoting == Quoting::NoValues,
+            Action::Delete | Action::Waits => false,
+        };
+        if hides {
+            change.message = change.message.take().map(|said| change_seen(quoting, said));
         }
     }
     repaired
+}
+
+/// Without values: that a row is missing, or the SQLSTATE and words by which it was refused.
+fn change_seen(quoting: Quoting, said: String) -> String {
+    if said.starts_with("is missing in ") {
+        return said;
+    }
+    let refused = said.strip_prefix("is refused: ").and_then(|said| said.split_once(' '));
+    let shown = refused.and_then(|(code, words)| Some((code, quoting.reason(code, words.to_owned())?)));
+    shown.map_or_else(|| HIDDEN.to_owned(), |(code, words)| format!("is refused: {code} {words}"))
 }
 
 fn raw(text: String) -> Box<RawValue> {
@@ -479,6 +508,23 @@ mod tests {
             let told = reason_seen(Quoting::NoValues, code, said.to_owned());
             assert!(told.contains(seen.unwrap_or(said)) && !told.contains("ada"), "{code:?}: {told}");
             assert_eq!(reason_seen(Quoting::Values, code, said.to_owned()), said);
+        }
+    }
+
+    #[test]
+    fn of_a_row_that_was_changed_only_what_holds_no_value_is_told() {
+        let check = "is refused: 23514 new row for relation \"users\" violates check constraint \"c\"";
+        for (said, seen) in [
+            ("is missing in new", "is missing in new"),
+            ("differs: name: legacy \"ada\", new \"bob\"", HIDDEN),
+            (check, check),
+            ("is refused: P0001 no place for ada", HIDDEN),
+            (
+                "is refused: 22P02 invalid input syntax for type integer: \"ada\"",
+                "is refused: 22P02 invalid input syntax for type integer: \"…\"",
+            ),
+        ] {
+            assert_eq!(change_seen(Quoting::NoValues, said.to_owned()), seen);
         }
     }
 

@@ -172,6 +172,11 @@ impl Sight {
         self.message(aggregate_type, code, message)
     }
 
+    /// Whether values of any of a table's columns may not be shown.
+    pub fn hides_any_of(&self, schema: &str, table: &str) -> bool {
+        !self.values || self.columns_of(schema, table).next().is_some()
+    }
+
     /// Whether a column's values may not be shown.
     pub fn hides(&self, schema: &str, table: &str, column: &str) -> bool {
         !self.values
