@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use outbox_relay::capture::{self, State};
-use outbox_relay::config::DeletePayload;
+use outbox_relay::config::{Action, Capture, DeletePayload, Entity, TableName};
 use outbox_relay::connect;
 use outbox_relay::init;
 use outbox_relay::job::Who;
 use outbox_relay::source::Source;
+use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use crate::support::copying::{self, agree, install};
@@ -70,6 +71,129 @@ async fn every_change_of_a_row_is_an_event_and_no_other_statement_is() {
     stage.drained().await;
     relay.stop().await;
     agree(&stage).await;
+}
+
+#[tokio::test]
+async fn events_are_called_as_is_configured_and_the_relay_takes_them() {
+    let stage = copying::stage(pair().await, 0, |config| {
+        let users = &mut config.entities[0];
+        let names = ["person.came", "person.changed", "person.left"].map(str::to_owned);
+        let [insert, update, delete] = names.clone();
+        let capture = &mut users.legacy.as_mut().unwrap().capture;
+        *capture = Capture { insert, update, delete, ..capture.clone() };
+        users.events = names.into_iter().zip([Action::Upsert, Action::Upsert, Action::Delete]).collect();
+    })
+    .await;
+    install(&stage).await;
+    let relay = stage.start().await;
+    stage
+        .pair
+        .legacy
+        .run(
+            "INSERT INTO users VALUES (1, 'one', 1), (2, 'two', 1), (3, 'three', 1);
+             UPDATE users SET name = 'first', version = 2 WHERE id = 1;
+             DELETE FROM users WHERE id = 2;
+             UPDATE users SET id = 4 WHERE id = 3",
+        )
+        .await;
+    let found = events(&stage).await;
+    let found: Vec<_> = found.iter().map(|(kind, id, _)| (kind.as_str(), id.as_str())).collect();
+    let expected = [
+        ("person.came", "1"),
+        ("person.came", "2"),
+        ("person.came", "3"),
+        ("person.changed", "1"),
+        ("person.left", "2"),
+        ("person.left", "3"),
+        ("person.came", "4"),
+    ];
+    assert_eq!(found, expected);
+    stage.drained().await;
+    relay.stop().await;
+    assert_eq!(stage.count("processed").await, 7);
+    assert_eq!(copying::rows(&stage.pair.new).await, [(1, "first".into(), 2), (4, "three".into(), 1)]);
+    agree(&stage).await;
+}
+
+/// Of a key of two columns: which events there are, and what they bring, where either column changes and two rows change places.
+#[tokio::test]
+async fn a_row_whose_key_of_two_columns_changes_goes_and_comes_and_both_databases_have_the_same_rows() {
+    const TABLE: &str = "CREATE TABLE lines (tenant text, line uuid, amount numeric, PRIMARY KEY (tenant, line))";
+    let pair = pair().await;
+    for database in [&pair.legacy, &pair.new] {
+        database.run(TABLE).await;
+    }
+    let stage = Stage::on(pair, |config| {
+        let table = TableName { schema: "public".into(), table: "lines".into() };
+        let mut lines = Entity::new("Line", table.clone(), &["tenant", "line"]).made_of(table, "tenant");
+        let rows = lines.legacy.as_mut().unwrap();
+        (rows.key, rows.aggregate_id) = (lines.key.clone(), "tenant || '/' || line".into());
+        for (name, action) in [("Created", Action::Upsert), ("Updated", Action::Upsert), ("Deleted", Action::Delete)] {
+            lines = lines.on(&format!("Line{name}"), action);
+        }
+        config.entities[0] = lines;
+    })
+    .await;
+    install(&stage).await;
+    let relay = stage.start().await;
+    let line = |n: u32| format!("00000000-0000-0000-0000-00000000000{n}");
+    let (one, two, three) = (line(1), line(2), line(3));
+    stage
+        .pair
+        .legacy
+        .run(&format!(
+            "INSERT INTO lines VALUES ('it''s \"a\"', '{one}', 1.50), ('b', '{two}', 2);
+             UPDATE lines SET amount = 3 WHERE tenant = 'b';
+             UPDATE lines SET tenant = 'c' WHERE tenant = 'b';
+             UPDATE lines SET line = '{three}' WHERE line = '{one}'"
+        ))
+        .await;
+    let a = r#"it's "a""#;
+    let key = |tenant: &str, line: &str| json!({"tenant": tenant, "line": line});
+    let row = |tenant: &str, line: &str, amount: &str| format!("{tenant} {line} {amount}");
+    let found: Vec<(String, String, Value)> = events(&stage)
+        .await
+        .into_iter()
+        .map(|(kind, id, payload)| (kind, id, serde_json::from_str(&payload).unwrap()))
+        .collect();
+    let of = |kind: &str, tenant: &str, line: &str, amount: Option<Value>| {
+        let mut payload = key(tenant, line);
+        if let Some(amount) = amount {
+            payload["amount"] = amount;
+        }
+        (kind.to_owned(), format!("{tenant}/{line}"), payload)
+    };
+    let expected = [
+        of("LineCreated", a, &one, Some(json!(1.50))),
+        of("LineCreated", "b", &two, Some(json!(2))),
+        of("LineUpdated", "b", &two, Some(json!(3))),
+        of("LineDeleted", "b", &two, None),
+        of("LineCreated", "c", &two, Some(json!(3))),
+        of("LineDeleted", a, &one, None),
+        of("LineCreated", a, &three, Some(json!(1.50))),
+    ];
+    assert_eq!(found, expected);
+    let rows = "SELECT string_agg(concat_ws(' ', tenant, line, amount), ', ' ORDER BY tenant, line) FROM lines";
+    stage.drained().await;
+    let (legacy, new): (String, String) = (stage.pair.legacy.value(rows).await, stage.pair.new.value(rows).await);
+    assert_eq!(new, [row("c", &two, "3"), row(a, &three, "1.50")].join(", "));
+    assert_eq!(new, legacy);
+    // Two rows change places, and one goes.
+    stage
+        .pair
+        .legacy
+        .run(&format!(
+            "BEGIN; UPDATE lines SET line = '{one}' WHERE tenant = 'c'; UPDATE lines SET tenant = 'c', line = '{two}' WHERE line = '{three}';
+             UPDATE lines SET tenant = 'a', line = '{three}' WHERE line = '{one}'; COMMIT;
+             INSERT INTO lines VALUES ('d', '{one}', 4); DELETE FROM lines WHERE tenant = 'd'"
+        ))
+        .await;
+    stage.drained().await;
+    relay.stop().await;
+    let (legacy, new): (String, String) = (stage.pair.legacy.value(rows).await, stage.pair.new.value(rows).await);
+    assert_eq!(new, [row("a", &three, "3"), row("c", &two, "1.50")].join(", "));
+    assert_eq!(new, legacy);
+    assert_eq!(stage.count("failed").await + stage.count("held").await, 0);
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use outbox_relay::config::RowsFrom;
 use outbox_relay::job::{Kind, Order, Who, Working};
 use outbox_relay::metrics::Metrics;
 use outbox_relay::redact::{Column, Rules};
@@ -19,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{Api, Client, tokens};
 use crate::repair::repaired;
 use crate::support::copying::{self, agree, copy, install};
-use crate::support::stage::Stage;
+use crate::support::stage::{Stage, file};
 use crate::support::{self, DEADLINE, eventually, pair};
 use crate::verify::verified;
 
@@ -90,6 +91,44 @@ async fn the_migration_is_told_of_each_entity_whoever_did_it() {
     assert_eq!(board.get("/v1/jobs/999999").await.problem(404), "not_found");
     assert_eq!(board.get("/v1/jobs/x").await.problem(400), "malformed");
     api.stop().await;
+}
+
+#[tokio::test]
+async fn capture_is_told_of_each_entity_as_it_stands() {
+    let mut stage = copying::stage(pair().await, 3, |config| {
+        let mut people = config.entities[0].clone();
+        people.name = "people".into();
+        let query = file("legacy/people.sql", "SELECT id, name, version FROM users");
+        people.legacy.as_mut().unwrap().from = RowsFrom::Query(query);
+        config.entities.push(people);
+    })
+    .await;
+    let first = api(&stage).await;
+    let told = async |api: &Api| {
+        let told = api.client.with(Some("only-look")).get("/v1/migration").await.ok();
+        let entities = told["entities"].as_array().unwrap().iter();
+        let of = entities.map(|of| (of["entity"].as_str().unwrap().to_owned(), of["capture"].clone()));
+        let mut of: BTreeMap<String, Value> = of.collect();
+        assert_eq!(of.remove("people").unwrap(), json!({"state": "impossible", "message": null}), "of a query");
+        of.remove("users").unwrap()
+    };
+    let is = |state: &str| json!({"state": state, "message": null});
+    assert_eq!(told(&first).await, is("absent"));
+    install(&stage).await;
+    assert_eq!(told(&first).await, is("installed"));
+    stage.pair.legacy.run("ALTER TABLE users DISABLE TRIGGER USER").await;
+    assert_eq!(told(&first).await, is("disabled"));
+    stage.pair.legacy.run("ALTER TABLE users ENABLE TRIGGER USER").await;
+    // By a configuration that has come since.
+    stage.config.entities[0].legacy.as_mut().unwrap().aggregate_id = "'u-' || id".into();
+    let second = api(&stage).await;
+    assert_eq!(told(&second).await, is("outdated"));
+    stage.pair.legacy.run("DROP TABLE users").await;
+    let unknown = told(&second).await;
+    assert_eq!(unknown["state"], "unknown");
+    assert!(unknown["message"].as_str().unwrap().contains("there is no table public.users"), "{unknown}");
+    first.stop().await;
+    second.stop().await;
 }
 
 #[tokio::test]
@@ -568,6 +607,48 @@ async fn a_repair_is_tried_first_and_acts_on_as_many_rows_as_were_expected() {
         .value("SELECT string_agg(DISTINCT actor || ' ' || reason, ', ') FROM outbox_relay.repaired")
         .await;
     assert_eq!(kept, "ops by hand, ops handler mended");
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn a_repair_that_is_stopped_leaves_the_rest_which_the_next_one_makes_right() {
+    let stage = copying::stage(pair().await, 300, |config| config.relay.deadline = DEADLINE * 10).await;
+    assert!(copy(&stage).await.is_whole());
+    stage.pair.new.run("UPDATE users SET name = 'wrong'").await;
+    assert_eq!(verified(&stage).await.entities[0].differences(), 300);
+    // Once a hundred rows are right, whoever writes the next one waits while something stands in `slow`.
+    let slowly = "CREATE TABLE slow (); INSERT INTO slow DEFAULT VALUES;
+         CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN
+             WHILE (SELECT count(*) FROM users WHERE name <> 'wrong') >= 100 AND EXISTS (SELECT FROM slow) LOOP
+                 PERFORM pg_sleep(0.05);
+             END LOOP;
+             RETURN NEW;
+         END $$;
+         CREATE TRIGGER slowly BEFORE UPDATE ON users FOR EACH ROW EXECUTE FUNCTION slowly()";
+    stage.pair.new.run(slowly).await;
+    let wrong = || stage.pair.new.value::<i64>("SELECT count(*) FROM users WHERE name = 'wrong'");
+    let api = api(&stage).await;
+    let admin = api.client.with(Some("all-of-it"));
+    let act = json!({"dry_run": false, "reason": "handler mended"});
+    let started = admin.post("/v1/repair", act.clone()).await;
+    let id = started.json()["job"]["id"].clone();
+    assert_eq!(started.status, 202, "{started:?}");
+    let stopped = admin.post(&format!("/v1/jobs/{id}/stop"), json!({"reason": "not now"})).await.ok();
+    assert_eq!((&stopped["changed"], &stopped["job"]["stop_asked"]), (&json!(true), &json!(true)));
+    let asked: String = stage.pair.new.value("SELECT clock_timestamp()::text").await;
+    let heard = format!("SELECT beat_at > '{asked}' FROM outbox_relay.job WHERE id = {id}");
+    eventually(DEADLINE, "its process has heard of it", || async { stage.pair.new.value(&heard).await }).await;
+    stage.pair.new.run("DELETE FROM slow").await;
+    job_is(&api, &id, "stopped").await;
+    let left = wrong().await;
+    assert!((1..300).contains(&left), "{left} are wrong still");
+    let again = admin.post("/v1/repair", act).await.json();
+    let done = job_is(&api, &again["job"]["id"], "done").await;
+    assert_eq!((&done["result"]["written"], &done["result"]["right"]), (&json!(left), &json!(300 - left)), "{done}");
+    assert_eq!(wrong().await, 0);
+    let kept: i64 = stage.pair.new.value("SELECT count(*) FROM outbox_relay.repaired").await;
+    assert_eq!(kept, 300, "each row once");
     api.stop().await;
 }
 

@@ -11,14 +11,14 @@ use outbox_relay::lease;
 use outbox_relay::redact::Rules;
 use outbox_relay::repair::Wanted;
 use outbox_relay::source::{Legacy, Names, RowKey, Source};
-use outbox_relay::verify::{self, Outcome};
-use sqlx::{AssertSqlSafe, Executor};
+use outbox_relay::verify::{self, Kind, Outcome};
+use sqlx::{AssertSqlSafe, Executor, PgPool};
 use tokio_util::sync::CancellationToken;
 
 use crate::repair::repaired;
-use crate::support::pair;
 use crate::support::stage::{Stage, file, users};
-use crate::verify::verify_with;
+use crate::support::{DEADLINE, copying, pair};
+use crate::verify::{found, verified, verify_with};
 
 fn table(name: &str) -> TableName {
     TableName { schema: "public".into(), table: name.into() }
@@ -234,6 +234,115 @@ async fn an_entity_may_be_made_of_a_join_and_every_statement_is_understood() {
             stage.pair.legacy.run(&format!("PREPARE \"{name}\" AS {sql}; DEALLOCATE \"{name}\"")).await;
         }
     }
+}
+
+/// A user with a profile; one without is none of its rows.
+const PEOPLE: &str =
+    "SELECT u.id, u.name || ': ' || p.about AS name, u.version FROM users u JOIN profiles p ON p.user_id = u.id";
+
+/// What the application does to a row of either table, in one transaction: it locks the row whose key it is, changes what it wants, and
+/// writes the whole row of the join as its event; or that it is gone, if it is.
+fn application() -> String {
+    format!(
+        "CREATE TABLE users (id bigint PRIMARY KEY, name text NOT NULL, version int NOT NULL);
+         CREATE TABLE profiles (user_id bigint PRIMARY KEY, about text NOT NULL);
+         INSERT INTO users SELECT i, 'n' || i, 1 FROM generate_series(1, 3000) i;
+         INSERT INTO profiles SELECT id, 'about ' || id FROM users WHERE id % 5 <> 0;
+         CREATE FUNCTION change(n bigint, what bigint) RETURNS void LANGUAGE plpgsql AS $$
+         BEGIN
+             UPDATE users SET version = version + 1 WHERE id = n;
+             CASE what
+                 WHEN 0 THEN UPDATE users SET name = 'v' || version WHERE id = n;
+                 WHEN 1 THEN UPDATE profiles SET about = about || '.' WHERE user_id = n;
+                 WHEN 2 THEN DELETE FROM profiles WHERE user_id = n;
+                 ELSE INSERT INTO profiles VALUES (n, 'back') ON CONFLICT DO NOTHING;
+             END CASE;
+             INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload)
+             SELECT 'User', id::text, 'UserUpdated', to_jsonb(people) FROM ({PEOPLE}) AS people WHERE id = n;
+             IF NOT FOUND THEN
+                 INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload)
+                 VALUES ('User', n::text, 'UserDeleted', jsonb_build_object('id', n));
+             END IF;
+         END $$"
+    )
+}
+
+/// Changes even rows, hundreds a second and every other time the same one, until told to end. How many changes.
+async fn change(application: PgPool, writer: i64, stop: CancellationToken) -> i64 {
+    let mut changes = 0;
+    while !stop.is_cancelled() {
+        let id = if changes % 2 == 0 { 2 } else { changes * 7919 % 1500 * 2 + 2 };
+        let what = (changes + writer) % 4;
+        let sql = format!("SELECT change({id}, {what})");
+        application.execute(AssertSqlSafe(sql)).await.expect("the application writes");
+        changes += 1;
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+    changes
+}
+
+#[tokio::test]
+async fn an_entity_of_a_join_is_copied_found_equal_or_not_and_repaired_while_either_table_changes() {
+    let stage = Stage::on(pair().await, |config| {
+        config.entities[0] = made_of(rows(RowsFrom::Query(file("legacy/people.sql", PEOPLE)), &["id"], "id::text"));
+        config.backfill.lock_time = Duration::from_millis(20);
+    })
+    .await;
+    stage.pair.legacy.run(&application()).await;
+    stage.pair.new.run(copying::WATCH).await;
+    let relay = stage.start().await;
+    let stop = CancellationToken::new();
+    let writers = [0, 1].map(|n| tokio::spawn(change(stage.pair.legacy.pool.clone(), n, stop.clone())));
+
+    let patiently = backfill::Options { patience: DEADLINE, ..backfill::Options::default() };
+    let copied = copying::copy_with(&stage, &patiently).await;
+    assert!(copied.is_whole(), "{copied:?}");
+    for pass in 0..3 {
+        let report = verified(&stage).await;
+        assert_eq!((report.outcome, report.entities[0].differences()), (Outcome::Equal, 0), "{pass}: {report:#?}");
+    }
+
+    // Rows that nobody writes: wrong, lost, one that is in neither table, and one that is in the first alone.
+    let faults =
+        "UPDATE users SET name = 'wrong' WHERE id = 1; DELETE FROM users WHERE id = 3; DELETE FROM gone WHERE id = 3;
+         INSERT INTO users VALUES (9001, 'nobody', 1), (15, 'without a profile', 1)";
+    stage.pair.new.run(faults).await;
+    let report = verified(&stage).await;
+    let of = |kind, key: &str| (kind, key.to_owned());
+    let expected = [
+        of(Kind::MissingInNew, "3"),
+        of(Kind::MissingInLegacy, "15"),
+        of(Kind::MissingInLegacy, "9001"),
+        of(Kind::Differs, "1"),
+    ];
+    assert_eq!(found(&report), expected, "{report:#?}");
+    let wrong = report.differences.iter().find(|of| of.kind == Kind::Differs).unwrap();
+    assert_eq!(verify::report::line(wrong), "users 1 differs: name: legacy \"n1: about 1\", new \"wrong\"");
+    let planned = repaired(&stage, None, false).await.unwrap();
+    assert_eq!((planned.written, planned.deleted, planned.left), (2, 2, 0), "{planned:?}");
+    assert_eq!(found(&verified(&stage).await), expected, "nothing was changed");
+    let done = repaired(&stage, None, true).await.unwrap();
+    assert_eq!((done.written, done.deleted, done.left), (2, 2, 0), "{done:?}");
+    let after = verified(&stage).await;
+    assert_eq!((after.outcome, after.entities[0].differences()), (Outcome::Equal, 0), "{after:#?}");
+
+    stop.cancel();
+    for writer in writers {
+        let changes = writer.await.unwrap();
+        assert!(changes > 100, "the application hardly wrote: {changes} changes");
+    }
+    stage.drained().await;
+    relay.stop().await;
+    assert_eq!(stage.count("failed").await + stage.count("held").await, 0);
+    let last = verified(&stage).await;
+    assert_eq!((last.outcome, last.entities[0].waiting), (Outcome::Equal, 0), "{last:#?}");
+    let join: Vec<(i64, String, i32)> = sqlx::query_as(AssertSqlSafe(format!("{PEOPLE} ORDER BY id")))
+        .fetch_all(&stage.pair.legacy.pool)
+        .await
+        .unwrap();
+    assert_eq!(copying::rows(&stage.pair.new).await, join);
+    let back: i64 = stage.pair.new.value("SELECT count(*) FROM went_back").await;
+    assert_eq!(back, 0, "rows of the new table went back");
 }
 
 /// A join whose key is not unique, and one whose key is NULL where there is nothing to join.
