@@ -191,9 +191,7 @@ fn sort(lane: Lane, rows: Vec<LegacyRow>, open: &OpenAggregates) -> Sorted {
             sorted.left.push(LeftRow { message, ..left(lane, reason) });
         } else if let Some(bringing) = open.pending.get(&id) {
             // Of this very row, or of another one of its aggregate?
-            let brings = bringing
-                .as_ref()
-                .filter(|b| b.key.iter().map(Option::as_deref).eq(key.0.iter().map(|k| Some(k.as_str()))));
+            let brings = bringing.as_ref().filter(|bringing| bringing.brings(&key));
             sorted.left.push(LeftRow { event: brings.map(|b| b.event), ..left(lane, Reason::Pending) });
         } else if let Some(payload) = payload {
             sorted.copy.push(Row { key, aggregate_id: id, payload });

@@ -87,19 +87,21 @@ async fn round(
 }
 
 /// Without those that an event has brought meanwhile: a row that changes all the time has always another one on its way. One whose event
-/// is gone stays: whether it was applied, skipped or lost, to copy the row under its lane's lock is right. `None`: a database was away.
+/// is gone, or is another row's by now (the legacy database has gone back, and gave its id once more), stays: whether it was applied,
+/// skipped or lost, to copy the row under its lane's lock is right. `None`: a database was away.
 async fn not_brought(job: &Job<'_>, rows: Vec<LeftRow>) -> Result<Option<Vec<LeftRow>>, BackfillError> {
     let events: Vec<EventId> = rows.iter().filter_map(|row| row.event).collect();
     if events.is_empty() {
         return Ok(Some(rows));
     }
-    let applied = match job.source.applied(&events).await {
+    let applied = match job.source.applied(&job.legacy, &events, &job.whole).await {
         Ok(applied) => applied,
         Err(error) if is_transient(&error) => return Ok(None),
         Err(error) => return Err(super::legacy(error)),
     };
+    let is_brought = |row: &LeftRow| applied.get(&row.event?).map(|bringing| bringing.brings(&row.key));
     let (brought, rows): (Vec<LeftRow>, Vec<LeftRow>) =
-        rows.into_iter().partition(|row| row.event.is_some_and(|event| applied.contains(&event)));
+        rows.into_iter().partition(|row| is_brought(row).unwrap_or(false));
     let keys: Vec<&RowKey> = brought.iter().map(|row| &row.key).collect();
     match job.target.brought(&job.copy, &keys).await {
         Ok(true) => Ok(Some(rows)),

@@ -7,7 +7,7 @@
 mod key;
 mod queue;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use futures_util::TryStreamExt as _;
 use sqlx::Row;
@@ -95,6 +95,13 @@ pub struct Bringing {
     pub event: EventId,
     /// What its payload has under the names of the key's columns. An aggregate may have several rows: this is whose.
     pub key: Vec<Option<String>>,
+}
+
+impl Bringing {
+    /// Whether it brings the row of this key.
+    pub fn brings(&self, key: &RowKey) -> bool {
+        self.key.iter().map(Option::as_deref).eq(key.0.iter().map(|part| Some(part.as_str())))
+    }
 }
 
 /// An entity's rows, with the statements that read them.
@@ -220,11 +227,22 @@ impl Source {
         }))
     }
 
-    /// Which of these events are seen to be applied. Of one that is gone nobody knows whether it was.
-    pub async fn applied(&self, events: &[EventId]) -> sqlx::Result<HashSet<EventId>> {
+    /// Which of these events are seen to be applied, and of which row each is by now. Of one that is gone nobody knows whether it was.
+    /// `whole`: event types that write the whole row.
+    pub async fn applied(
+        &self,
+        legacy: &Legacy,
+        events: &[EventId],
+        whole: &[String],
+    ) -> sqlx::Result<HashMap<EventId, Bringing>> {
         let sql = self.names.render(include_str!("../../sql/source/applied.sql"));
-        let rows = self.ask("", crate::sql::query(&sql, false).bind(events)).await?;
-        rows.iter().map(|row| row.try_get(0)).collect()
+        let applied = crate::sql::query(&sql, false).bind(events).bind(&legacy.aggregate_type).bind(whole);
+        let rows = self.ask("", applied.bind(&legacy.key)).await?;
+        let bringing = |row: &PgRow| {
+            let event = row.try_get("id")?;
+            Ok((event, Bringing { event, key: row.try_get("key")? }))
+        };
+        rows.iter().map(bringing).collect()
     }
 
     /// About how many rows there are; `None` where nobody knows.

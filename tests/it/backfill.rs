@@ -381,6 +381,24 @@ async fn a_row_whose_event_is_gone_without_having_been_applied_is_copied() {
 }
 
 #[tokio::test]
+async fn a_row_whose_event_was_lost_is_copied_although_another_rows_event_has_its_id() {
+    let stage = copying::stage(pair().await, 10, |_| {}).await;
+    let past = Past::of(&stage.pair.legacy).await;
+    let lost = stage.user(1, "UserUpdated", "n1", 1).await;
+    let copied = copy(&stage).await.copies.remove(0);
+    assert_eq!((copied.rows, copied.pending), (9, 1), "{copied:?}");
+    // The legacy database fails over; from its sequence the next event gets the id of the one that is lost.
+    past.again(&stage.pair.legacy).await;
+    assert_eq!(stage.user(2, "UserUpdated", "n2", 1).await, lost);
+    let relay = stage.start().await;
+    stage.drained().await;
+    relay.stop().await;
+    let summary = copy(&stage).await;
+    assert!(summary.is_whole() && summary.copies[0].rows == 10, "{summary:?}");
+    agree(&stage).await;
+}
+
+#[tokio::test]
 async fn logs_that_differ_are_healed_first_though_no_relay_runs() {
     if !has_failpoints() {
         return;

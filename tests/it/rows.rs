@@ -183,11 +183,12 @@ async fn an_aggregate_is_open_as_long_as_any_event_of_it_is_not_applied() {
     let mut ids = statuses.to_vec();
     ids.push("absent");
     let legacy = source.legacy(&users().made_of(table("users"), "id")).await.unwrap().unwrap();
-    let open = lane.open_aggregates(&legacy, &ids, &["UserUpdated".into()]).await.unwrap();
+    let whole = ["UserUpdated".to_owned()];
+    let open = lane.open_aggregates(&legacy, &ids, &whole).await.unwrap();
     assert_eq!(open.pending.keys().collect::<Vec<_>>(), ["pending"]);
     let bringing = open.pending["pending"].clone().expect("the event that brings it");
     assert_eq!(bringing.key, [Some("seven".to_owned())]);
-    assert!(source.applied(&[bringing.event]).await.unwrap().is_empty());
+    assert!(source.applied(&legacy, &[bringing.event], &whole).await.unwrap().is_empty());
     let waiting: BTreeMap<&str, bool> = open.waiting.iter().map(|(id, first)| (id.as_str(), first.failed)).collect();
     assert_eq!(waiting, [("retry", false), ("held", false), ("failed", true)].into());
     assert!(!open.too_many);
