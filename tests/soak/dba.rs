@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ground::MEND;
 use crate::plan::{Deck, Dice, pause};
+use crate::shop;
 use crate::tally::Tally;
 
 /// Where both databases are, for their superuser.
@@ -19,6 +20,7 @@ pub struct Urls {
 #[derive(Clone, Copy)]
 enum Deed {
     EndSessions,
+    EndApplications,
     CancelStatements,
     LockOutboxRows,
     LockLanes,
@@ -27,9 +29,10 @@ enum Deed {
     SchemaChange,
 }
 
-const DEEDS: [Deed; 8] = [
+const DEEDS: [Deed; 9] = [
     Deed::EndSessions,
     Deed::EndSessions,
+    Deed::EndApplications,
     Deed::CancelStatements,
     Deed::LockOutboxRows,
     Deed::LockLanes,
@@ -90,6 +93,11 @@ async fn does(urls: &Urls, deed: Deed, dice: &mut Dice, over: &CancellationToken
             dba.execute(AssertSqlSafe(sql)).await?;
             "dba: sessions of relays ended"
         }
+        Deed::EndApplications => {
+            let mut dba = PgConnection::connect(&urls.legacy).await?;
+            dba.execute(shop::END_SESSIONS).await?;
+            "dba: sessions of the shop ended"
+        }
         Deed::CancelStatements => {
             for _ in 0..10 {
                 let sql = format!("SELECT count(pg_cancel_backend(pid)) FROM ({relays} AND state = 'active') s");
@@ -113,8 +121,8 @@ async fn does(urls: &Urls, deed: Deed, dice: &mut Dice, over: &CancellationToken
         }
         Deed::LockTable => {
             let table = match on_source {
-                true => dice.pick(&["outbox", "outbox_relay.batch_log"]),
-                false => dice.pick(&["users", "applied", "outbox_relay.batch_log"]),
+                true => dice.pick(&["outbox", "outbox_relay.batch_log", "clients"]),
+                false => dice.pick(&["users", "applied", "outbox_relay.batch_log", "customers"]),
             };
             let mode = dice.pick(&["ACCESS EXCLUSIVE", "SHARE"]);
             dba.execute(AssertSqlSafe(format!("BEGIN; LOCK TABLE {table} IN {mode} MODE"))).await?;

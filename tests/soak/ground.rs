@@ -12,7 +12,7 @@ use outbox_relay::demo::server::{Options, Server};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use crate::plan::Plan;
-use crate::relays;
+use crate::{relays, shop};
 
 /// How many of each kind there are; the first few are hot.
 pub const AGGREGATES: u64 = 80;
@@ -128,17 +128,24 @@ impl Side {
     }
 }
 
-/// The monolith's tables. What it has written stands in `written`, by the same transaction: when the database goes back in time, so
-/// does its memory of what it wrote.
+/// The monolith's tables, and the shop's, which is captured. What the monolith has written stands in `written`, by the same transaction: when the database goes back in time, so
+/// does its memory of what it wrote. The shop may write its own tables, and no outbox.
 const LEGACY: &str = "
     CREATE ROLE relay LOGIN; CREATE ROLE app LOGIN; CREATE ROLE hog LOGIN;
     CREATE TABLE things (kind text, id int, version int NOT NULL DEFAULT 0, name text NOT NULL DEFAULT '', present boolean NOT NULL DEFAULT false,
                          PRIMARY KEY (kind, id));
     CREATE TABLE written (event_id uuid PRIMARY KEY, id bigint NOT NULL, kind text NOT NULL, aggregate text NOT NULL,
-                          event_type text NOT NULL, version int NOT NULL, poison boolean NOT NULL);";
+                          event_type text NOT NULL, version int NOT NULL, poison boolean NOT NULL);
+    CREATE ROLE shop;
+    CREATE TABLE clients (id bigint PRIMARY KEY, first text NOT NULL, last text NOT NULL, version int NOT NULL);
+    CREATE TABLE clients_gone (id bigint PRIMARY KEY, version int NOT NULL);
+    GRANT SELECT, INSERT, UPDATE, DELETE ON clients, clients_gone TO shop;";
 
-/// The new service's tables. `applied` is the oracle: it has no unique constraint. Poison is refused until somebody has cured it.
-const NEW: &str = "
+/// The new service's tables. `applied` is the oracle: it has no unique constraint. Poison is refused until somebody has cured it. A customer
+/// that comes is told when, and watched; whoever sees one go back is as much a part of the database that may fail over.
+const NEW: &str = concat!(
+    include_str!("../watch.sql"),
+    "
     CREATE ROLE relay LOGIN; CREATE ROLE hog LOGIN;
     CREATE TABLE users (id int PRIMARY KEY, name text NOT NULL, version int NOT NULL);
     CREATE TABLE applied (n bigserial, event_id uuid, event bigint, kind text, aggregate text, event_type text, version int);
@@ -149,7 +156,10 @@ const NEW: &str = "
             RAISE EXCEPTION 'poison';
         END IF;
         RETURN true;
-    END $$;";
+    END $$;
+    CREATE TABLE customers (id bigint PRIMARY KEY, name text NOT NULL, version int NOT NULL, came_at timestamptz NOT NULL DEFAULT clock_timestamp());
+    CREATE TRIGGER watch AFTER INSERT OR UPDATE OR DELETE ON customers FOR EACH ROW EXECUTE FUNCTION watch();"
+);
 
 /// Makes whole what schema changes may have left behind, whichever of them a snapshot was taken in the middle of.
 pub const MEND: &str = "
@@ -175,6 +185,8 @@ pub async fn prepare(folder: &Path, plan: &Plan, legacy: &Side, new: &Side) -> a
         "INSERT INTO things (kind, id) SELECT k, i FROM unnest('{{Thing,User,Order}}'::text[]) k, generate_series(1, {AGGREGATES}) i"
     );
     source.execute(AssertSqlSafe(rows)).await?;
+    let clients = format!("INSERT INTO clients SELECT i, 'f' || i, 'l', 1 FROM generate_series(1, {}) i", shop::ROWS);
+    source.execute(AssertSqlSafe(clients)).await?;
     target.execute(NEW).await?;
     target.execute(MEND).await?;
     let config = relays::configure(&folder.join("setup"), plan, &legacy.url(), &new.url())?;
@@ -192,11 +204,12 @@ pub async fn prepare(folder: &Path, plan: &Plan, legacy: &Side, new: &Side) -> a
             connection.execute(AssertSqlSafe(grant.to_owned())).await.context(grant.to_owned())?;
         }
     }
+    say(&["capture", "install"])?;
     say(&["check"])?;
     Ok(())
 }
 
-/// For whoever wants to know why: the relays' files and logs, and both databases as SQL, are copied to a place that stays.
+/// For whoever wants to know why: the relays' and the tools' files and logs, and both databases as SQL, are copied to a place that stays.
 pub fn keep(folder: &Path, sides: &[Side], place: &Path) {
     let copy = || -> anyhow::Result<()> {
         std::fs::create_dir_all(place)?;
@@ -207,7 +220,8 @@ pub fn keep(folder: &Path, sides: &[Side], place: &Path) {
         }
         for entry in std::fs::read_dir(folder)? {
             let path = entry?.path();
-            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("relay-")) {
+            let of = |name: &std::ffi::OsStr| name == "tools" || name.to_string_lossy().starts_with("relay-");
+            if path.file_name().is_some_and(of) {
                 run("cp", &["-r", &path.to_string_lossy(), &place.to_string_lossy()])?;
             }
         }

@@ -4,15 +4,19 @@
 //! run ends by itself, prints what was injected and what the oracle found, and leaves no process and no file, however it ends.
 #![allow(clippy::unwrap_used, clippy::expect_used, unreachable_pub, reason = "a test that cannot go on panics")]
 
+mod captured;
 mod dba;
 mod ground;
 mod operators;
 mod oracle;
 mod plan;
+mod process;
 mod proxy;
 mod relays;
 mod servers;
+mod shop;
 mod tally;
+mod tools;
 mod writers;
 
 use std::collections::BTreeSet;
@@ -37,13 +41,18 @@ use crate::oracle::{Evidence, Verdict, judge};
 use crate::plan::{Dice, Plan, pause};
 use crate::proxy::Proxy;
 use crate::relays::Relay;
+use crate::servers::Lost;
+use crate::shop::Deleted;
 use crate::tally::Tally;
+use crate::tools::Tools;
 use crate::writers::Sent;
 
 /// When for so long nothing more is settled after the last fault, what is left is stuck.
 const STUCK: Duration = Duration::from_secs(120);
 const WRITERS: u16 = 4;
 const OPERATORS: u16 = 2;
+/// So many copies at once, and so many verifications.
+const TOOLS: u16 = 2;
 
 /// Seeds that have found something, each with a shape of its own; `make test` runs each for a short while. 1: a lane that had been quiet
 /// could not be healed, for retention had taken what both databases had last known. 2: a relay that was told to end said that it had
@@ -94,30 +103,38 @@ async fn in_folder(plan: &Plan, tally: &Tally, folder: &Folder, sides: &mut Vec<
     ground::prepare(&folder.path, plan, &legacy, &new).await.context("before anything went wrong")?;
     let urls = Urls { legacy: legacy.url(), new: new.url() };
 
+    // Whoever is started has a configuration, a network, and a folder of its own.
+    let (legacy_side, new_side) = (&legacy, &new);
+    let apart = async |name: String, network: String| -> anyhow::Result<_> {
+        let proxy = |side: &Side| {
+            Proxy::before(side.server.port(), plan.dice(&format!("network {network} {}", side.name)), tally.clone())
+        };
+        let (to_legacy, to_new) = tokio::try_join!(proxy(legacy_side), proxy(new_side))?;
+        let url = |port| format!("postgres://relay@127.0.0.1:{port}/soak");
+        let config = relays::configure(&folder.path.join(name), plan, &url(to_legacy.port), &url(to_new.port))?;
+        Ok((config, to_legacy, to_new))
+    };
     let mut relays = Vec::new();
     for n in 0..plan.instances {
-        let proxy = |side: &Side| {
-            Proxy::before(side.server.port(), plan.dice(&format!("network {n} {}", side.name)), tally.clone())
-        };
-        let (to_legacy, to_new) = tokio::try_join!(proxy(&legacy), proxy(&new))?;
-        let url = |port| format!("postgres://relay@127.0.0.1:{port}/soak");
-        let place = folder.path.join(format!("relay-{n}"));
-        let config = relays::configure(&place, plan, &url(to_legacy.port), &url(to_new.port))?;
+        let (config, to_legacy, to_new) = apart(format!("relay-{n}"), n.to_string()).await?;
         relays.push(Relay::new(config, to_legacy, to_new));
     }
+    let lost = Lost::default();
+    let (config, to_legacy, to_new) = apart("tools".to_owned(), "tools".to_owned()).await?;
+    let tools = Tools::new(config, to_legacy, to_new, urls.clone(), tally.clone(), lost.clone());
     let desk = Desk {
         relays: relays.iter().map(|relay| relay.admin.clone()).collect(),
         urls: urls.clone(),
         tally: tally.clone(),
         long_memory: plan.failovers,
     };
-    let sent = Sent::default();
+    let (sent, deleted) = (Sent::default(), Deleted::default());
 
     let over = CancellationToken::new();
     let mut servers = JoinSet::new();
     for side in [legacy, new] {
         let dice = plan.dice(&format!("server {}", side.name));
-        servers.spawn(servers::happen(side, plan.failovers, dice, tally.clone(), over.clone()));
+        servers.spawn(servers::happen(side, plan.failovers, dice, (tally.clone(), lost.clone()), over.clone()));
     }
     let mut processes = JoinSet::new();
     for (n, relay) in relays.into_iter().enumerate() {
@@ -128,6 +145,14 @@ async fn in_folder(plan: &Plan, tally: &Tally, folder: &Folder, sides: &mut Vec<
     for n in 0..WRITERS {
         let dice = plan.dice(&format!("writer {n}"));
         people.spawn(writers::write(urls.legacy.clone(), dice, sent.clone(), over.clone()));
+    }
+    for n in 0..shop::WRITERS {
+        let (dice, known) = (plan.dice(&format!("shop {n}")), (deleted.clone(), tally.clone()));
+        people.spawn(shop::write(urls.legacy.clone(), n, dice, known, over.clone()));
+    }
+    for n in 0..TOOLS {
+        people.spawn(tools::copy(tools.clone(), plan.dice(&format!("copies {n}")), over.clone()));
+        people.spawn(tools::verify(tools.clone(), plan.dice(&format!("verifications {n}")), over.clone()));
     }
     for n in 0..OPERATORS {
         people.spawn(operators::happen(desk.clone(), plan.dice(&format!("operator {n}")), over.clone()));
@@ -170,6 +195,7 @@ async fn in_folder(plan: &Plan, tally: &Tally, folder: &Folder, sides: &mut Vec<
     }
     let sent = std::mem::take(&mut *sent.lock().unwrap_or_else(PoisonError::into_inner));
     let mut verdict = judge(&Evidence::gather(&urls).await?, &sent);
+    verdict.captured = tools::settle(&tools, &deleted, &mut dice).await.context("the tools, in calm")?;
     if !verdict.is_clean() {
         return Ok(verdict);
     }

@@ -50,13 +50,14 @@ impl Desk {
         tokio::task::spawn_blocking(call).await.ok()?.ok()
     }
 
-    /// An event that failed or waits, and is young enough for the relay to know what came after it. Its id.
+    /// An event that failed or waits, and is young enough for the relay to know what came after it. Its id. None that capture wrote: of
+    /// these none is poison, and whoever skipped one would have to resync its row.
     async fn failing(&self, statuses: &str) -> Option<(i64, uuid::Uuid)> {
         let look = async {
             let mut connection = PgConnection::connect(&self.urls.legacy).await?;
             let sql = format!(
                 "SELECT id, event_id FROM outbox WHERE status IN ({statuses}) AND created_at > now() - interval '15 s'
-                 AND coalesce(last_error, '') NOT LIKE 'overtaken%' AND ({long} OR aggregate_type <> 'Order' AND status <> 'skipped')
+                 AND coalesce(last_error, '') NOT LIKE 'overtaken%' AND aggregate_type <> 'Customer' AND ({long} OR aggregate_type <> 'Order' AND status <> 'skipped')
                  ORDER BY random() LIMIT 1",
                 long = self.long_memory
             );

@@ -9,6 +9,7 @@ use std::fmt;
 use sqlx::{Connection, FromRow, PgConnection};
 use uuid::Uuid;
 
+use crate::captured;
 use crate::dba::Urls;
 
 /// An event that the legacy database has committed; what the outbox says of it, if it is still there.
@@ -69,8 +70,7 @@ impl Evidence {
     pub async fn gather(urls: &Urls) -> sqlx::Result<Evidence> {
         let mut legacy = PgConnection::connect(&urls.legacy).await?;
         let mut new = PgConnection::connect(&urls.new).await?;
-        let divergent =
-            "SELECT event_id, aggregate_type AS kind, aggregate_id AS aggregate FROM outbox_relay.divergent";
+        let divergent = "SELECT event_id, aggregate_type AS kind, aggregate_id AS aggregate FROM outbox_relay.divergent WHERE aggregate_type <> 'Customer'";
         let applied = "SELECT event_id, kind, aggregate, event_type, version FROM applied ORDER BY n";
         let theirs = "SELECT id::text, version, name FROM things WHERE kind = 'User' AND present";
         let table = |rows: Vec<(String, i32, String)>| rows.into_iter().map(|(id, v, name)| (id, (v, name))).collect();
@@ -115,6 +115,8 @@ pub struct Verdict {
     pub unaccounted: Vec<String>,
     /// Events that were refused or failed without being to blame.
     pub blamed: Vec<String>,
+    /// Of the captured table.
+    pub captured: captured::Verdict,
     /// Aggregates that need one more event: order is not promised for them, or their newest event was passed over.
     pub to_resync: BTreeSet<(String, String)>,
 }
@@ -206,7 +208,7 @@ pub fn judge(evidence: &Evidence, sent: &HashSet<Uuid>) -> Verdict {
 }
 
 impl Verdict {
-    fn findings(&self) -> [(&'static str, &Vec<String>); 7] {
+    fn findings(&self) -> [(&'static str, &Vec<String>); 11] {
         [
             ("lost", &self.lost),
             ("doubled", &self.doubled),
@@ -215,6 +217,10 @@ impl Verdict {
             ("torn rows", &self.torn),
             ("unaccounted for", &self.unaccounted),
             ("blamed for nothing", &self.blamed),
+            ("captured rows that went back, or came back", &self.captured.went_back),
+            ("captured rows that are stale, ghosts or missing", &self.captured.differing),
+            ("false alarms, and what a verification did not see", &self.captured.misjudged),
+            ("captured events that were not applied", &self.captured.refused),
         ]
     }
 

@@ -1,24 +1,22 @@
 //! Relays as an operator runs them: processes of the built program, each with a configuration file and a log of its own.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use tokio_util::sync::CancellationToken;
 
 use crate::plan::{DEADLINE, Deck, Dice, Plan, pause};
+use crate::process::{Process, said};
 use crate::proxy::{Dropped, Proxy};
 use crate::tally::Tally;
 
 /// Who the admin API is talked to as.
 pub const TOKEN: &str = "soak-0123456789abcdef";
-/// The documentation says six seconds for what is in flight; the rest is this machine's.
-const SHUTDOWN: Duration = Duration::from_secs(25);
 
 /// The program: `OUTBOX_RELAY_SOAK_PROGRAM`, which `make soak` sets to the release build, or the one built with the tests.
 pub fn program() -> PathBuf {
@@ -38,7 +36,14 @@ SELECT payload->>'id' AS id, payload->>'name' AS name, (payload->>'version')::in
 FROM event
 ";
 
-/// `users` by mapping, and beside it, in the same transaction, the oracle's table, which has no unique constraint.
+/// Of the captured table's rows, whether an event, the copy or a verification brings them here.
+const CUSTOMER: &str = "\
+SELECT payload->>'id' AS id, (payload->>'first') || ' ' || (payload->>'last') AS name, (payload->>'version')::int AS version
+FROM event
+";
+
+/// `users` by mapping, and beside it, in the same transaction, the oracle's table, which has no unique constraint; `customers` are made
+/// of a legacy table that is captured.
 const ENTITIES: &str = r#"
 [[entity]]
 aggregate_type = "User"
@@ -68,6 +73,17 @@ aggregate_type = "Order"
 on_failure = "pass"
 [entity.events]
 Happened = { sql = "handlers/applied.sql" }
+
+[[entity]]
+aggregate_type = "Customer"
+table = "customers"
+key = ["id"]
+mapping = "mappings/customer.sql"
+legacy = { table = "public.clients", key = ["id"] }
+[entity.events]
+CustomerCreated = "upsert"
+CustomerUpdated = "upsert"
+CustomerDeleted = "delete"
 "#;
 
 /// Writes a configuration with its files into a folder; the path of the first.
@@ -75,6 +91,7 @@ pub fn configure(folder: &Path, plan: &Plan, legacy: &str, new: &str) -> std::io
     fs::create_dir_all(folder.join("mappings"))?;
     fs::create_dir_all(folder.join("handlers"))?;
     fs::write(folder.join("mappings/user.sql"), USER)?;
+    fs::write(folder.join("mappings/customer.sql"), CUSTOMER)?;
     fs::write(folder.join("handlers/applied.sql"), APPLIED)?;
     let Plan { lanes, batch, workers, prepared_statements, .. } = plan;
     let (deadline, replica_lag) = (DEADLINE.as_secs(), plan.replica_lag().as_secs());
@@ -85,6 +102,7 @@ pub fn configure(folder: &Path, plan: &Plan, legacy: &str, new: &str) -> std::io
          [relay]\nlanes = {lanes}\nbatch = {batch}\nworkers = {workers}\ndeadline = \"{deadline}s\"\nreplica_lag = \"{replica_lag}s\"\n\
          [retry]\ninitial = \"50ms\"\nmax = \"1s\"\nattempts = 3\n\
          [retention]\nprocessed = \"1s\"\n\
+         [backfill]\nworkers = 4\nlock_time = \"500ms\"\n\
          [admin]\nlisten = \"127.0.0.1:0\"\n{ENTITIES}"
     );
     fs::write(&file, text)?;
@@ -117,7 +135,7 @@ pub struct Relay {
     pub legacy: Proxy,
     pub new: Proxy,
     pub admin: Admin,
-    process: Option<Child>,
+    process: Option<Process>,
     starts: u32,
 }
 
@@ -136,13 +154,13 @@ impl Relay {
 
     pub fn start(&mut self) -> anyhow::Result<()> {
         self.starts += 1;
-        let log = File::create(self.log_file())?;
-        let child = command(&self.config, &["run"]).stdout(Stdio::null()).stderr(log).spawn()?;
-        self.process = Some(child);
+        let mut run = command(&self.config, &["run"]);
+        run.stdout(Stdio::null());
+        self.process = Some(Process::start(run, self.log_file())?);
         let (log, admin) = (self.log_file(), self.admin.clone());
         tokio::spawn(async move {
             for _ in 0..300 {
-                let text = fs::read_to_string(&log).unwrap_or_default();
+                let text = said(&log);
                 let port =
                     text.lines().find(|line| line.contains("the admin API and the page listen")).and_then(|line| {
                         let digits = line.rsplit_once(':')?.1;
@@ -159,8 +177,8 @@ impl Relay {
     }
 
     fn signal(&self, signal: Signal) {
-        if let Some(pid) = self.process.as_ref().and_then(|child| i32::try_from(child.id()).ok()) {
-            let _ = kill(Pid::from_raw(pid), signal);
+        if let Some(process) = &self.process {
+            process.signal(signal);
         }
     }
 
@@ -170,50 +188,33 @@ impl Relay {
 
     pub fn kill(&mut self) {
         self.forget_admin();
-        if let Some(mut child) = self.process.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        self.process = None;
     }
 
     /// As systemd and Kubernetes do it; it must end well, and soon.
     pub async fn terminate(&mut self) -> anyhow::Result<()> {
         self.forget_admin();
-        self.signal(Signal::SIGTERM);
-        let started = Instant::now();
-        let Some(child) = &mut self.process else { return Ok(()) };
-        let status = loop {
-            if let Some(status) = child.try_wait()? {
-                break status;
-            }
-            if started.elapsed() > SHUTDOWN {
-                bail!("a relay that was told to end did not within {SHUTDOWN:?}\n{}", self.log_tail());
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        };
-        self.process = None;
+        let Some(mut process) = self.process.take() else { return Ok(()) };
+        let status = process.ends_when_told(Signal::SIGTERM).await?;
         if !status.success() {
-            bail!("a relay that was told to end did so with {status}\n{}", self.log_tail());
+            bail!("a relay that was told to end did so with {status}\n{}", process.log_tail());
         }
-        self.nothing_odd()
+        process.nothing_odd()
     }
 
     /// That it runs, and has not panicked. A process that ends by itself is a finding, whatever was done to its databases.
     pub fn must_run(&mut self) -> anyhow::Result<()> {
-        let ended: Option<ExitStatus> = match &mut self.process {
-            Some(child) => child.try_wait()?,
-            None => None,
-        };
-        if let Some(status) = ended {
-            bail!("a relay ended by itself: {status}\n{}", self.log_tail());
+        let Some(process) = &mut self.process else { return Ok(()) };
+        if let Some(status) = process.ended()? {
+            bail!("a relay ended by itself: {status}\n{}", process.log_tail());
         }
-        self.nothing_odd()
+        process.nothing_odd()
     }
 
     /// What its processes have told of, by how often.
     pub fn told_of(&self, tally: &Tally) {
         for start in 1..=self.starts {
-            let log = fs::read_to_string(self.folder().join(format!("log-{start}"))).unwrap_or_default();
+            let log = said(&self.folder().join(format!("log-{start}")));
             for line in log.lines() {
                 for (words, what) in TOLD {
                     if line.contains(words) {
@@ -222,26 +223,6 @@ impl Relay {
                 }
             }
         }
-    }
-
-    fn nothing_odd(&self) -> anyhow::Result<()> {
-        let log = fs::read_to_string(self.log_file()).unwrap_or_default();
-        if let Some(line) = log.lines().find(|line| line.contains("panicked at") || line.contains("code=\"bug\"")) {
-            bail!("in a relay's log: {line}\n{}", self.log_tail());
-        }
-        Ok(())
-    }
-
-    fn log_tail(&self) -> String {
-        let log = fs::read_to_string(self.log_file()).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(30)..].join("\n")
-    }
-}
-
-impl Drop for Relay {
-    fn drop(&mut self) {
-        self.kill();
     }
 }
 

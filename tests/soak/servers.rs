@@ -1,5 +1,6 @@
 //! What happens to a server: it is killed, restarted, frozen, full, crowded out, and gone back to what a lagging replica had.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use outbox_relay::demo::server::{Mode, Snapshot};
@@ -37,24 +38,37 @@ struct Replica {
     as_of: Instant,
 }
 
+/// In the last ten of every thirty seconds nothing new happens to either server: what needs both for a while (a copy, a verification) is to
+/// come to an end now and then, beside everything else that goes on.
+const PERIOD: Duration = Duration::from_secs(30);
+const BUSY: Duration = Duration::from_secs(20);
+
+/// What the legacy database has lost: whatever it committed between these times.
+pub type Lost = Arc<Mutex<Vec<(Instant, Instant)>>>;
+
 /// Until it is over; the server is up then, and its disk has room.
 pub async fn happen(
     mut side: Side,
     failovers: bool,
     mut dice: Dice,
-    tally: Tally,
+    (tally, lost): (Tally, Lost),
     over: CancellationToken,
 ) -> anyhow::Result<Side> {
     let mut deck = Deck::of(&FAULTS);
     let mut replicas: Vec<Replica> = Vec::new();
+    let began = Instant::now();
     while !over.is_cancelled() {
         dice.rest(2000, 8000, &over).await;
+        let at = Duration::from_millis(began.elapsed().as_millis() as u64 % PERIOD.as_millis() as u64);
+        if at > BUSY {
+            pause(PERIOD - at, &over).await;
+        }
         let fault = deck.draw(&mut dice);
         if !failovers && matches!(fault, Fault::FailOver) {
             continue;
         }
         if let Fault::FailOver = fault {
-            fail_over(&mut side, &mut replicas, &mut dice, &tally, &over).await?;
+            fail_over(&mut side, &mut replicas, &mut dice, (&tally, &lost), &over).await?;
         } else {
             happens(&mut side, fault, &mut dice, &tally, &over).await?;
         }
@@ -80,7 +94,7 @@ async fn fail_over(
     side: &mut Side,
     replicas: &mut Vec<Replica>,
     dice: &mut Dice,
-    tally: &Tally,
+    (tally, lost): (&Tally, &Lost),
     over: &CancellationToken,
 ) -> anyhow::Result<()> {
     if replicas.last().is_none_or(|replica| replica.as_of.elapsed() > OLDEST_SNAPSHOT) {
@@ -90,6 +104,11 @@ async fn fail_over(
     dice.rest(100, 4000, over).await;
     let young = replicas.iter().filter(|replica| replica.as_of.elapsed() < OLDEST_SNAPSHOT).count();
     let Some(which) = replicas.len().checked_sub(1 + dice.below(young.max(1) as u64) as usize) else { return Ok(()) };
+    if side.name == "legacy" {
+        // It is away already when this time comes.
+        let end = Instant::now() + Duration::from_secs(1);
+        lost.lock().unwrap_or_else(PoisonError::into_inner).push((replicas[which].as_of, end));
+    }
     side.server.go_back_to(&replicas[which].snapshot).await?;
     // What is newer belongs to a history that nobody has any more.
     for replica in replicas.drain(which + 1..) {

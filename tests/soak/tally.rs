@@ -10,7 +10,11 @@ pub struct Tally(Arc<Mutex<BTreeMap<&'static str, u64>>>);
 
 impl Tally {
     pub fn count(&self, what: &'static str) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(what).or_default() += 1;
+        self.add(what, 1);
+    }
+
+    pub fn add(&self, what: &'static str, times: usize) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(what).or_default() += times as u64;
     }
 }
 

@@ -34,10 +34,7 @@ pub async fn write(url: String, mut dice: Dice, sent: Sent, over: CancellationTo
             };
             open.execute(AssertSqlSafe(sql)).await?;
             if look {
-                let sql = "SELECT count(*) FROM outbox WHERE status IN ('pending', 'retry', 'held')";
-                while sqlx::query_scalar::<_, i64>(sql).fetch_one(&mut open).await? > BACKLOG && !over.is_cancelled() {
-                    pause(Duration::from_millis(500), &over).await;
-                }
+                while_much_waits(&mut open, &over).await?;
             }
             Ok::<_, sqlx::Error>(open)
         };
@@ -54,8 +51,17 @@ pub async fn write(url: String, mut dice: Dice, sent: Sent, over: CancellationTo
     Ok(())
 }
 
+/// Until less is to be applied.
+pub async fn while_much_waits(legacy: &mut PgConnection, over: &CancellationToken) -> sqlx::Result<()> {
+    let sql = "SELECT count(*) FROM outbox WHERE status IN ('pending', 'retry', 'held')";
+    while sqlx::query_scalar::<_, i64>(sql).fetch_one(&mut *legacy).await? > BACKLOG && !over.is_cancelled() {
+        pause(Duration::from_millis(500), over).await;
+    }
+    Ok(())
+}
+
 /// As the application's role would be, were it not to be kept out while all connections are taken.
-async fn connect(url: &str) -> sqlx::Result<PgConnection> {
+pub async fn connect(url: &str) -> sqlx::Result<PgConnection> {
     let mut connection = PgConnection::connect(url).await?;
     connection.execute("SET statement_timeout = '20s'; SET idle_in_transaction_session_timeout = '20s'").await?;
     Ok(connection)

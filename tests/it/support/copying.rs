@@ -23,22 +23,11 @@ pub const LEGACY: &str = "
     CREATE TABLE users (id bigint PRIMARY KEY, name text NOT NULL, version int NOT NULL, noise text);
     CREATE TABLE tomb (id bigint PRIMARY KEY, version int NOT NULL);";
 
-/// What the new table must never see: a row that goes back, and one that comes back although it was deleted.
-pub const WATCH: &str = "
-    CREATE TABLE went_back (id bigint, what text, before int, after int);
-    CREATE TABLE gone (id bigint PRIMARY KEY, version int NOT NULL);
-    CREATE FUNCTION watch() RETURNS trigger LANGUAGE plpgsql AS $$
-    BEGIN
-        IF TG_OP = 'UPDATE' AND NEW.version < OLD.version THEN
-            INSERT INTO went_back VALUES (NEW.id, 'an older state', OLD.version, NEW.version);
-        ELSIF TG_OP = 'INSERT' THEN
-            INSERT INTO went_back SELECT id, 'came back', version, NEW.version FROM gone WHERE id = NEW.id AND version >= NEW.version;
-        ELSIF TG_OP = 'DELETE' THEN
-            INSERT INTO gone VALUES (OLD.id, OLD.version) ON CONFLICT (id) DO UPDATE SET version = greatest(gone.version, excluded.version);
-        END IF;
-        RETURN NULL;
-    END $$;
-    CREATE TRIGGER watch AFTER INSERT OR UPDATE OR DELETE ON users FOR EACH ROW EXECUTE FUNCTION watch();";
+/// Watches the new table.
+const WATCH: &str = concat!(
+    include_str!("../../watch.sql"),
+    "CREATE TRIGGER watch AFTER INSERT OR UPDATE OR DELETE ON users FOR EACH ROW EXECUTE FUNCTION watch();"
+);
 
 /// `users` is made of the legacy table, by one mapping.
 pub fn copied(config: &mut Config) {
