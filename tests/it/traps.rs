@@ -475,7 +475,9 @@ async fn a_stopped_crowd_at_the_front_slows_nobody_down() {
     legacy.run("VACUUM ANALYZE outbox").await;
     stage.thing("x", 1).await;
     is_ordered_scan(&stage.explain_look("{}").await, 80);
-    is_ordered_scan(&stage.explain_claim(from, "{User}").await, 80);
+    // Behind the crowd there is one row, which the primary key finds as well.
+    let claim = stage.explain_claim(from, "{User}").await;
+    assert!(claim.buffers < 80 && !claim.text.contains("Seq Scan on outbox"), "{}", claim.text);
     assert!(matches!(stage.step(&shared).await.unwrap(), Outcome::Settled(_)));
     legacy.run("DELETE FROM outbox WHERE status = 'processed'").await;
     beside("100,000 events of a paused type", &stage, &one_lane().await).await;

@@ -24,7 +24,7 @@ pub const LEGACY: &str = "
     CREATE TABLE tomb (id bigint PRIMARY KEY, version int NOT NULL);";
 
 /// Watches the new table.
-const WATCH: &str = concat!(
+pub const WATCH: &str = concat!(
     include_str!("../../watch.sql"),
     "CREATE TRIGGER watch AFTER INSERT OR UPDATE OR DELETE ON users FOR EACH ROW EXECUTE FUNCTION watch();"
 );
