@@ -8,16 +8,16 @@ WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
 # A package of tests only, but one of the workspace: cargo wants to see it.
 COPY tests/model/Cargo.toml tests/model/
-RUN mkdir src && echo 'fn main() {}' > src/main.rs && touch src/lib.rs && cargo build --release --locked --features otlp && rm -r src
+RUN mkdir src && echo 'fn main() {}' > src/main.rs && touch src/lib.rs && cargo build --profile dist --locked --features otlp && rm -r src
 COPY src src
 COPY sql sql
 # The empty sources above may be younger than the real ones, by which cargo goes.
-RUN touch src/main.rs src/lib.rs && cargo build --release --locked --features otlp
+RUN touch src/main.rs src/lib.rs && cargo build --profile dist --locked --features otlp
 
 FROM debian:bookworm-slim
 LABEL org.opencontainers.image.title="outbox-relay" org.opencontainers.image.licenses="Apache-2.0"
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin relay
-COPY --from=build /build/target/release/outbox-relay /usr/local/bin/outbox-relay
+COPY --from=build /build/target/dist/outbox-relay /usr/local/bin/outbox-relay
 COPY LICENSE /usr/share/doc/outbox-relay/LICENSE
 # By number, so that Kubernetes can see that it is not root.
 USER 10001:10001

@@ -43,17 +43,19 @@ soak:
 	OUTBOX_RELAY_MODEL=large OUTBOX_RELAY_MODEL_SECONDS=$(SECONDS) \
 		cargo test --locked --package outbox-relay-model -- --nocapture the_protocol_keeps_its_promises
 
-# make bench CASE=drain,far SIZE=200000 ROUNDS=5; without, all of it at full size, for hours. SECONDS for what is measured by time.
+# make bench CASE=drain,far SIZE=200000 ROUNDS=5; without, all of it at full size, for hours. SECONDS for what is measured by time, PROFILE=dist for
+# the program as it is shipped.
 # The cases copy, verify and capture are of the tools around the relay, SIZE in rows.
 comma := ,
 cases = $(subst $(comma), ,$(CASE))
 tools = $(filter copy verify capture,$(cases))
 relays = $(filter-out copy verify capture,$(cases))
 scale = $(if $(SIZE),--size $(SIZE)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(filter file,$(origin SECONDS)),,--seconds $(SECONDS)) $(ARGS)
+profile = $(if $(PROFILE),--profile $(PROFILE))
 bench:
 	@scripts/setup
-	@test -n "$(tools)" -a -z "$(relays)" || cargo bench --locked --bench beside -- $(relays:%=--case %) $(scale)
-	@test -n "$(relays)" -a -z "$(tools)" || cargo bench --locked --bench migration -- $(tools:%=--case %) $(scale)
+	@test -n "$(tools)" -a -z "$(relays)" || cargo bench --locked $(profile) --bench beside -- $(relays:%=--case %) $(scale)
+	@test -n "$(relays)" -a -z "$(tools)" || cargo bench --locked $(profile) --bench migration -- $(tools:%=--case %) $(scale)
 
 # Every case of it, tiny, and the tools that read whole tables with a tenth of the rows: that each still works, and passes its check.
 smoke:
