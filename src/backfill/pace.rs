@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-/// A chunk never has more rows than this, or a quarter more. A row of some hundred bytes takes some four thousand while it is on its way (as it came, as an event, as a
+/// A chunk never has more rows than this, or a quarter more. A row of some hundred bytes takes some four thousand while it is on its way (as it came, as a row, as a
 /// parameter, as a message), for each worker: what is in memory is chunks, and nothing else of the table.
 const MOST: u32 = 2_000;
 /// The first one has so many.
@@ -58,7 +58,7 @@ impl Pace {
 
     /// Rows for the next chunk.
     pub(super) fn chunk(&self) -> u32 {
-        // Never more than a second's worth, or the pace would be one of rests and rushes.
+        // About a second's worth at most, or the pace would be one of rests and rushes.
         self.change(|state| state.chunk).min(self.per_second.unwrap_or(MOST)).max(1)
     }
 

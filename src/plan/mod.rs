@@ -329,6 +329,10 @@ fn work_out(
             plan.moving.push(moving(key, pairs.collect(), on_new, columns, &mut plan.references));
             continue;
         }
+        // A table that refers to itself stays together, wherever it goes.
+        if key.child == key.parent {
+            continue;
+        }
         plan.crossing.push(crossing(key, fates));
         for (end, of, columns) in children
             .iter()

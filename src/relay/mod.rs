@@ -264,7 +264,7 @@ struct Place {
     isolate: bool,
     /// How often its next batch is halved.
     narrow: u32,
-    /// The last round that it was in left it out, for an event that came meanwhile.
+    /// The last round left it out, for an event that came meanwhile or was locked, and nothing went well there since.
     late: bool,
     /// Until then it is in no round: something was the matter.
     alone_until: Option<Instant>,
@@ -335,7 +335,7 @@ impl Board {
         self.lock().entry(lane).or_default().joins_rounds()
     }
 
-    /// An event came, in a round, that belongs before those that were claimed. Once that is a commit between two statements, and the next round
+    /// An event came, in a round, that belongs before those that were claimed, or is locked by somebody. Once that is a commit between two statements, and the next round
     /// has all of them. Whether it was so in the one before, too: then somebody holds a lock, which is for a batch.
     fn is_late_again(&self, lane: Lane) -> bool {
         std::mem::replace(&mut self.lock().entry(lane).or_default().late, true)

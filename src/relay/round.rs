@@ -3,7 +3,8 @@
 //!
 //! Guarantees what a [`batch`](super::batch) does: each lane is locked, read and settled by itself, and gets an entry of its own in both
 //! logs, so that healing knows no rounds. While one server works, the other does, wherever what it does has no effect yet. Does only what is plain: a lane where anything is the matter
-//! drops out, and where something goes wrong the whole round is undone, before it has taken effect. Both are then left to batches.
+//! drops out, and where something goes wrong the whole round is undone, before it has taken effect. Both are then left to batches, but for a lane that is
+//! only late: the next round has it.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -37,7 +38,7 @@ pub struct Round {
     pub idle: Vec<Lane>,
     /// Something is the matter: to be looked at in a batch of its own.
     pub alone: Vec<Lane>,
-    /// An event came, while others of the lane were claimed, that belongs before them: they are for the next round.
+    /// An event came, while others of the lane were claimed, that belongs before them, or is locked by somebody: they are for the next round.
     pub late: Vec<Lane>,
     /// How long the events' own statements took.
     pub applying: Duration,

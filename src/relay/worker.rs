@@ -112,12 +112,19 @@ async fn make_round(shared: &Shared, board: &Board, lanes: &[Lane]) -> usize {
             place.alone_until = held_up.then(|| Instant::now() + NO_ROUNDS);
         });
     }
-    let (locked, late): (Vec<Lane>, Vec<Lane>) = round.late.into_iter().partition(|lane| board.is_late_again(*lane));
+    // It may have been theirs that took so long.
+    let leave = |lane: &Lane| board.is_late_again(*lane) || held_up;
+    let (locked, late): (Vec<Lane>, Vec<Lane>) = round.late.into_iter().partition(leave);
     late.into_iter().for_each(|lane| board.done(lane, None, |place| place.busy_since = None));
     for lane in round.busy {
         busy(shared, board, lane, Errand::default()).await;
     }
-    round.idle.into_iter().for_each(|lane| board.done(lane, None, |place| place.busy_since = None));
+    round.idle.into_iter().for_each(|lane| {
+        board.done(lane, None, |place| {
+            place.busy_since = None;
+            place.late = false;
+        });
+    });
     let pause = if held_up { NO_ROUNDS } else { ALONE };
     let alone = round.alone.into_iter().chain(locked);
     alone.for_each(|lane| board.done(lane, Some(Errand::default()), without(pause)));
@@ -188,6 +195,7 @@ async fn report(
         give_back(shared, charged).await;
     }
     let free = |place: &mut Place| {
+        place.late = false;
         place.busy_since = None;
         place.isolate = false;
         place.not_before = None;

@@ -96,7 +96,10 @@ const ROWS: &str = "MATERIALIZED (SELECT 0::bigint AS id, '00000000-0000-0000-00
 
 /// A statement whose parameters are [`Rows`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OverRows(Prepared);
+pub struct OverRows {
+    sql: String,
+    file: Option<String>,
+}
 
 impl OverRows {
     /// Runs it.
@@ -106,21 +109,20 @@ impl OverRows {
         rows: &Rows<'_>,
         prepared: bool,
     ) -> sqlx::Result<()> {
-        let query = query(&self.0.sql, prepared).bind(rows.aggregate_type).bind(rows.event_type);
+        let query = query(&self.sql, prepared).bind(rows.aggregate_type).bind(rows.event_type);
         query.bind(&rows.aggregate_ids).bind(&rows.payloads).execute(connection).await.map(drop)
     }
 
     /// The operator's file that it was made of.
     pub fn file(&self) -> Option<&str> {
-        self.0.file.as_deref()
+        self.file.as_deref()
     }
 }
 
 impl Prepared {
     /// The same statement with [`Rows`] for its events.
     pub fn over_rows(&self) -> OverRows {
-        let user_text_at = (self.user_text_at + ROWS.len()).saturating_sub(EVENTS.len());
-        OverRows(Prepared { sql: self.sql.replacen(EVENTS, ROWS, 1), user_text_at, ..self.clone() })
+        OverRows { sql: self.sql.replacen(EVENTS, ROWS, 1), file: self.file.clone() }
     }
 
     /// Runs it; rows affected.

@@ -133,7 +133,8 @@ const JOINED: &str = "
     CREATE TABLE countries (code text PRIMARY KEY);
     CREATE TABLE images (id int PRIMARY KEY);
     CREATE TABLE users (id bigint PRIMARY KEY, country text REFERENCES countries);
-    CREATE TABLE profiles (user_id bigint PRIMARY KEY REFERENCES users ON DELETE CASCADE, avatar int REFERENCES images);
+    CREATE TABLE profiles (user_id bigint PRIMARY KEY REFERENCES users ON DELETE CASCADE, avatar int REFERENCES images,
+        invited_by bigint REFERENCES profiles);
     CREATE VIEW portraits AS SELECT user_id, avatar FROM profiles;
     CREATE TABLE settings (user_id bigint PRIMARY KEY, theme int REFERENCES images);
     CREATE TABLE visits (user_id bigint REFERENCES users, at date) PARTITION BY RANGE (at);
