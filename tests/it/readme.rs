@@ -286,6 +286,7 @@ fn every_command_and_flag_in_the_documentation_exists() {
     // Of other programs that the documentation shows.
     let others = [
         "--release",
+        "--profile",
         "--locked",
         "--build",
         "--detach",
