@@ -188,8 +188,8 @@ pub(super) async fn copy_lane(
     Ok(true)
 }
 
-/// How many of so many rows to take: a chunk or a quarter more, and all parts alike. A page has a chunk for each lane on average, so that half of the lanes have
-/// a few rows more, which would cost them a chunk of their own.
+/// How many of so many rows to take: a chunk or a quarter more, and all parts alike. A page has a chunk for each lane on average, so
+/// that half of the lanes have a few rows more, which would cost them a chunk of their own.
 fn part(left: usize, chunk: usize) -> usize {
     let parts = (left * 4).div_ceil(chunk * 5).max(1);
     left.div_ceil(parts)

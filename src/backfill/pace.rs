@@ -5,8 +5,8 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-/// A chunk never has more rows than this, or a quarter more. A row of some hundred bytes takes some four thousand while it is on its way (as it came, as a row, as a
-/// parameter, as a message), for each worker: what is in memory is chunks, and nothing else of the table.
+/// A chunk never has more rows than this, or a quarter more. A row of some hundred bytes takes some four thousand while it is on its
+/// way (as it came, as a row, as a parameter, as a message), for each worker: what is in memory is chunks, and nothing else of the table.
 const MOST: u32 = 2_000;
 /// The first one has so many.
 const FIRST: u32 = 500;

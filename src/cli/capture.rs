@@ -49,7 +49,7 @@ async fn tell(args: &CaptureArgs, config: &Config, entities: &[&Entity], source:
     Ok(if all.iter().all(|status| status.state == State::Installed) { Exit::Done } else { Exit::Found })
 }
 
-/// One after the other, until one is refused; what was done before that is told all the same.
+/// One after the other, until one is refused, or the database is away; what was done before that is told all the same.
 async fn change(
     args: &CaptureArgs,
     removes: bool,
@@ -60,19 +60,24 @@ async fn change(
     let who = shell(args.reason.as_deref());
     let (mut done, mut ended) = (Vec::new(), Ok(Exit::Done));
     for entity in entities {
-        let changed = match removes {
-            false => capture::install(config, entity, source, &who).await,
-            true => capture::remove(config, entity, source, &who).await,
+        let one = async {
+            let changed = match removes {
+                false => capture::install(config, entity, source, &who).await?,
+                true => capture::remove(config, entity, source, &who).await?,
+            };
+            if args.json {
+                done.push(Done { status: capture::status(config, entity, source).await?, changed });
+            }
+            anyhow::Ok(changed)
         };
-        let changed = match changed {
+        let changed = match one.await {
             Ok(changed) => changed,
             Err(error) => {
-                ended = Err(error.into());
+                ended = Err(error);
                 break;
             }
         };
         if args.json {
-            done.push(Done { status: capture::status(config, entity, source).await?, changed });
             continue;
         }
         let what = match (removes, changed) {

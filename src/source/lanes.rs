@@ -181,7 +181,8 @@ impl SourceLanes {
         Ok(decided.collect())
     }
 
-    /// Reads again what the claim may have missed: the lanes where what was claimed may not just be applied. `stopped`: the types that it left out; `pass`: aggregate types whose failed events hold nobody back.
+    /// Reads again what the claim may have missed: the lanes where what was claimed may not just be applied. `stopped`: the types that
+    /// it left out; `pass`: aggregate types whose failed events hold nobody back.
     pub async fn disturbed(
         &mut self,
         parts: &[Part],
