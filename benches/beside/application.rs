@@ -11,7 +11,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use crate::case::Scale;
 use crate::contender::relay::{Installed, Setup};
-use crate::flow::write_evenly;
+use crate::flow::{NOTHING_ELSE, write_evenly};
 use crate::ground::{Effect, Ground, Load, run};
 use crate::meter;
 use crate::report::{Report, Target, of, rounds, spread, table};
@@ -147,7 +147,7 @@ async fn once(ground: &Ground, way: Way, seconds: u64, relay: &str) -> Result<(f
     let others = match way {
         Way::Beside | Way::Relay | Way::Lingering => {
             let url = pair.legacy.clone();
-            Some(tokio::spawn(async move { write_evenly(&url, EVENTS, seconds, "").await }))
+            Some(tokio::spawn(async move { write_evenly(&url, EVENTS, seconds, NOTHING_ELSE).await }))
         }
         _ => None,
     };

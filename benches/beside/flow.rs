@@ -193,6 +193,7 @@ async fn hold_open(url: &str) -> Result<PgConnection> {
 
 /// What else is done in the transaction of an event: a row that no relay changes, and so tells when it was committed.
 const ALSO_A_CHANGE: &str = "INSERT INTO change VALUES (lastval());";
+pub(crate) const NOTHING_ELSE: &str = "";
 
 /// Events one by one, each in its own transaction, evenly; `also` is done in each. The legacy server writes them by itself, in a few sessions, for
 /// clients on the same cores would take more of them than all that is measured.

@@ -8,7 +8,7 @@ use sqlx::{Connection, Executor, PgConnection, Row};
 
 use crate::case::Scale;
 use crate::contender::relay::{Installed, Setup};
-use crate::flow::write_evenly;
+use crate::flow::{NOTHING_ELSE, write_evenly};
 use crate::ground::{Effect, Ground, in_order, value};
 use crate::report::{Report, Target, of, table};
 
@@ -18,8 +18,6 @@ const RATE: u32 = 1_000;
 const FULL: u64 = 600;
 /// Looks at the sizes, evenly.
 const LOOKS: u64 = 10;
-
-const NOTHING_ELSE: &str = "";
 
 /// How things stand.
 #[derive(Debug, Clone, Copy)]
