@@ -4,7 +4,7 @@
 //! transaction and no half-read answer ever goes back to the pool; the server rolls it back.
 
 use std::borrow::Cow;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgConnection, PgRow, Postgres};
@@ -96,6 +96,22 @@ pub async fn ask(
         let rows = question.fetch_all(session.connection()).await?;
         session.commit().await?;
         Ok(rows)
+    })
+    .await
+}
+
+/// How long the quickest of a few round trips takes, once there is a connection.
+pub async fn round_trip(pool: &PgPool, deadline: Duration) -> sqlx::Result<Duration> {
+    within(deadline, async {
+        let (mut session, _) = Session::begin(pool, "").await?;
+        let mut quickest = Duration::MAX;
+        for _ in 0..2 {
+            let asked = Instant::now();
+            session.script("SELECT").await?;
+            quickest = quickest.min(asked.elapsed());
+        }
+        session.rollback().await;
+        Ok(quickest)
     })
     .await
 }

@@ -172,7 +172,8 @@ pub(crate) async fn measure(ground: &Ground, scale: Scale, relay: &str) -> Resul
     /// Events of the paused type; a tenth as many aggregates are stuck.
     const FULL: u32 = 1_000_000;
     let size = scale.size.unwrap_or(FULL);
-    let drained = (size / 5).max(1_000);
+    // As many again: what a relay does once when it starts, or when it meets a crowd, is not of the rate.
+    let drained = size.max(1_000);
     let line = |label: String, crowd: Crowd, ratio: Option<f64>| Line {
         label,
         load: Load::of(drained),

@@ -102,6 +102,15 @@ pub(super) async fn leftover_pages(job: &Job<'_>, gate: &Gate<'_>, slots: &Semap
     }
 }
 
+/// Has the pace know how far both databases are; it goes by what it knew if they do not answer.
+async fn measure_the_way(job: &Job<'_>) {
+    if let (Ok(legacy), Ok(new)) = tokio::join!(job.source.round_trip(), job.target.round_trip()) {
+        // The rows and the open events, what is written of them and its savepoint.
+        let checks = u32::from(job.deferred_constraints);
+        job.pace.far(legacy * 2 + new * (2 + checks));
+    }
+}
+
 /// False: it was told to end.
 async fn copy_page(
     job: &Job<'_>,
@@ -111,6 +120,7 @@ async fn copy_page(
     lanes: Lanes,
     done: &HashSet<Lane>,
 ) -> Result<bool, BackfillError> {
+    measure_the_way(job).await;
     let lanes = lanes.into_iter().filter(|(lane, _)| !done.contains(lane));
     let copying = lanes.map(|(lane, keys)| async move {
         let Ok(_slot) = slots.acquire().await else { return Ok(false) };

@@ -44,12 +44,14 @@ pub(super) struct Pace {
 
 struct State {
     chunk: u32,
+    /// How long a chunk waits for answers, however few its rows are.
+    way: Duration,
     free_at: Instant,
 }
 
 impl Pace {
     pub(super) fn new(aim: Duration, per_second: Option<u32>) -> Pace {
-        Pace { aim, per_second, state: Mutex::new(State { chunk: FIRST, free_at: Instant::now() }) }
+        Pace { aim, per_second, state: Mutex::new(State { chunk: FIRST, way: Duration::ZERO, free_at: Instant::now() }) }
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
@@ -62,9 +64,16 @@ impl Pace {
         self.change(|state| state.chunk).min(self.per_second.unwrap_or(MOST)).max(1)
     }
 
-    /// So many rows were read and written in so long: what grows with the rows, without the locks and the commits around it.
-    pub(super) fn learn(&self, rows: u32, worked: Duration) {
+    /// So long of what a chunk is said to take is the way to both databases and back.
+    pub(super) fn far(&self, way: Duration) {
+        self.change(|state| state.way = way);
+    }
+
+    /// So many rows were read and written in so long, without the locks and the commits around it. What does not grow with the rows is
+    /// taken off: fewer of them would not hold a lane any shorter.
+    pub(super) fn learn(&self, rows: u32, took: Duration) {
         self.change(|state| {
+            let worked = took.saturating_sub(state.way);
             // A chunk that was the rest of a page tells little about a full one, unless it took too long.
             if rows >= state.chunk / 2 || worked > self.aim {
                 state.chunk = next_chunk(state.chunk, rows.max(1), worked, self.aim);
@@ -130,6 +139,19 @@ mod tests {
             pace.learn(rows, worked(rows));
         }
         assert!(held[10..].iter().all(|held| *held <= aim * SLOW), "{held:?}");
+    }
+
+    #[test]
+    fn chunks_do_not_shrink_for_a_long_way() {
+        let ms = Duration::from_millis;
+        let pace = Pace::new(ms(50), None);
+        pace.far(ms(400));
+        for _ in 0..50 {
+            let rows = pace.chunk();
+            // Fifty microseconds a row.
+            pace.learn(rows, ms(400) + Duration::from_micros(u64::from(rows) * 50));
+        }
+        assert!((800..1_200).contains(&pace.chunk()), "{}", pace.chunk());
     }
 
     #[test]

@@ -167,6 +167,11 @@ impl Source {
         session::ask(&self.pool, self.limits, settings, question).await
     }
 
+    /// How long a round trip takes.
+    pub async fn round_trip(&self) -> sqlx::Result<Duration> {
+        session::round_trip(&self.pool, self.limits.deadline).await
+    }
+
     /// Lanes with work. `full` scans from the very start, for what lies below the lanes' positions; `due` looks for retries.
     pub async fn look(&self, stopped: &[String], full: bool, due: bool) -> sqlx::Result<Vec<Sighting>> {
         let look = self.query(&self.statements.look).bind(stopped).bind(full).bind(due);

@@ -167,6 +167,11 @@ impl Target {
         session::ask(&self.pool, self.limits, "", question).await
     }
 
+    /// How long a round trip takes.
+    pub async fn round_trip(&self) -> sqlx::Result<Duration> {
+        session::round_trip(&self.pool, self.limits.deadline).await
+    }
+
     /// Whether there are constraints that may be checked as late as the commit.
     pub async fn has_deferrable_constraints(&self) -> sqlx::Result<bool> {
         let rows = self.ask(self.query("SELECT FROM pg_constraint WHERE condeferrable LIMIT 1")).await?;

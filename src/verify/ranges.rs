@@ -63,11 +63,12 @@ impl Pass<'_> {
                 (Ok(legacy), Ok(new)) => {
                     self.legacy_rows += legacy.rows();
                     self.new_rows += new.rows();
-                    if legacy.by != new.by {
-                        self.narrow(range.clone(), legacy.rows().max(new.rows()), suspects).await?;
-                    }
+                    let rows = legacy.rows().max(new.rows());
                     self.adapt(size, began.elapsed());
-                    self.pace(legacy.rows().max(new.rows())).await?;
+                    self.pace(rows).await?;
+                    if legacy.by != new.by {
+                        self.narrow(range.clone(), rows, suspects).await?;
+                    }
                     return Ok(Step::On(range.until));
                 }
                 (Err(Trouble::Failed(error)), _) | (_, Err(Trouble::Failed(error))) => return Err(error),
@@ -79,8 +80,8 @@ impl Pass<'_> {
                 // The mapping refuses one of its rows: that one is found by halves.
                 (Err(Trouble::Refused(_)), new) => {
                     let rows = new.map_or(*size, |sums| sums.rows()).max(*size);
-                    self.narrow(range.clone(), rows, suspects).await?;
                     self.pace(rows).await?;
+                    self.narrow(range.clone(), rows, suspects).await?;
                     return Ok(Step::On(range.until));
                 }
                 (_, Err(Trouble::Refused(message))) => return Err(VerifyError::Unreadable(message)),
@@ -96,8 +97,8 @@ impl Pass<'_> {
         }
     }
 
-    /// A range that differs: halved while it is large, then told key by key.
-    async fn narrow(&self, range: Range, rows: u64, suspects: &mut Vec<Suspect>) -> Result<(), VerifyError> {
+    /// A range that differs: halved while it is large, then told key by key. All of that is read once more, and counts as read.
+    async fn narrow(&mut self, range: Range, rows: u64, suspects: &mut Vec<Suspect>) -> Result<(), VerifyError> {
         let mut ranges = vec![(range, rows)];
         while let Some((range, rows)) = ranges.pop() {
             self.is_told_to_stop()?;
@@ -106,6 +107,7 @@ impl Pass<'_> {
             {
                 for half in [lower, upper] {
                     let (legacy, new) = tokio::join!(self.legacy_sums(&half, None), self.new_sums(&half, None));
+                    self.pace(rows / 2).await?;
                     match (legacy, new) {
                         (Ok(legacy), Ok(new)) if legacy.by == new.by => {}
                         (Ok(legacy), Ok(new)) => ranges.push((half, legacy.rows().max(new.rows()))),
@@ -116,6 +118,7 @@ impl Pass<'_> {
                 continue;
             }
             self.tell(&range, suspects).await?;
+            self.pace(rows).await?;
         }
         Ok(())
     }

@@ -497,6 +497,24 @@ async fn a_batch_does_not_let_the_source_wait_while_the_target_commits() {
     assert!(quickest < trip * 9, "{quickest:?}");
 }
 
+/// A chunk waits for four answers before it knows how long its rows took, here for longer than a lane is to be held: fewer rows would not
+/// shorten that.
+#[tokio::test]
+async fn a_copy_over_a_long_way_does_not_shrink_its_chunks() {
+    let (mut stage, _, _) = counted(2, Duration::from_millis(100)).await;
+    copying::copied(&mut stage.config);
+    let legacy = "INSERT INTO users SELECT i, 'n' || i, 1 FROM generate_series(1, 6000) i";
+    stage.pair.legacy.run(&format!("{} {legacy}", copying::LEGACY)).await;
+    let summary = copying::copy(&stage).await;
+    assert!(summary.is_whole(), "{summary:?}");
+    let chunks: Vec<i64> = sqlx::query_scalar("SELECT count(*) FROM users GROUP BY xmin::text ORDER BY min(id)")
+        .fetch_all(&stage.pair.new.pool)
+        .await
+        .expect("the new rows");
+    println!("{chunks:?}");
+    assert!(chunks.len() <= 20, "{chunks:?}");
+}
+
 /// From now on a process that starts does not look twice a second at who still writes, with two round trips: where numbers are handed out
 /// ahead it would learn nothing.
 async fn look_at_no_writers(stage: &Stage) {

@@ -672,6 +672,17 @@ async fn a_verification_never_reads_more_rows_than_its_rate_allows_since_it_bega
 }
 
 #[tokio::test]
+async fn what_is_read_again_to_find_a_difference_counts_towards_the_rate() {
+    let stage = stage_of(4_000).await;
+    stage.pair.new.run("UPDATE users SET name = 'wrong' WHERE id = 2500").await;
+    let report = verify_with(&stage, Options { rate: Some(5_000), ..Options::default() }).await;
+    assert_eq!(found(&report), [(Kind::Differs, "2500".to_owned())]);
+    // All of them, its two halves, and the rows of one of those: 10,000.
+    let took = report.entities[0].seconds;
+    assert!(took >= 1.9, "{took} s");
+}
+
+#[tokio::test]
 async fn the_program_exits_0_if_both_are_equal_1_if_they_differ_and_2_if_it_could_not_tell_and_says_what_to_do() {
     let mut stage = stage_of(300).await;
     let folder = folder_of(&stage, "");
