@@ -7,6 +7,9 @@ ARGS ?=
 SECONDS ?= 600
 SEED := $(or $(SEED),$(shell date +%s))
 
+# Most tests wait for a server or a process rather than compute.
+export RUST_TEST_THREADS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
+
 .PHONY: build demo test model soak bench smoke lint sbom
 
 build:

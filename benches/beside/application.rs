@@ -22,7 +22,6 @@ const CLIENTS: u32 = 8;
 const ACCOUNTS: i64 = 100_000;
 /// What a relay's part is measured beside.
 const WITHOUT: usize = 3;
-const LINGER: &str = "linger = \"50ms\"\n";
 /// Events a second, from others, while the relay's part is measured.
 const EVENTS: u32 = 1_000;
 
@@ -38,23 +37,24 @@ enum Way {
     Beside,
     /// and a relay carries them over
     Relay,
-    /// and one that lingers
-    Lingering,
+    /// and one that lingers for so long
+    Lingering(&'static str),
 }
 
 impl Way {
     fn has_relay(self) -> bool {
-        matches!(self, Way::Relay | Way::Lingering)
+        matches!(self, Way::Relay | Way::Lingering(_))
     }
 }
 
-const LINES: [(&str, Way); 6] = [
+const LINES: [(&str, Way); 7] = [
     ("two writes a transaction", Way::Alone),
     ("… and an event, no relay", Way::Outbox),
     ("… and an event with a `NOTIFY`, no relay", Way::Notify),
     ("two writes, while others write 1,000 events/s, no relay", Way::Beside),
     ("… and a relay carries them over", Way::Relay),
-    ("… or one with `linger = \"50ms\"`", Way::Lingering),
+    ("… or one with `linger = \"50ms\"`", Way::Lingering("50ms")),
+    ("… or one with `linger = \"150ms\"`", Way::Lingering("150ms")),
 ];
 
 pub(crate) async fn measure(ground: &Ground, scale: Scale, relay: &str) -> Result<Report> {
@@ -94,7 +94,7 @@ pub(crate) async fn measure(ground: &Ground, scale: Scale, relay: &str) -> Resul
         ]);
     }
     let done = format!(
-        "{CLIENTS} clients, {} each, {}; {}. The relay itself took {} % of a core, the one that lingers {}.",
+        "{CLIENTS} clients, {} each, {}; {}. The relay itself took {} % of a core, those that linger {} and {}.",
         of(seconds, FULL, "seconds"),
         rounds(scale.rounds),
         match kept_apart {
@@ -103,6 +103,7 @@ pub(crate) async fn measure(ground: &Ground, scale: Scale, relay: &str) -> Resul
         },
         spread(spent[WITHOUT + 1].clone()).told(0),
         spread(spent[WITHOUT + 2].clone()).told(0),
+        spread(spent[WITHOUT + 3].clone()).told(0),
     );
     Ok(Report { done, table })
 }
@@ -118,7 +119,10 @@ fn keep_to(cores: &str, pid: u32) -> bool {
 /// Transactions a second; and the share of a core that the relay took, if one ran.
 async fn once(ground: &Ground, way: Way, seconds: u64, relay: &str) -> Result<(f64, Option<f64>)> {
     let pair = ground.pair().await?;
-    let linger = if way == Way::Lingering { LINGER } else { "" };
+    let linger = match way {
+        Way::Lingering(time) => format!("linger = \"{time}\"\n"),
+        _ => String::new(),
+    };
     let setup = Setup { relay: format!("{linger}{relay}"), ..Setup::default() };
     let installed = Installed::new(ground, &pair, Effect::Upsert, &setup).await?;
     run(
@@ -145,7 +149,7 @@ async fn once(ground: &Ground, way: Way, seconds: u64, relay: &str) -> Result<(f
     }
     ground.settled().await?;
     let others = match way {
-        Way::Beside | Way::Relay | Way::Lingering => {
+        Way::Beside | Way::Relay | Way::Lingering(_) => {
             let url = pair.legacy.clone();
             Some(tokio::spawn(async move { write_evenly(&url, EVENTS, seconds, NOTHING_ELSE).await }))
         }

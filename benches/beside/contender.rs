@@ -53,7 +53,9 @@ impl Contender {
             Contender::Relay => relay::drain(ground, &pair, load, setup).await?,
             Contender::Naive => naive::drain(ground, &pair, load).await?,
             Contender::Replication => replication::drain(ground, &pair, load).await?,
-            Contender::Copy => copy::drain(ground, &pair, load, setup.ports).await?,
+            Contender::Copy => {
+                copy::drain(ground, &pair, load, setup.sockets.as_ref().unwrap_or(&ground.sockets)).await?
+            }
         };
         load.check(&pair).await?;
         ground.drop(pair).await?;

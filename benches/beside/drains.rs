@@ -105,14 +105,14 @@ pub(crate) async fn measure(case: Case, ground: &Ground, scale: Scale, relay: &s
     for _ in 0..scale.rounds {
         for (line, drains) in lines.iter().zip(&mut drains) {
             let wires = match line.far {
-                true => Some((
-                    Wire::delaying(ground.legacy.port(), DELAY).await?,
-                    Wire::delaying(ground.new.port(), DELAY).await?,
-                )),
+                true => Some([
+                    Wire::delaying(ground.legacy.port(), &ground.sockets[0], DELAY).await?,
+                    Wire::delaying(ground.new.port(), &ground.sockets[1], DELAY).await?,
+                ]),
                 false => None,
             };
-            let ports = wires.as_ref().map(|(legacy, new)| (legacy.port, new.port));
-            let setup = Setup { ports, ..line.setup.clone() };
+            let sockets = wires.as_ref().map(|wires| wires.each_ref().map(Wire::socket));
+            let setup = Setup { sockets, ..line.setup.clone() };
             let drain = line.who.drain(ground, line.load, &setup).await?;
             told(line.label, &drain);
             drains.push(drain);

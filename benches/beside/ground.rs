@@ -10,9 +10,14 @@ use crate::shared::servers;
 pub(crate) use crate::shared::servers::{run, value};
 
 /// The two servers of a case.
+///
+/// Everybody connects through Unix sockets: sqlx leaves Nagle's algorithm on, and over TCP a client that sends data and then their end, as by COPY,
+/// would wait each time for an acknowledgment that the other side delays by 40 ms.
 pub(crate) struct Ground {
     pub(crate) legacy: Server,
     pub(crate) new: Server,
+    /// The folders of their sockets.
+    pub(crate) sockets: [String; 2],
     runs: std::cell::Cell<u32>,
 }
 
@@ -68,7 +73,9 @@ impl Ground {
         // The second contender needs it, and the others get the same server.
         let logical = [("wal_level", "logical".to_owned()), ("logical_decoding_work_mem", "'256MB'".to_owned())];
         let (legacy, new) = servers::start(&[&logical[..], settings].concat(), safely).await?;
-        Ok(Ground { legacy, new, runs: std::cell::Cell::new(0) })
+        let socket = async |server: &Server| value(&server.url("postgres"), "SHOW data_directory").await;
+        let sockets = [socket(&legacy).await?, socket(&new).await?];
+        Ok(Ground { legacy, new, sockets, runs: std::cell::Cell::new(0) })
     }
 
     /// An empty pair.
@@ -77,16 +84,16 @@ impl Ground {
         let name = format!("run_{}", self.runs.get());
         self.legacy.create_database(&name).await?;
         self.new.create_database(&name).await?;
-        let pair = Pair { legacy: self.legacy.url(&name), new: self.new.url(&name), name };
+        let [legacy, new] = self.addresses(&name, &self.sockets);
+        let pair = Pair { legacy, new, name };
         run(&pair.new, NEW_TABLES).await?;
         Ok(pair)
     }
 
-    /// The pair's addresses; by these ports, when not by the servers' own.
-    pub(crate) fn addresses(&self, pair: &Pair, ports: Option<(u16, u16)>) -> (String, String) {
-        let Some((legacy, new)) = ports else { return (pair.legacy.clone(), pair.new.clone()) };
-        let over = |url: &str, from: u16, to: u16| url.replace(&format!(":{from}/"), &format!(":{to}/"));
-        (over(&pair.legacy, self.legacy.port(), legacy), over(&pair.new, self.new.port(), new))
+    /// The addresses of a pair of databases, by the sockets in these folders.
+    pub(crate) fn addresses(&self, name: &str, sockets: &[String; 2]) -> [String; 2] {
+        let address = |server: &Server, folder: &str| format!("{}?host={folder}", server.url(name));
+        [address(&self.legacy, &sockets[0]), address(&self.new, &sockets[1])]
     }
 
     pub(crate) async fn drop(&self, pair: Pair) -> Result<()> {

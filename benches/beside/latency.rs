@@ -32,11 +32,13 @@ const fn line(label: &'static str, who: Contender, rate: u32, p50: Option<f64>, 
     Line { label, who, rate, p50, p99, relay: "" }
 }
 
-const LINES: [Line; 6] = [
+const LINES: [Line; 8] = [
     line("outbox-relay", Contender::Relay, 1_000, Some(4.0), Some(10.0)),
     line("(c) COPY pipeline by hand", Contender::Copy, 1_000, None, None),
     line("(b) logical replication", Contender::Replication, 1_000, None, None),
     line("outbox-relay", Contender::Relay, 5_000, None, Some(30.0)),
+    line("(c) COPY pipeline by hand", Contender::Copy, 5_000, None, None),
+    line("(b) logical replication", Contender::Replication, 5_000, None, None),
     line("outbox-relay, an event now and then", Contender::Relay, 5, None, None),
     // Whoever is waken looks no sooner than who looks all the time.
     Line {
@@ -98,40 +100,51 @@ pub(crate) async fn idle(ground: &Ground, scale: Scale, relay: &str) -> Result<R
     /// Seconds of waiting.
     const FULL: u64 = 60;
     let seconds = scale.seconds.unwrap_or(FULL);
-    let pair = ground.pair().await?;
-    let setup = Setup { relay: relay.to_owned(), ..Setup::default() };
-    let installed = Installed::new(ground, &pair, Effect::Upsert, &setup).await?;
     let wait = Duration::from_secs(seconds);
-    let (mut alone, mut shares, mut parts) = (Vec::new(), Vec::new(), [const { Vec::new() }; 3]);
+    let mut alone = Vec::new();
+    let lines = [("outbox-relay and both servers", ""), ("… that looks once a second", "poll_max = \"1s\"")];
+    let mut figures: [[Vec<f64>; 4]; 2] = Default::default();
     for _ in 0..scale.rounds {
         // What the servers do anyway, then with a relay that waits.
         let (servers, started) = (ground.cpu()?, Instant::now());
         tokio::time::sleep(wait).await;
         let spent = ground.cpu()?.since(servers);
         alone.push(100.0 * (spent.legacy + spent.new) / started.elapsed().as_secs_f64());
-        let mut process = installed.start(&[])?;
-        tokio::time::sleep(Duration::from_secs(3)).await;
-        let (servers, relay, started) = (ground.cpu()?, meter::process(process.id())?, Instant::now());
-        tokio::time::sleep(wait).await;
-        let (spent, relay) = (ground.cpu()?.since(servers), meter::process(process.id())? - relay);
-        let share = |seconds: f64| 100.0 * seconds / started.elapsed().as_secs_f64();
-        let each = [spent.legacy, spent.new, relay].map(share);
-        shares.push(each.iter().sum());
-        parts.iter_mut().zip(each).for_each(|(all, one)| all.push(one));
-        process.kill()?;
-        process.wait()?;
+        for ((label, more), figures) in lines.iter().zip(&mut figures) {
+            let parts = waits(ground, &format!("{relay}\n{more}"), wait).await?;
+            eprintln!("{label}: {:.2} %", parts.iter().sum::<f64>());
+            let all = [parts.iter().sum(), parts[0], parts[1], parts[2]];
+            figures.iter_mut().zip(all).for_each(|(figures, one)| figures.push(one));
+        }
     }
-    ground.drop(pair).await?;
-    let all = spread(shares);
     let mut table = table(["", "% of a core", "which is to be", "legacy + new + relay"]);
-    let [legacy, new, relay] = parts.map(|part| spread(part).middle);
-    table.add_row([
-        "outbox-relay and both servers".to_owned(),
-        all.told(2),
-        Target::AtMost(1.0).told(all.middle),
-        format!("{legacy:.2} + {new:.2} + {relay:.2}"),
-    ]);
+    for ((label, _), figures) in lines.iter().zip(figures) {
+        let [all, legacy, new, relay] = figures.map(spread);
+        table.add_row([
+            (*label).to_owned(),
+            all.told(2),
+            Target::AtMost(1.0).told(all.middle),
+            format!("{:.2} + {:.2} + {:.2}", legacy.middle, new.middle, relay.middle),
+        ]);
+    }
     table.add_row(["both servers without it".to_owned(), spread(alone).told(2), String::new(), String::new()]);
     let done = format!("{}, {}", of(seconds, FULL, "seconds"), rounds(scale.rounds));
     Ok(Report { done, table })
+}
+
+/// What both servers and a relay take of a core while the relay waits, in percent: legacy, new, relay.
+async fn waits(ground: &Ground, relay: &str, wait: Duration) -> Result<[f64; 3]> {
+    let pair = ground.pair().await?;
+    let setup = Setup { relay: relay.to_owned(), ..Setup::default() };
+    let installed = Installed::new(ground, &pair, Effect::Upsert, &setup).await?;
+    let mut process = installed.start(&[])?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let (servers, relay, started) = (ground.cpu()?, meter::process(process.id())?, Instant::now());
+    tokio::time::sleep(wait).await;
+    let (spent, relay) = (ground.cpu()?.since(servers), meter::process(process.id())? - relay);
+    let elapsed = started.elapsed().as_secs_f64();
+    process.kill()?;
+    process.wait()?;
+    ground.drop(pair).await?;
+    Ok([spent.legacy, spent.new, relay].map(|seconds| 100.0 * seconds / elapsed))
 }

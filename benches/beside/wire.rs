@@ -1,35 +1,41 @@
 //! A wire that is long: what goes over it arrives later, as much as ever at a time.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 /// Leads to a server on this machine for as long as it is kept.
 pub(crate) struct Wire {
-    pub(crate) port: u16,
+    folder: tempfile::TempDir,
     task: JoinHandle<()>,
 }
 
 impl Wire {
-    /// Delays each direction by so much.
-    pub(crate) async fn delaying(port: u16, delay: Duration) -> Result<Wire> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let own = listener.local_addr()?.port();
+    /// To the server with this port and this folder for its socket; delays each direction by so much.
+    pub(crate) async fn delaying(port: u16, socket: &str, delay: Duration) -> Result<Wire> {
+        let name = format!(".s.PGSQL.{port}");
+        let (folder, server) = (tempfile::tempdir()?, Path::new(socket).join(&name));
+        let listener = UnixListener::bind(folder.path().join(&name))?;
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else { continue };
-                let _ = (client.set_nodelay(true), server.set_nodelay(true));
+                let Ok(server) = UnixStream::connect(&server).await else { continue };
                 let (from_client, to_client) = client.into_split();
                 let (from_server, to_server) = server.into_split();
                 tokio::spawn(carry(from_client, to_server, delay));
                 tokio::spawn(carry(from_server, to_client, delay));
             }
         });
-        Ok(Wire { port: own, task })
+        Ok(Wire { folder, task })
+    }
+
+    /// The folder of its socket.
+    pub(crate) fn socket(&self) -> String {
+        self.folder.path().display().to_string()
     }
 }
 

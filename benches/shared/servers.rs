@@ -14,7 +14,8 @@ pub(crate) async fn start(settings: &[(&str, String)], safely: bool) -> Result<(
             .with("shared_buffers", "'1GB'")
             .with("max_wal_size", "'16GB'")
             .with("min_wal_size", "'2GB'")
-            .with("checkpoint_timeout", "'15min'");
+            .with("checkpoint_timeout", "'15min'")
+            .with("unix_socket_directories", "'.'");
         options.password = false;
         options.wal_segment_megabytes = 16;
         settings.iter().fold(options, |options, (name, value)| options.with(name, value))

@@ -200,7 +200,8 @@ struct Rounds {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct LastRound {
-    /// Rounds of late, the last one a quarter of it: one that met a hiccup makes the next one hardly later.
+    /// Rounds of late, the last one a quarter of it, and as twice as long as those before at most: however long one was held up by a hiccup, the
+    /// next one is hardly later.
     took: Duration,
     /// The quickest of late: what rounds take here when the servers have nothing else to do.
     quickest: Duration,
@@ -214,7 +215,7 @@ impl LastRound {
         let Some(took) = took else { return LastRound { flows, ..self } };
         // What was quick once is forgotten, but not before an hour that is busy is over.
         let quickest = if self.quickest.is_zero() { took } else { took.min(self.quickest + self.quickest / FORGET) };
-        let took = if self.took.is_zero() { took } else { (self.took * 3 + took) / 4 };
+        let took = if self.took.is_zero() { took } else { (self.took * 3 + took.min(self.took * 2)) / 4 };
         LastRound { took, quickest, flows }
     }
 
@@ -514,11 +515,12 @@ mod tests {
             // A hiccup, and as ever.
             (&[4, 24], 1),
             (&[4, 9, 8], 1),
+            (&[3, 6, 6, 6, 6, 900], 1),
             // Busy: it was quicker.
-            (&[4, 20, 20, 20, 20, 20], 26),
-            (&[3, 60, 60], 60),
+            (&[4, 20, 20, 20, 20, 20, 20, 20, 20], 29),
+            (&[3, 60, 60, 60, 60, 60, 60, 60, 60], 54),
             // Not any more.
-            (&[4, 20, 20, 20, 20, 20, 4, 4], 1),
+            (&[4, 20, 20, 20, 20, 20, 20, 20, 20, 4, 4, 4], 1),
         ] {
             assert_eq!(rest(rounds), milliseconds, "{rounds:?}");
         }

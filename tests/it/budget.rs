@@ -140,8 +140,8 @@ async fn crowd(legacy: &Database, events: i64) {
     }
 }
 
-/// A million of each (`OUTBOX_RELAY_BUDGET_EVENTS=1000000`) take 27 s of the legacy server's processor time to make, by two hands half as long, so here it is a
-/// fifth of that. What is stated is three tenths more than was found with a million (Postgres 15), the same at each run.
+/// A million of each (`OUTBOX_RELAY_BUDGET_EVENTS=1000000`) take 27 s of the legacy server's processor time to make, by two hands half as long, so by default it is a
+/// fifth of that; what a change must pass has all of it. What is stated is three tenths more than was found with a million (Postgres 15), the same at each run.
 #[tokio::test]
 async fn a_batch_and_a_round_touch_and_write_little_however_much_is_pending_processed_or_dead() {
     let servers = counting_servers().await;

@@ -83,13 +83,13 @@ pub(crate) async fn prepare(pair: &Pair) -> Result<()> {
     run(&pair.legacy, OUTBOX).await
 }
 
-/// `ports` lead to the servers, when not their own.
-pub(super) async fn drain(ground: &Ground, pair: &Pair, load: Load, ports: Option<(u16, u16)>) -> Result<Drain> {
+/// By the sockets in these folders.
+pub(super) async fn drain(ground: &Ground, pair: &Pair, load: Load, sockets: &[String; 2]) -> Result<Drain> {
     prepare(pair).await?;
     load.write(&pair.legacy).await?;
     let before = ground.settled().await?;
     let started = Instant::now();
-    let (legacy, new) = ground.addresses(pair, ports);
+    let [legacy, new] = ground.addresses(&pair.name, sockets);
     let mut pipeline = Pipeline::new(&legacy, &new, load.effect).await?;
     while pipeline.turn().await? > 0 {}
     let took = started.elapsed().max(Duration::from_millis(1));

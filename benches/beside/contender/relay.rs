@@ -20,8 +20,8 @@ pub(crate) struct Setup {
     pub(crate) relay: String,
     /// Lines of further sections.
     pub(crate) more: String,
-    /// Ports that lead to the servers, when not their own.
-    pub(crate) ports: Option<(u16, u16)>,
+    /// Folders of sockets that lead to the servers, when not their own.
+    pub(crate) sockets: Option<[String; 2]>,
     /// How many processes; none is one.
     pub(crate) instances: usize,
 }
@@ -35,7 +35,7 @@ impl Installed {
     pub(crate) async fn new(ground: &Ground, pair: &Pair, effect: Effect, setup: &Setup) -> Result<Installed> {
         let folder = tempfile::tempdir()?;
         let at = folder.path();
-        let (legacy, new) = ground.addresses(pair, setup.ports);
+        let [legacy, new] = ground.addresses(&pair.name, setup.sockets.as_ref().unwrap_or(&ground.sockets));
         let entity = match effect {
             Effect::Upsert => {
                 std::fs::write(at.join("user.sql"), format!("SELECT {TRANSFORM}\nFROM event\n"))?;
@@ -175,6 +175,8 @@ pub(crate) async fn drain_some(
     cpu.client += spent;
     let memory_mb = meter::peak_memory(relay.id()).ok();
     end(relay)?;
+    let settled: i64 = sqlx::query_scalar(settled).fetch_one(&mut legacy).await?;
+    once_in_order(pair, u32::try_from(settled)?).await?;
     Ok(Drain { events, took, cpu, memory_mb })
 }
 

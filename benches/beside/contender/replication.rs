@@ -1,5 +1,6 @@
 //! Postgres' own logical replication of the outbox. On the other side a trigger transforms each row as it comes and keeps the
-//! outbox's row itself out, which is the cheapest that can be done there.
+//! outbox's row itself out, which is the cheapest that can be done there. As durable as the others: a subscription's own default is not to wait for
+//! the log (`synchronous_commit = off`), for it can be sent anew.
 
 use std::time::{Duration, Instant};
 
@@ -38,13 +39,15 @@ pub(crate) async fn subscribe(ground: &Ground, pair: &Pair, effect: Effect) -> R
         ),
     )
     .await?;
-    let address = format!("host=127.0.0.1 port={} user=postgres dbname={}", ground.legacy.port(), pair.name);
+    let address =
+        format!("host={} port={} user=postgres dbname={}", ground.sockets[0], ground.legacy.port(), pair.name);
     run(&pair.legacy, &format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')")).await?;
     run(
         &pair.new,
         &format!(
             "CREATE SUBSCRIPTION {slot} CONNECTION '{address}' PUBLICATION events
-             WITH (create_slot = false, slot_name = '{slot}', copy_data = false, enabled = false, binary = true)"
+             WITH (create_slot = false, slot_name = '{slot}', copy_data = false, enabled = false, binary = true,
+                   synchronous_commit = 'on')"
         ),
     )
     .await
