@@ -35,7 +35,7 @@ use crate::plan;
 use crate::redact::Quoting;
 use crate::retry::Pause;
 use crate::source::{Legacy, Source};
-use crate::target::{Copied, CopyId, OverRows, Progress, Target};
+use crate::target::{Copied, CopyId, LeftRow, OverRows, Progress, Reason, Target};
 
 /// What is to be done.
 #[derive(Debug, Clone)]
@@ -128,6 +128,8 @@ struct Job<'a> {
     statement: OverRows,
     deferred_constraints: bool,
     /// Event types by which the entity's whole row is written, or deleted.
+    /// Its table refers to itself.
+    refers_to_itself: bool,
     whole: Vec<String>,
     /// Aggregate types whose failed events hold nobody back, for healing.
     pass: Vec<String>,
@@ -167,6 +169,12 @@ impl Job<'_> {
     }
 
     fn begun_anew(&self) -> BackfillError {
+    /// Whether it was refused for a row of its own table that is not there (yet): lanes are copied one after the other, and the row that it
+    /// refers to may be in a later one.
+    fn waits_for_its_parent(&self, row: &LeftRow) -> bool {
+        self.refers_to_itself && row.reason == Reason::Refused && row.code.as_deref() == Some("23503")
+    }
+
         BackfillError::BegunAnew { entity: self.entity.name.clone() }
     }
 
@@ -470,6 +478,10 @@ async fn job<'a>(
         return Err(BackfillError::Refused(format!("entity {} has no table to be copied to", entity.name)));
     };
     let copy = target.begin_copy(&entity.name, estimate).await.map_err(tables_of_this_version)?;
+    let refers_to_itself = match &entity.table {
+        Some(table) => target.refers_to_itself(table).await.map_err(new)?,
+        None => false,
+    };
     let before = target.copies().await.map_err(new)?.into_iter().find(|copy| copy.entity == entity.name);
     let limits = &config.backfill;
     let counts = Counts {
@@ -492,6 +504,7 @@ async fn job<'a>(
         statement: statement.over_rows(),
         deferred_constraints: target.has_deferrable_constraints().await.map_err(new)?,
         whole: whole(entity),
+        refers_to_itself,
         pass: config.passing(),
         pace: Pace::new(limits.lock_time, Some(limits.rows_per_second).filter(|rows| *rows > 0)),
         counts,

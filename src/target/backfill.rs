@@ -321,6 +321,13 @@ impl Target {
         let sql = self.render(include_str!("../../sql/target/backfill_agreed.sql"));
         self.ask(self.query(&sql).bind(report.0).bind(entities)).await.map(drop)
     }
+    /// Whether rows of a table may refer to others of it.
+    pub async fn refers_to_itself(&self, table: &TableName) -> sqlx::Result<bool> {
+        let quoted = format!("{}.{}", ident(&table.schema), ident(&table.table));
+        let sql = include_str!("../../sql/target/refers_to_itself.sql");
+        self.ask(query(sql, false).bind(quoted)).await?.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)
+    }
+
 
     /// Notes the sequences that were set at the end of a copy.
     pub async fn note_sequences(&self, copy: &CopyId, sequences: &[String]) -> sqlx::Result<()> {
