@@ -155,6 +155,16 @@ impl LegacyRows {
         }
     }
 
+    /// The aggregate of a row as capture writes it: never NULL.
+    pub(crate) fn aggregate_or_key(&self) -> String {
+        let texts: Vec<String> = self.key.iter().map(|c| format!("relay_row.{}::text", ident(c))).collect();
+        let key = match &texts[..] {
+            [one] => one.clone(),
+            several => format!("ARRAY[{}]::text", several.join(", ")),
+        };
+        format!("coalesce(({})::text, {key})", self.aggregate_id)
+    }
+
     /// What unqualified names refer to: what capture's trigger sees, but for a query, which may name tables of `public`.
     pub(crate) fn search_path(&self) -> &'static str {
         match &self.from {
