@@ -424,6 +424,7 @@ impl Legacy {
             ("compared", self.compared(true, true, None)),
             ("compared_plain", self.compared(true, true, Some("1 AS one".to_owned()))),
             ("columns", include_str!("../../sql/legacy/columns.sql").to_owned()),
+            ("sampled_rows", super::compare::SAMPLED_ROWS.to_owned()),
             ("aggregates", render(include_str!("../../sql/legacy/aggregates.sql"), &self.names)),
         ]);
         all

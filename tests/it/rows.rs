@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::repair::repaired;
 use crate::support::stage::{Stage, file, users};
-use crate::support::{DEADLINE, copying, pair};
+use crate::support::{DEADLINE, copying, eventually, pair};
 use crate::verify::{found, verified, verify_with};
 
 fn table(name: &str) -> TableName {
