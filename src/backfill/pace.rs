@@ -51,7 +51,11 @@ struct State {
 
 impl Pace {
     pub(super) fn new(aim: Duration, per_second: Option<u32>) -> Pace {
-        Pace { aim, per_second, state: Mutex::new(State { chunk: FIRST, way: Duration::ZERO, free_at: Instant::now() }) }
+        Pace {
+            aim,
+            per_second,
+            state: Mutex::new(State { chunk: FIRST, way: Duration::ZERO, free_at: Instant::now() }),
+        }
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
