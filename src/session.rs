@@ -133,6 +133,12 @@ pub fn is_statement_timeout(error: &sqlx::Error) -> bool {
     sqlstate(error).as_deref() == Some("57014")
 }
 
+/// Whether it took too long, by the client's clock or the server's, or waited too long for a lock.
+pub fn is_late(error: &sqlx::Error) -> bool {
+    let given_up = matches!(error, sqlx::Error::Io(why) if why.kind() == std::io::ErrorKind::TimedOut);
+    given_up || is_statement_timeout(error) || is_lock_timeout(error)
+}
+
 /// What the server called its error; `None` if it is not the server's.
 pub fn sqlstate(error: &sqlx::Error) -> Option<Cow<'_, str>> {
     error.as_database_error().and_then(|error| error.code())

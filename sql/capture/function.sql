@@ -1,7 +1,8 @@
 -- Writes the event of one change of one row, in the transaction that changes it and while the row is locked: so the order of ids is
 -- the order of changes. SECURITY DEFINER, because whoever writes the table needs no grant on the outbox for that, and a
 -- write that was allowed yesterday must not fail today; so the search path is pinned, and nobody may attach it elsewhere. The
--- other settings pin what a row reads like as JSON.
+-- other settings pin what a row reads like as JSON. For the same reason {aggregate} is the key's text where the configured
+-- expression gives NULL, which no event can have: events of that row keep their order, and none is lost.
 CREATE OR REPLACE FUNCTION {function}() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp

@@ -171,6 +171,9 @@ struct Sorted {
     again: Vec<RowKey>,
 }
 
+const NO_AGGREGATE: &str =
+    "entity.legacy.aggregate_id gives NULL for it: let it give a text for every row, such as coalesce(…, its key)";
+
 /// What may be copied under this lane's lock, and what may not.
 fn sort(lane: Lane, rows: Vec<LegacyRow>, open: &OpenAggregates) -> Sorted {
     let mut sorted = Sorted::default();
@@ -178,8 +181,7 @@ fn sort(lane: Lane, rows: Vec<LegacyRow>, open: &OpenAggregates) -> Sorted {
         let KeyAt { key, aggregate_id, lane: now } = at;
         let left = |lane, reason| LeftRow { key: key.clone(), lane, reason, event: None, code: None, message: None };
         let (Some(id), Some(now)) = (aggregate_id, now) else {
-            let message = Some("entity.legacy.aggregate_id gives NULL for it".to_owned());
-            sorted.left.push(LeftRow { message, ..left(lane, Reason::Refused) });
+            sorted.left.push(LeftRow { message: Some(NO_AGGREGATE.to_owned()), ..left(lane, Reason::Refused) });
             continue;
         };
         // Its aggregate has changed since its key was read: another lane's lock keeps it apart from its events.

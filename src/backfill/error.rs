@@ -1,6 +1,6 @@
 //! Why a copy cannot go on.
 
-use crate::config::Entity;
+use crate::config::{Entity, TableName};
 use crate::connect::{self, ConnectError};
 use crate::disposition::{self, logged, told};
 use crate::init::Side;
@@ -8,6 +8,7 @@ use crate::job::Ending;
 use crate::mapping::MappingError;
 use crate::plan::PlanError;
 use crate::redact::Quoting;
+use crate::sql::ident;
 
 /// Why it cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -128,5 +129,24 @@ pub(super) fn sequence(entity: &Entity, error: sqlx::Error) -> BackfillError {
          UPDATE on them to the relay's role, then: outbox-relay backfill {0}",
         entity.name,
         told(&error)
+    ))
+}
+
+/// The same, where that took too long again and again.
+pub(super) fn sequence_late(
+    entity: &Entity,
+    table: &TableName,
+    (column, sequence): (&str, &str),
+    error: &sqlx::Error,
+) -> BackfillError {
+    BackfillError::Refused(format!(
+        "entity {}: its rows are copied, but {sequence} could not be set past the highest {column} of {table}: {}. Let whoever holds a lock \
+         of either end; where no index of {table} begins with {column}, all rows are read for it: CREATE INDEX CONCURRENTLY ON {}.{} ({}), or \
+         raise relay.deadline. Then: outbox-relay backfill {0}",
+        entity.name,
+        told(error),
+        ident(&table.schema),
+        ident(&table.table),
+        ident(column)
     ))
 }

@@ -16,7 +16,7 @@ use crate::failpoint::reach;
 use crate::redact::without_values;
 use crate::retry::Pause;
 use crate::source::{KeyQueue, Lanes};
-use crate::target::{Page, Reason};
+use crate::target::{LeftRow, Page, Reason};
 
 /// Keys of a page: as many as all lanes take in a chunk, for every chunk costs a dozen round trips and two commits however few its
 /// rows are. At most so many that the keys of two pages take a few megabytes.
@@ -170,7 +170,11 @@ pub(super) async fn copy_lane(
                 rows += copied.rows;
                 contended = 0;
                 pause.reset();
-                count(job, &copied.left, copied.rows)?;
+                job.counts.rows.fetch_add(copied.rows, Ordering::Relaxed);
+                // What was left out before was counted then.
+                if !left_before {
+                    count(job, &copied.left)?;
+                }
                 continue;
             }
             Ok(Chunk::Busy) => format!("lane {lane} is busy"),
@@ -205,16 +209,25 @@ fn part(left: usize, chunk: usize) -> usize {
     left.div_ceil(parts)
 }
 
-fn count(job: &Job<'_>, left: &[crate::target::LeftRow], rows: u64) -> Result<(), BackfillError> {
-    job.counts.rows.fetch_add(rows, Ordering::Relaxed);
-    let new: Vec<_> = left.iter().filter(|row| row.reason == Reason::Refused).collect();
+/// Gives up where too many were refused. A row that refers to one of its own table is not counted yet: that one may come with a later lane.
+fn count(job: &Job<'_>, left: &[LeftRow]) -> Result<(), BackfillError> {
+    let new: Vec<_> =
+        left.iter().filter(|row| row.reason == Reason::Refused && !job.waits_for_its_parent(row)).collect();
     let refused = job.counts.refused.fetch_add(new.len() as u64, Ordering::Relaxed) + new.len() as u64;
+    match new.last() {
+        Some(last) => at_most(job, refused, last),
+        None => Ok(()),
+    }
+}
+
+/// Gives up if more rows than may be were refused, such as this one.
+pub(super) fn at_most(job: &Job<'_>, refused: u64, such_as: &LeftRow) -> Result<(), BackfillError> {
     let most = job.config.backfill.max_refused;
     if refused <= u64::from(most) {
         return Ok(());
     }
-    let like = new.last().and_then(|row| row.message.as_deref()).unwrap_or_default();
-    let code = new.last().and_then(|row| row.code.as_deref()).unwrap_or_default();
+    let like = such_as.message.as_deref().unwrap_or_default();
+    let code = such_as.code.as_deref().unwrap_or_default();
     let why = |like: &str| {
         format!(
             "entity {}: more than {most} rows were refused (backfill.max_refused), such as: {like}. Mend the mapping or the table, then: \

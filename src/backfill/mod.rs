@@ -14,14 +14,14 @@ mod lanes;
 mod left;
 mod pace;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 pub use self::error::BackfillError;
-use self::error::{legacy, new, sequence, tables_of_this_version};
+use self::error::{legacy, new, sequence, sequence_late, tables_of_this_version};
 use self::gate::Gate;
 pub(crate) use self::gate::PAUSED;
 use self::pace::Pace;
@@ -34,8 +34,9 @@ use crate::mapping;
 use crate::plan;
 use crate::redact::Quoting;
 use crate::retry::Pause;
+use crate::session::is_late;
 use crate::source::{Legacy, Source};
-use crate::target::{Copied, CopyId, OverRows, Progress, Target};
+use crate::target::{Copied, CopyId, LeftRow, OverRows, Progress, Reason, Target};
 
 /// What is to be done.
 #[derive(Debug, Clone)]
@@ -127,6 +128,8 @@ struct Job<'a> {
     legacy: Legacy,
     statement: OverRows,
     deferred_constraints: bool,
+    /// Its table refers to itself.
+    refers_to_itself: bool,
     /// Event types by which the entity's whole row is written, or deleted.
     whole: Vec<String>,
     /// Aggregate types whose failed events hold nobody back, for healing.
@@ -164,6 +167,12 @@ impl Job<'_> {
             |said: String| format!("entity {}{place}: {said}: mend it, then: outbox-relay backfill", self.entity.name);
         let code = crate::job::code(Some(error));
         BackfillError::Rows { code, message: of(told(error)), logged: of(logged(error)) }
+    }
+
+    /// Whether it was refused for a row of its own table that is not there (yet): lanes are copied one after the other, and the row that it
+    /// refers to may be in a later one.
+    fn waits_for_its_parent(&self, row: &LeftRow) -> bool {
+        self.refers_to_itself && row.reason == Reason::Refused && row.code.as_deref() == Some("23503")
     }
 
     fn begun_anew(&self) -> BackfillError {
@@ -469,6 +478,10 @@ async fn job<'a>(
     let Some(statement) = statement else {
         return Err(BackfillError::Refused(format!("entity {} has no table to be copied to", entity.name)));
     };
+    let refers_to_itself = match &entity.table {
+        Some(table) => target.refers_to_itself(table).await.map_err(new)?,
+        None => false,
+    };
     let copy = target.begin_copy(&entity.name, estimate).await.map_err(tables_of_this_version)?;
     let before = target.copies().await.map_err(new)?.into_iter().find(|copy| copy.entity == entity.name);
     let limits = &config.backfill;
@@ -491,6 +504,7 @@ async fn job<'a>(
         legacy: described,
         statement: statement.over_rows(),
         deferred_constraints: target.has_deferrable_constraints().await.map_err(new)?,
+        refers_to_itself,
         whole: whole(entity),
         pass: config.passing(),
         pace: Pace::new(limits.lock_time, Some(limits.rows_per_second).filter(|rows| *rows > 0)),
@@ -519,7 +533,8 @@ async fn copy(job: &Job<'_>, patience: Duration) -> Result<bool, BackfillError> 
             return Ok(false);
         }
         reach("rows_copied");
-        let ended = patiently(job.stop, |why| job.counts.waits_for(Some(why)), || end(job)).await?;
+        let late = AtomicU32::new(0);
+        let ended = patiently(job.stop, |why| job.counts.waits_for(Some(why)), || end(job, &late)).await?;
         Ok(ended.is_some())
     };
     let watch = async {
@@ -534,12 +549,28 @@ async fn copy(job: &Job<'_>, patience: Duration) -> Result<bool, BackfillError> 
     }
 }
 
-/// Sets the sequences, and then notes that it has ended: a copy whose sequences could not be set has not.
-async fn end(job: &Job<'_>) -> Result<(), BackfillError> {
+/// How often what takes too long at the end is tried before that is said.
+const TRIES: u32 = 3;
+
+/// Sets the sequences, and then notes that it has ended: a copy whose sequences could not be set has not. `late`: how often that took too long.
+async fn end(job: &Job<'_>, late: &AtomicU32) -> Result<(), BackfillError> {
     if let Some(table) = &job.entity.table {
-        let raised = job.target.raise_sequences(table).await;
-        let sequences = raised.map_err(|error| sequence(job.entity, error))?;
-        job.target.note_sequences(&job.copy, &sequences).await.map_err(new)?;
+        let mut raised = Vec::new();
+        for (column, name) in job.target.sequences(table).await.map_err(|error| sequence(job.entity, error))? {
+            job.counts
+                .waits_for(Some(format!("the highest {column} of {table} is looked for, past which {name} is set")));
+            match job.target.raise_sequence(table, &column, &name).await {
+                Ok(true) => raised.push(name),
+                Ok(false) => {}
+                // It would be as late the next time, for ever.
+                Err(error) if is_late(&error) && late.fetch_add(1, Ordering::Relaxed) + 1 >= TRIES => {
+                    return Err(sequence_late(job.entity, table, (&column, &name), &error));
+                }
+                Err(error) => return Err(sequence(job.entity, error)),
+            }
+        }
+        job.counts.waits_for(None);
+        job.target.note_sequences(&job.copy, &raised).await.map_err(new)?;
     }
     if job.target.copy_ended(&job.copy).await.map_err(new)? { Ok(()) } else { Err(job.begun_anew()) }
 }

@@ -121,7 +121,7 @@ impl<'a> Capture<'a> {
             ("table_text", self.table.to_string().replace('\'', "''").replace('%', "%%")),
             ("row_trigger", ident(&self.triggers[0])),
             ("truncate_trigger", ident(&self.triggers[1])),
-            ("aggregate", self.rows.aggregate_id.clone()),
+            ("aggregate", self.rows.aggregate_or_key()),
             ("kind", literal(&self.entity.aggregate_type)),
             ("insert", literal(&words.insert)),
             ("update", literal(&words.update)),

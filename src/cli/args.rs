@@ -102,7 +102,7 @@ Examples:
     Map(MapArgs),
     /// Show what the split does to foreign keys, and in which order to fill the new tables; change nothing
     #[command(after_long_help = "\
-Exits 0; with --orphans 1 if rows refer to nothing.
+Exits 0; with --orphans 1 if rows refer to nothing, 2 if there are none but not all could be looked for.
 
 Examples:
   outbox-relay plan

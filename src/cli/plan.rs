@@ -5,7 +5,7 @@ use super::{Exit, output};
 use crate::config::Config;
 use crate::{connect, plan};
 
-/// Prints the plan; with `--orphans` also rows that refer to nothing, and then exits 1 if there are any.
+/// Prints the plan; with `--orphans` also rows that refer to nothing, and then exits 1 if there are any, 2 if not all could be looked for.
 pub(super) async fn command(args: &PlanArgs, config: Config) -> anyhow::Result<Exit> {
     let legacy = connect::source(&config, 2)?;
     let new = connect::target(&config, 2)?;
@@ -18,5 +18,12 @@ pub(super) async fn command(args: &PlanArgs, config: Config) -> anyhow::Result<E
     } else {
         output::print(plan::render(&planned, orphans.as_deref()))?;
     }
-    Ok(if orphans.iter().flatten().any(|of| of.count > 0) { Exit::Found } else { Exit::Done })
+    let any = |is: &dyn Fn(&plan::Orphans) -> bool| orphans.iter().flatten().any(is);
+    Ok(if any(&|of| of.count > 0) {
+        Exit::Found
+    } else if any(&|of| of.skipped.is_some()) {
+        Exit::CouldNotRun
+    } else {
+        Exit::Done
+    })
 }

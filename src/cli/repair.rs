@@ -3,7 +3,7 @@
 use super::args::{ApplyArgs, RepairArgs, ResyncArgs};
 use super::confirm::confirm;
 use super::{Exit, output, shell_user};
-use crate::config::Config;
+use crate::config::{Config, Entity};
 use crate::connect;
 use crate::job::{Kind, Via};
 use crate::map;
@@ -28,13 +28,33 @@ pub(super) async fn repair(args: &RepairArgs, config: Config) -> anyhow::Result<
 
 /// `resync`
 pub(super) async fn resync(args: &ResyncArgs, config: Config) -> anyhow::Result<Exit> {
+    let entity = map::entity(&config, &args.entity)?;
     let wanted = match args.since {
         Some(since) => Wanted::Since(Since { since, until: args.until }),
         None if args.divergent => Wanted::Divergent,
-        None => Wanted::Keys(keys(&args.keys)?),
+        None => Wanted::Keys(keys_of(entity, &args.keys)?),
     };
-    let entity = map::entity(&config, &args.entity)?;
     run(&args.how, &config, Kind::Resync, &Task::Resync(entity, wanted)).await
+}
+
+/// The same, each of as many parts as the legacy key: another one is no row's, and would be resynced without a word.
+fn keys_of(entity: &Entity, given: &[String]) -> anyhow::Result<Vec<RowKey>> {
+    let keys = keys(given)?;
+    // An entity without legacy rows is refused in its own words.
+    let Some(rows) = &entity.legacy else { return Ok(keys) };
+    let parts = rows.key.len();
+    if let Some(other) = keys.iter().find(|key| key.0.len() != parts) {
+        let columns = rows.key.join(", ");
+        let example = rows.key.iter().map(|column| format!("\"{column}\"")).collect::<Vec<_>>().join(",");
+        let remedy = if parts == 1 { "--keys 1,2".to_owned() } else { format!("--keys '[{example}]', with values") };
+        anyhow::bail!(
+            "--keys: the legacy key of {} has {} ({columns}), and {other} has {}: {remedy}",
+            entity.name,
+            several(parts as u64, "part"),
+            other.0.len()
+        );
+    }
+    Ok(keys)
 }
 
 /// A key each, of one part as it stands, of several as a JSON array; a comma within an array does not part keys.

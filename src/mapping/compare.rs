@@ -313,8 +313,12 @@ impl Comparison {
     /// What shipped rows become, with what stands in the table under the same key: `from_key`, `row_key`, `expected`, `found`.
     pub fn look(&self) -> String {
         let keys = self.compared.iter().take(self.entity.key.len());
-        let typed: String =
-            keys.clone().map(|c| format!(", {} AS relay_{}", c.yielded(false), keys_name(&c.name))).collect();
+        // An enum is compared as its word, but found as what it is.
+        let of = |c: &Compared| {
+            let value = c.yielded(false);
+            if c.is_enum { format!("({value})::{}", c.type_name) } else { value }
+        };
+        let typed: String = keys.clone().map(|c| format!(", {} AS relay_{}", of(c), keys_name(&c.name))).collect();
         let same: Vec<String> =
             keys.map(|c| format!("t.{} = m.relay_{}", ident(&c.name), keys_name(&c.name))).collect();
         format!(

@@ -175,7 +175,11 @@ pub(crate) struct Columns {
 
 impl Columns {
     fn has(&self, columns: &[String]) -> bool {
-        columns.iter().all(|column| self.types.iter().any(|(name, _)| name == column))
+        self.first_missing(columns).is_none()
+    }
+
+    fn first_missing<'a>(&self, columns: &'a [String]) -> Option<&'a String> {
+        columns.iter().find(|column| self.type_of(column).is_none())
     }
 
     pub(crate) fn type_of(&self, column: &str) -> Option<&str> {
@@ -306,8 +310,6 @@ fn work_out(
     on_new: &[ForeignKey],
     columns: &[(TableName, Columns)],
 ) -> Plan {
-    let has =
-        |table: &TableName, names: &[String]| columns.iter().any(|(of, columns)| of == table && columns.has(names));
     let by_legacy = |table: &TableName| moves.iter().filter(|m| m.legacy.as_ref() == Some(table)).collect::<Vec<_>>();
     let mut plan = Plan {
         moves: Vec::new(),
@@ -339,9 +341,7 @@ fn work_out(
             .map(|m| (End::Child, m, &key.columns))
             .chain(parents.iter().map(|m| (End::Parent, m, &key.parent_columns)))
         {
-            if !has(&of.new, columns) {
-                continue;
-            }
+            // Where its columns are called otherwise there, whoever looks for orphans says that it cannot.
             let mut reference = key.within(Side::Legacy);
             let moved = (Side::New, of.new.clone(), columns.clone());
             match end {

@@ -137,15 +137,17 @@ async fn of_reference<'a>(
         child: (pool(child.0), quoted(&child.1), &child.2, columns(pool(child.0), &child.1).await?),
         parent: (pool(parent.0), quoted(&parent.1), &parent.2, columns(pool(parent.0), &parent.1).await?),
     };
-    if look.child.3.primary_key.is_empty() {
-        orphans.skipped = Some(format!("{} has no primary key to page by", child.1));
-        return Ok((orphans, None));
-    }
-    if !look.parent.3.has(&parent.2) {
-        orphans.skipped = Some(format!("{} has no such columns", parent.1));
-        return Ok((orphans, None));
-    }
-    Ok((orphans, Some(look)))
+    let lacks = |(side, table, names): &(Side, crate::config::TableName, Vec<String>), of: &Columns| {
+        let missing = of.first_missing(names)?;
+        Some(format!("{table} in the {side} database has no column {missing}"))
+    };
+    let no_key = || {
+        let paged = !look.child.3.primary_key.is_empty();
+        (!paged).then(|| format!("{} in the {} database has no primary key to page by", child.1, child.0))
+    };
+    orphans.skipped = lacks(child, &look.child.3).or_else(|| lacks(parent, &look.parent.3)).or_else(no_key);
+    let can_be = orphans.skipped.is_none();
+    Ok((orphans, can_be.then_some(look)))
 }
 
 struct Page {

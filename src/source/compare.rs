@@ -9,7 +9,7 @@ use super::legacy::key_at;
 use super::{KeyAt, Legacy, LegacyRow, RowKey, Source, SourceLane};
 use crate::config::{Entity, RowsFrom};
 use crate::mapping::compare::{Ask, CANONICAL, Comparison, Hash, PROBE};
-use crate::session::{Session, ask, sqlstate};
+use crate::session::{Session, ask, is_late, sqlstate};
 use crate::sql::{ident, render};
 
 /// `unnest($1::text[]), …`
@@ -155,22 +155,19 @@ impl Source {
         let texts: Vec<String> = of.key.iter().map(|c| format!("relay_row.{}::text", ident(c))).collect();
         let from = match &of.from {
             RowsFrom::Table(table) => {
-                let sql = "SELECT greatest(c.reltuples, 0)::float8 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2";
-                let of_table = crate::sql::query(sql, false).bind(&table.schema).bind(&table.table);
-                let found = self.ask("", of_table).await?;
+                let name = format!("{}.{}", ident(&table.schema), ident(&table.table));
+                let found = self.ask("", crate::sql::query(SAMPLED_ROWS, false).bind(&name)).await?;
                 let tuples: f64 = found.first().map_or(Ok(0.0), |row| row.try_get(0))?;
-                format!(
-                    "{}.{} AS relay_row TABLESAMPLE SYSTEM ({})",
-                    ident(&table.schema),
-                    ident(&table.table),
-                    percentage(tuples, rows)
-                )
+                format!("{name} AS relay_row TABLESAMPLE SYSTEM ({})", percentage(tuples, rows))
             }
             RowsFrom::Query(_) => format!("{} AS relay_row", of.relation()),
         };
         let sql = format!("SELECT ARRAY[{}]::text[] AS key FROM {from} ORDER BY random() LIMIT $1", texts.join(", "));
         let found = crate::sql::query(&sql, false).bind(i64::from(rows));
-        let found = ask(&self.pool, self.limits, &Self::read_only(legacy), found).await?;
+        let found = ask(&self.pool, self.limits, &Self::read_only(legacy), found).await.map_err(|error| {
+            let whole = matches!(of.from, RowsFrom::Query(_)) && is_late(&error);
+            if whole { sampled_whole(self.limits.deadline) } else { error }
+        })?;
         found.iter().map(|row| row.try_get("key").map(RowKey)).collect()
     }
 
@@ -188,6 +185,19 @@ impl Source {
         let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
         Ok((row.try_get("pending")?, row.try_get("stuck")?))
     }
+}
+
+/// On either side, about how many rows a table has.
+pub(crate) const SAMPLED_ROWS: &str = include_str!("../../sql/legacy/sampled_rows.sql");
+
+fn sampled_whole(deadline: std::time::Duration) -> sqlx::Error {
+    sqlx::Error::Io(std::io::Error::new(
+        std::io::ErrorKind::TimedOut,
+        format!(
+            "no answer within {deadline:?}: all rows of a query are read to take a sample of them. Verify without --sample, which reads them a \
+             part at a time; or raise relay.deadline"
+        ),
+    ))
 }
 
 /// Of a table's pages, so that some more than the wanted rows stand on them.

@@ -111,7 +111,7 @@ pub struct Legacy {
     pub aggregate_type: String,
     /// The event type that a copied row has: what capture calls an insert.
     pub event_type: String,
-    /// The type of each column of the key.
+    /// The type of each column of the key, without a length: a key is cast to it, and must not be cut.
     pub key_types: Vec<String>,
     pub(super) key: Vec<String>,
     pub(super) names: Vec<(&'static str, String)>,
@@ -132,7 +132,7 @@ fn names(entity: &Entity, rows: &LegacyRows) -> Vec<(&'static str, String)> {
         ("key_columns", each(&|n, c| format!("relay_row.{c} AS relay_k{n}")).join(", ")),
         ("key_order", each(&|n, _| format!("k.relay_k{n}")).join(", ")),
         ("key_texts", each(&|n, _| format!("k.relay_k{n}::text")).join(", ")),
-        ("key_types", each(&|n, _| format!("pg_typeof(k.relay_k{n})::text")).join(", ")),
+        ("key_types", each(&|n, _| format!("format_type(pg_typeof(k.relay_k{n}), -1)")).join(", ")),
         ("row_texts", each(&|_, c| format!("relay_row.{c}::text")).join(", ")),
         ("key_parts", each(&|n, c| format!("relay_row.{c}::text AS relay_t{n}")).join(", ")),
         ("key_arrays", each(&|n, _| format!("array_agg(k.relay_t{n})")).join(", ")),
@@ -153,6 +153,16 @@ impl LegacyRows {
             RowsFrom::Table(table) => format!("{}.{}", ident(&table.schema), ident(&table.table)),
             RowsFrom::Query(file) => format!("({}\n)", file.text.trim_end().trim_end_matches(';')),
         }
+    }
+
+    /// The aggregate of a row as capture writes it: never NULL.
+    pub(crate) fn aggregate_or_key(&self) -> String {
+        let texts: Vec<String> = self.key.iter().map(|c| format!("relay_row.{}::text", ident(c))).collect();
+        let key = match &texts[..] {
+            [one] => one.clone(),
+            several => format!("ARRAY[{}]::text", several.join(", ")),
+        };
+        format!("coalesce(({})::text, {key})", self.aggregate_id)
     }
 
     /// What unqualified names refer to: what capture's trigger sees, but for a query, which may name tables of `public`.
@@ -414,6 +424,7 @@ impl Legacy {
             ("compared", self.compared(true, true, None)),
             ("compared_plain", self.compared(true, true, Some("1 AS one".to_owned()))),
             ("columns", include_str!("../../sql/legacy/columns.sql").to_owned()),
+            ("sampled_rows", super::compare::SAMPLED_ROWS.to_owned()),
             ("aggregates", render(include_str!("../../sql/legacy/aggregates.sql"), &self.names)),
         ]);
         all

@@ -39,7 +39,7 @@ pub use self::audit::AuditId;
 pub use self::change::Swept;
 pub use self::claim::{Claim, Recheck};
 pub use self::compare::Range;
-pub(crate) use self::compare::percentage;
+pub(crate) use self::compare::{SAMPLED_ROWS, percentage};
 pub use self::heal::{ForgottenBatch, ForgottenEvent, PutBack, Settled};
 pub use self::lane::{Entry, SourceLane};
 pub(crate) use self::lanes::{Disturbed, Known, Part, SourceLanes, lanes_of};

@@ -6,7 +6,6 @@
 //! lane's lock.
 
 use std::collections::HashSet;
-use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -322,37 +321,37 @@ impl Target {
         self.ask(self.query(&sql).bind(report.0).bind(entities)).await.map(drop)
     }
 
+    /// Whether rows of a table may refer to others of it.
+    pub async fn refers_to_itself(&self, table: &TableName) -> sqlx::Result<bool> {
+        let quoted = format!("{}.{}", ident(&table.schema), ident(&table.table));
+        let sql = include_str!("../../sql/target/refers_to_itself.sql");
+        self.ask(query(sql, false).bind(quoted)).await?.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)
+    }
+
     /// Notes the sequences that were set at the end of a copy.
     pub async fn note_sequences(&self, copy: &CopyId, sequences: &[String]) -> sqlx::Result<()> {
         let sql = self.render(include_str!("../../sql/target/backfill_sequences.sql"));
         self.ask(self.query(&sql).bind(&copy.entity).bind(copy.generation).bind(sequences)).await.map(drop)
     }
 
-    /// Sets the sequences behind a table's columns past the highest value there, never back. Gives those that were set.
-    pub async fn raise_sequences(&self, table: &TableName) -> sqlx::Result<Vec<String>> {
+    /// The sequences behind a table's columns: a column and its sequence, each.
+    pub async fn sequences(&self, table: &TableName) -> sqlx::Result<Vec<(String, String)>> {
         let quoted = format!("{}.{}", ident(&table.schema), ident(&table.table));
         let rows = self.ask(query(include_str!("../../sql/target/sequences.sql"), false).bind(&quoted)).await?;
-        let mut raised = Vec::new();
-        for row in &rows {
-            let (column, sequence): (String, String) = (row.try_get("name")?, row.try_get("sequence")?);
-            let (column, name) = (ident(&column), literal(&sequence));
-            // Nothing is set where the sequence is past the highest value already.
-            let sql = format!(
-                "SELECT setval({name}::regclass, m.highest) FROM (SELECT max({column})::bigint AS highest FROM {quoted}) AS m, {sequence} AS s \
-                 WHERE m.highest > s.last_value OR (m.highest = s.last_value AND NOT s.is_called)"
-            );
-            let set = crate::session::ask(
-                &self.pool,
-                crate::session::Limits { deadline: Duration::from_secs(60), ..self.limits },
-                "",
-                query(&sql, false),
-            )
-            .await?;
-            if !set.is_empty() {
-                raised.push(sequence);
-            }
-        }
-        Ok(raised)
+        rows.iter().map(|row| Ok((row.try_get("name")?, row.try_get("sequence")?))).collect()
+    }
+
+    /// Sets a sequence past the highest value of its column, never back. Reads the whole table unless an index begins with the column, and
+    /// so has twice as long as others. False: it was past that already.
+    pub async fn raise_sequence(&self, table: &TableName, column: &str, sequence: &str) -> sqlx::Result<bool> {
+        let quoted = format!("{}.{}", ident(&table.schema), ident(&table.table));
+        let (column, name) = (ident(column), literal(sequence));
+        let sql = format!(
+            "SELECT setval({name}::regclass, m.highest) FROM (SELECT max({column})::bigint AS highest FROM {quoted}) AS m, {sequence} AS s \
+             WHERE m.highest > s.last_value OR (m.highest = s.last_value AND NOT s.is_called)"
+        );
+        let limits = crate::session::Limits { deadline: self.limits.deadline * 2, ..self.limits };
+        Ok(!crate::session::ask(&self.pool, limits, "", query(&sql, false)).await?.is_empty())
     }
 }
 

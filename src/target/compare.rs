@@ -147,9 +147,8 @@ impl Target {
 
     /// Some keys of the table at random.
     pub async fn sample(&self, comparison: &Comparison, rows: u32) -> sqlx::Result<Vec<RowKey>> {
-        let sql = "SELECT greatest(reltuples, 0)::float8 FROM pg_class WHERE oid = $1::regclass";
-        let table = comparison.table_name();
-        let tuples = self.read(query(sql, false).bind(table)).await?;
+        let rows_of = query(crate::source::SAMPLED_ROWS, false).bind(comparison.table_name());
+        let tuples = self.read(rows_of).await?;
         let tuples: f64 = tuples.first().map_or(Ok(0.0), |row| row.try_get(0))?;
         let share = crate::source::percentage(tuples, rows);
         let found = self.read(query(&comparison.sample(), false).bind(i64::from(rows)).bind(share)).await?;

@@ -482,6 +482,78 @@ async fn too_many_refused_rows_end_the_copy_with_the_reason() {
 }
 
 #[tokio::test]
+async fn a_row_that_is_refused_once_more_at_the_end_is_counted_once() {
+    let stage = copying::stage(pair().await, 300, |config| config.backfill.max_refused = 20).await;
+    stage.pair.new.run("ALTER TABLE users ADD CHECK (id NOT BETWEEN 1 AND 15)").await;
+    for _ in 0..2 {
+        let copied = copy(&stage).await.copies.remove(0);
+        assert_eq!((copied.rows, copied.refused), (285, 15), "{copied:?}");
+        assert!(copied.ended_at.is_some(), "{copied:?}");
+    }
+}
+
+/// Users who have a boss, in a new table that knows it.
+async fn with_bosses(rows: u32, boss: &str) -> Stage {
+    let stage = copying::stage(pair().await, rows, |config| {
+        config.relay.lanes = 8;
+        config.backfill.max_refused = 20;
+        let mapping = "SELECT payload->>'id' AS id, payload->>'name' AS name, payload->>'version' AS version, payload->>'boss' AS boss FROM event";
+        config.entities[0].mapping = Some(file("mappings/user.sql", mapping));
+    })
+    .await;
+    stage.pair.new.run("ALTER TABLE users ADD boss bigint REFERENCES users").await;
+    stage.pair.legacy.run(&format!("ALTER TABLE users ADD boss bigint; UPDATE users SET boss = {boss}")).await;
+    stage
+}
+
+#[tokio::test]
+async fn a_tree_in_one_table_is_copied_whole_whichever_lane_comes_first() {
+    // Five below one another, each of them in whichever lane.
+    let stage = with_bosses(3_000, "CASE WHEN id % 6 <> 0 AND id > 0 THEN id - 1 END").await;
+    let summary = copy(&stage).await;
+    assert!(summary.is_whole(), "{summary:?}");
+    agree(&stage).await;
+    let bosses: i64 = stage.pair.new.value("SELECT count(boss) FROM users").await;
+    assert_eq!(bosses, stage.pair.legacy.value::<i64>("SELECT count(boss) FROM users").await);
+}
+
+#[tokio::test]
+async fn rows_whose_parent_is_nowhere_are_refused_once_no_round_brings_any() {
+    let stage = with_bosses(300, "CASE WHEN id % 10 <> 0 AND id > 0 THEN id - 1 END").await;
+    stage.pair.legacy.run("UPDATE users SET boss = 9999 WHERE id = 290; UPDATE users SET boss = id WHERE id = 5").await;
+    let copied = copy(&stage).await.copies.remove(0);
+    // 290 and the four below.
+    assert_eq!((copied.rows, copied.refused, copied.ended_at.is_some()), (295, 5, true), "{copied:?}");
+    // More than may be refused.
+    stage.pair.legacy.run("UPDATE users SET boss = 9999 WHERE id >= 270").await;
+    stage.pair.new.run("DELETE FROM users WHERE id >= 270").await;
+    let anew = Options { restart: true, ..Options::default() };
+    let error = backfill::run(&stage.config, &anew, &|_| {}, &CancellationToken::new()).await.unwrap_err().to_string();
+    assert!(error.contains("more than 20 rows were refused") && error.contains("foreign key"), "{error}");
+}
+
+#[tokio::test]
+async fn a_sequence_that_cannot_be_set_in_time_ends_the_copy_with_what_to_do() {
+    let stage = copying::stage(pair().await, 20, |config| config.relay.deadline = Duration::from_secs(2)).await;
+    stage.pair.new.run("CREATE SEQUENCE users_no; ALTER TABLE users ALTER id SET DEFAULT nextval('users_no')").await;
+    let mut other = PgConnection::connect(&stage.pair.new.url).await.unwrap();
+    other.execute("BEGIN; ALTER SEQUENCE users_no CACHE 5").await.unwrap();
+    let (options, stop) = (Options::default(), CancellationToken::new());
+    let copying = backfill::run(&stage.config, &options, &|_| {}, &stop);
+    let error = tokio::time::timeout(DEADLINE, copying).await.expect("it ends").unwrap_err().to_string();
+    for said in [
+        "public.users_no could not be set past the highest id of public.users",
+        "CREATE INDEX CONCURRENTLY ON \"public\".\"users\" (\"id\")",
+        "outbox-relay backfill users",
+    ] {
+        assert!(error.contains(said), "{said}\n{error}");
+    }
+    other.execute("ROLLBACK").await.unwrap();
+    assert!(copy(&stage).await.is_whole());
+    assert_eq!(stage.pair.new.value::<i64>("SELECT last_value FROM users_no").await, 14);
+}
+
+#[tokio::test]
 async fn two_copies_of_one_entity_share_the_work() {
     let stage = copying::stage(pair().await, 4_000, |config| config.backfill.rows_per_second = 3_000).await;
     let (one, other) = tokio::join!(copy(&stage), copy(&stage));

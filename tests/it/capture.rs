@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use outbox_relay::capture::{self, State};
-use outbox_relay::config::{Action, Capture, DeletePayload, Entity, TableName};
+use outbox_relay::config::{Action, Capture, Config, DeletePayload, Entity, TableName};
 use outbox_relay::connect;
 use outbox_relay::init;
 use outbox_relay::job::Who;
@@ -71,6 +71,53 @@ async fn every_change_of_a_row_is_an_event_and_no_other_statement_is() {
     stage.drained().await;
     relay.stop().await;
     agree(&stage).await;
+}
+
+#[tokio::test]
+async fn a_row_whose_aggregate_is_null_is_written_as_before_and_its_event_has_the_keys_text() {
+    let noise = |config: &mut Config| config.entities[0].legacy.as_mut().unwrap().aggregate_id = "noise".into();
+    let stage = copying::stage(pair().await, 0, noise).await;
+    install(&stage).await;
+    stage
+        .pair
+        .legacy
+        .run(
+            "INSERT INTO users VALUES (7, 'seven', 1, NULL); UPDATE users SET version = 2;
+             UPDATE users SET noise = 'x'; UPDATE users SET noise = NULL, id = 8; DELETE FROM users",
+        )
+        .await;
+    let found: Vec<_> = events(&stage).await.into_iter().map(|(kind, id, _)| format!("{kind} {id}")).collect();
+    let expected =
+        ["UserCreated 7", "UserUpdated 7", "UserUpdated x", "UserDeleted x", "UserCreated 8", "UserDeleted 8"];
+    assert_eq!(found, expected);
+    // A copy, which holds the lane of a row's aggregate, tells of it.
+    stage.pair.legacy.run("INSERT INTO users VALUES (9, 'nine', 1, NULL)").await;
+    let copied = copying::copy(&stage).await.copies.remove(0);
+    assert_eq!((copied.rows, copied.refused), (0, 1), "{copied:?}");
+    let (_, target) = connect::open(&stage.config).await.unwrap();
+    let why = target.left_rows("users", None, 10).await.unwrap().remove(0).message.unwrap();
+    assert!(why.contains("NULL") && why.contains("coalesce"), "{why}");
+}
+
+#[tokio::test]
+async fn what_is_done_to_one_partition_as_a_whole_is_not_captured() {
+    let pair = pair().await;
+    pair.legacy
+        .run(
+            "CREATE TABLE users (id bigint PRIMARY KEY, name text NOT NULL, version int NOT NULL) PARTITION BY RANGE (id);
+             CREATE TABLE users_0 PARTITION OF users FOR VALUES FROM (0) TO (10);
+             CREATE TABLE users_1 PARTITION OF users FOR VALUES FROM (10) TO (20);
+             CREATE TABLE users_2 PARTITION OF users FOR VALUES FROM (20) TO (30);",
+        )
+        .await;
+    let stage = Stage::on(pair, copying::copied).await;
+    install(&stage).await;
+    let legacy = &stage.pair.legacy;
+    legacy.run("INSERT INTO users VALUES (1, 'one', 1), (11, 'eleven', 1), (21, 'more', 1); DELETE FROM users_0").await;
+    assert_eq!(events(&stage).await.len(), 4);
+    assert!(legacy.pool.execute("TRUNCATE users").await.unwrap_err().to_string().contains("is refused"));
+    legacy.run("TRUNCATE users_1; ALTER TABLE users DETACH PARTITION users_2; DROP TABLE users_2").await;
+    assert_eq!(events(&stage).await.len(), 4);
 }
 
 #[tokio::test]

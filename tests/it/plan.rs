@@ -5,8 +5,9 @@ use outbox_relay::init::Choices;
 use outbox_relay::plan::{self, End};
 
 use crate::admin::{Api, tokens};
-use crate::support::pair;
+use crate::support::program::{folder_of, said};
 use crate::support::stage::{Stage, config, file};
+use crate::support::{copying, pair};
 use crate::verify::table;
 
 const LEGACY: &str = "
@@ -122,6 +123,25 @@ async fn orphans_are_found_on_either_side_and_across() {
     assert!(found.iter().all(|o| o.skipped.is_none()), "{found:#?}");
     let text = plan::render(&planned(&stage).await, Some(&found));
     assert!(text.contains("row a refers to -1"), "{text}");
+}
+
+#[tokio::test]
+async fn a_reference_that_could_not_be_looked_at_is_told_and_the_program_exits_2() {
+    let stage = stage().await;
+    stage.pair.new.run("ALTER TABLE users RENAME COLUMN country TO land").await;
+    let found = plan::orphans(&planned(&stage).await, &stage.pair.legacy.pool, &stage.pair.new.pool).await.unwrap();
+    let skipped: Vec<_> =
+        found.iter().filter_map(|of| Some((of.constraint.as_str(), of.skipped.as_deref()?))).collect();
+    assert_eq!(skipped, [("users_country_fkey", "public.users in the new database has no column country")]);
+    let stage = copying::stage(pair().await, 3, |_| {}).await;
+    let folder = folder_of(&stage, "");
+    said(&folder, &["plan", "--orphans"], 0).await;
+    stage.pair.legacy.run("CREATE TABLE visits (user_id bigint REFERENCES users)").await;
+    let told = said(&folder, &["plan", "--orphans"], 2).await;
+    assert!(
+        told.contains("not looked at: public.visits in the legacy database has no primary key to page by"),
+        "{told}"
+    );
 }
 
 /// A query that joins a view, a table of which it takes nothing, and a partitioned one.

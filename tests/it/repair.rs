@@ -9,10 +9,10 @@ use outbox_relay::source::RowKey;
 use outbox_relay::verify::{self, Options, Outcome, VerifyError};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::pair;
 use crate::support::past::Past;
 use crate::support::program::{folder_of, said};
 use crate::support::stage::{Stage, users};
+use crate::support::{copying, pair};
 use crate::verify::{Writers, inject, stage_of, table, verified, verify_with};
 
 /// `None`: the last report.
@@ -233,4 +233,11 @@ async fn a_repair_of_a_verification_that_was_cut_off_says_to_verify_again() {
     let planned = repaired(&stage, None, false).await.unwrap();
     assert!(planned.verify_again && planned.written == 1, "{planned:?}");
     assert!(render(&planned).contains("users: the verification was cut off: verify again afterwards"));
+}
+
+#[tokio::test]
+async fn keys_of_another_number_of_parts_than_the_legacy_key_are_refused_by_the_command() {
+    let stage = copying::stage(pair().await, 3, |_| {}).await;
+    let told = said(&folder_of(&stage, ""), &["resync", "users", "--keys", "[1,2]"], 2).await;
+    assert!(told.contains("the legacy key of users has 1 part (id)") && told.contains("1, 2 has 2"), "{told}");
 }
