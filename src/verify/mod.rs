@@ -73,13 +73,18 @@ pub enum VerifyError {
     #[error("{0}")]
     Lane(#[source] LeaseError),
     /// A lane that is not given back.
-    #[error("lane {0} is held by somebody else all the time")]
+    #[error(
+        "lane {0} is held by somebody else all the time: end what else works on the databases (a copy, a repair, a session left open in a \
+         transaction: outbox-relay status), then run it again"
+    )]
     Busy(Lane),
     /// Even a small chunk takes too long.
     #[error("even a small chunk takes longer than relay.deadline: is there an index on the key?")]
     TooSlow,
     /// The new table's own rows cannot be read.
-    #[error("a row of the new table cannot be read: {0}")]
+    #[error(
+        "a row of the new table cannot be read: {0}: mend or delete that row, or leave the column out ([entity.verify] ignore), then verify again"
+    )]
     Unreadable(String),
     /// Nobody is called so, or has no legacy rows.
     #[error("{0}")]
@@ -612,5 +617,20 @@ impl Verification<'_> {
         let room = report::SHOWN.saturating_sub(self.shown.len());
         self.shown.extend(differences.into_iter().take(room));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_done_says_what_to_do() {
+        for (error, remedy) in [
+            (VerifyError::Busy(Lane(3)), "then run it again"),
+            (VerifyError::Unreadable("x".into()), "[entity.verify] ignore"),
+        ] {
+            assert!(error.to_string().contains(remedy), "{error}");
+        }
     }
 }
