@@ -260,6 +260,11 @@ impl Comparison {
         Some(format!("WITH batch AS (\n{batch}\n), mapped AS ({mapped}) {}", asked(ask, hash, buckets)))
     }
 
+    /// Whether the key is handed through under its own name, whatever stands in it.
+    pub fn keeps_key(&self) -> bool {
+        self.by_column && self.same_key()
+    }
+
     fn same_key(&self) -> bool {
         self.entity.legacy.as_ref().is_some_and(|legacy| legacy.key == self.entity.key)
     }

@@ -13,7 +13,9 @@ use crate::mapping::compare::Comparison;
 use crate::source::{RowKey, SourceLane};
 use crate::target::{Prepared, Repair as Written, TargetLane};
 use crate::verify::report::what;
-use crate::verify::{Difference, Ground, Judgement, Kind, Look, Suspect, VerifyError, passing};
+use crate::verify::{
+    Difference, Ground, Homes, Judgement, Kind, Look, Suspect, VerifyError, hands_all_keys_through, passing,
+};
 
 /// Rows at a time under a lock.
 const ROWS: usize = 100;
@@ -32,16 +34,28 @@ impl Repair<'_> {
         let ground = Ground::of(self.config, self.source, self.target, entity).await?;
         let mapping = self.target.mapping(entity).await.map_err(|error| VerifyError::Mapping(Box::new(error)))?;
         let pass = passing(&self.config.entities);
-        let look = self.look(entity, &ground, &pass, &ground.comparison.columns);
+        let mut look = self.look(entity, &ground, &pass, &ground.comparison.columns);
         let (all, began, before) = (suspects.len(), Instant::now(), repaired.seen());
-        let mut left = suspects;
+        let (mut left, mut asked) = (suspects, false);
         for _ in 0..10 {
             if left.is_empty() {
                 return Ok(());
             }
-            let (by_lane, homeless) = look.by_lane(&left).await?;
-            self.homeless(entity, &look, &homeless, repaired).await?;
-            left = Vec::new();
+            let Homes { by_lane, homeless, unowned } = look.by_lane(&left).await?;
+            let standing = look.standing(&homeless).await?;
+            repaired.right += (homeless.len() - standing.len()) as u64;
+            let (judgement, owned) = look.unowned(&unowned).await?;
+            repaired.right += (unowned.len() - owned.len()).saturating_sub(judgement.unequal.len()) as u64;
+            self.note(entity, &judgement, repaired);
+            left = owned;
+            if !asked && standing.iter().any(|suspect| suspect.from.is_some()) {
+                asked = true;
+                look.through =
+                    hands_all_keys_through(self.config, (self.source, self.target), entity, self.stop).await?;
+                left.extend(standing);
+            } else {
+                self.homeless(entity, &look, &standing, repaired).await?;
+            }
             for (lane, suspects) in by_lane {
                 for some in suspects.chunks(ROWS) {
                     if self.stop.is_cancelled() {
@@ -52,16 +66,16 @@ impl Repair<'_> {
                 }
             }
         }
-        repaired.notes.push(format!(
-            "{}: {} rows changed their aggregate all the time: run it again",
-            entity.name,
-            left.len()
-        ));
+        for suspect in left {
+            let key = suspect.from.or(suspect.key).map_or(Vec::new(), |key| key.0.into_iter().map(Some).collect());
+            let message = Some("its aggregate is another one at every look: run it again".to_owned());
+            repaired.add(Change { entity: entity.name.clone(), action: Action::Waits, key, message });
+        }
         Ok(())
     }
 
-    /// Rows that no legacy row yields, and whose aggregate is not known: fenced, as verification does it, and told; they are deleted only
-    /// if they can be found by their key.
+    /// Rows whose legacy row is gone or not known, and so their aggregate: fenced, as verification does it, and told; they are deleted only
+    /// if no other legacy row can yield them.
     async fn homeless(
         &self,
         entity: &Entity,
@@ -69,24 +83,19 @@ impl Repair<'_> {
         suspects: &[Suspect],
         repaired: &mut Repaired,
     ) -> Result<(), VerifyError> {
-        let by_key = suspects.iter().all(|s| s.from.is_some());
-        for some in suspects.chunks(ROWS) {
-            let judgement = if by_key {
-                look.fenced(some, |keys| look.without_row(keys)).await?
-            } else {
-                let message = "which legacy row it would come from cannot be told from its key: delete it by hand, if verify finds it again";
-                for suspect in some {
-                    let key = suspect.key.clone().map_or(Vec::new(), |k| k.0.into_iter().map(Some).collect());
-                    repaired.add(Change {
-                        entity: entity.name.clone(),
-                        action: Action::Waits,
-                        key,
-                        message: Some(message.to_owned()),
-                    });
-                }
-                continue;
-            };
-            let mut judgement = judgement;
+        let (by_key, by_hand): (Vec<Suspect>, Vec<Suspect>) =
+            suspects.iter().cloned().partition(|suspect| look.through && suspect.from.is_some());
+        for suspect in by_hand {
+            let message = "which legacy row it would come from cannot be told from its key: delete it by hand, if verify finds it again";
+            repaired.add(Change {
+                entity: entity.name.clone(),
+                action: Action::Waits,
+                key: suspect.key.map_or(Vec::new(), |k| k.0.into_iter().map(Some).collect()),
+                message: Some(message.to_owned()),
+            });
+        }
+        for some in by_key.chunks(ROWS) {
+            let mut judgement = look.fenced(some, |keys| look.without_row(keys)).await?;
             if self.apply && !judgement.differences.is_empty() {
                 self.delete_fenced(entity, look, &mut judgement).await?;
             }

@@ -367,8 +367,8 @@ impl Repair<'_> {
         Ok(())
     }
 
-    /// Whether a row of the new table may be taken for its legacy key's, as a sample of the legacy rows shows; else none is deleted for
-    /// want of a legacy row.
+    /// Whether rows of the new table are to be looked for under their legacy keys, as a sample of the legacy rows shows. Before one is
+    /// deleted, all of them are asked.
     async fn hands_keys_through(&self, entity: &Entity, ground: &Ground) -> Result<bool, VerifyError> {
         const SAMPLE: u32 = 200;
         let rows = self.source.legacy_sample(&ground.legacy, entity, SAMPLE).await.map_err(VerifyError::Source)?;
@@ -401,6 +401,7 @@ impl Repair<'_> {
             batch: self.config.relay.batch,
             stop: self.stop,
             without_events: false,
+            through: false,
         }
     }
 

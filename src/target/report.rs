@@ -105,6 +105,12 @@ impl Target {
         self.ask(query(&sql, false).bind(id.0).bind(entities).bind(texts)).await.map(drop)
     }
 
+    /// Forgets what was found of an entity: it is looked at anew.
+    pub async fn forget_differences(&self, id: ReportId, entity: &str) -> sqlx::Result<()> {
+        let sql = self.render(include_str!("../../sql/target/report_forget.sql"));
+        self.ask(query(&sql, false).bind(id.0).bind(entity)).await.map(drop)
+    }
+
     /// Ends a report. What it found equal, no first copy has left out any longer.
     pub async fn end_report(&self, id: ReportId, report: &Report) -> sqlx::Result<()> {
         let sql = self.render(include_str!("../../sql/target/report_end.sql"));

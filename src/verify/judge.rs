@@ -65,6 +65,18 @@ impl Judgement {
             .cloned()
             .collect()
     }
+
+    /// Takes out what is too much under a legacy row that is not there: another one may yield it.
+    pub(crate) fn take_homeless(&mut self, seen: &Seen) -> Vec<Suspect> {
+        let is_homeless = |d: &Difference| {
+            d.kind == Kind::MissingInLegacy && d.legacy_key.as_ref().is_none_or(|from| !seen.there.contains_key(from))
+        };
+        let (homeless, kept) =
+            std::mem::take(&mut self.differences).into_iter().partition::<Vec<_>, _>(|d| is_homeless(d));
+        self.differences = kept;
+        let key = |d: Difference| d.key.into_iter().collect::<Option<Vec<String>>>().map(RowKey);
+        homeless.into_iter().map(|d| Suspect { from: d.legacy_key.clone(), key: key(d) }).collect()
+    }
 }
 
 /// How an entity's values are compared.

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::VerifyError;
 use super::judge::{Judgement, Rule, Seen, Suspect, judge};
-use super::report::Waiting;
+use super::report::{Difference, Kind, UNKNOWN, Waiting};
 use crate::disposition::{self, Disposition, said};
 use crate::event::{Event, Lane};
 use crate::failpoint::reach;
@@ -43,10 +43,22 @@ pub(crate) struct Look<'a> {
     pub(crate) batch: u32,
     pub(crate) stop: &'a CancellationToken,
     pub(crate) without_events: bool,
+    /// Whether it is known of every legacy row that the mapping hands its key through: then a key that no legacy row has is nobody's. Else any
+    /// other row may yield it by now, and it is homeless.
+    pub(crate) through: bool,
 }
 
 /// Keys that stand in new, without a legacy row that would tell their lane.
 pub(crate) type Homeless = Vec<Suspect>;
+
+/// Where suspects are to be looked at.
+#[derive(Debug, Default)]
+pub(crate) struct Homes {
+    pub(crate) by_lane: BTreeMap<Lane, Vec<Suspect>>,
+    pub(crate) homeless: Homeless,
+    /// Their legacy row is there, and its aggregate is NULL: it has no lane.
+    pub(crate) unowned: Vec<Suspect>,
+}
 
 impl Look<'_> {
     /// What these are, by what was seen.
@@ -54,25 +66,75 @@ impl Look<'_> {
         judge(suspects, seen, &self.rule)
     }
 
-    /// Those that still look different, without a lock; most were on their way.
-    pub(crate) async fn unlocked(&self, suspects: &[Suspect]) -> Result<Vec<Suspect>, VerifyError> {
+    /// Those that still look different, without a lock; most were on their way. And whether one of their rows yields another key than its own.
+    pub(crate) async fn unlocked(&self, suspects: &[Suspect]) -> Result<(Vec<Suspect>, bool), VerifyError> {
         let (seen, _) = self.seen_unlocked(suspects).await?;
         let unequal = judge(suspects, &seen, &self.rule).unequal;
-        Ok(suspects.iter().filter(|suspect| unequal.contains(suspect)).cloned().collect())
+        let left = suspects.iter().filter(|suspect| unequal.contains(suspect)).cloned().collect();
+        Ok((left, !seen.looked.iter().all(keeps_key)))
     }
 
-    /// Looked at twice, for rows whose changes emit no events: what is different both times is.
-    pub(crate) async fn twice(&self, suspects: &[Suspect]) -> Result<Judgement, VerifyError> {
-        let first = self.unlocked(suspects).await?;
+    /// Looked at twice, for rows whose changes emit no events: what is different both times is. Of these, given back: the keys that another
+    /// legacy row may yield.
+    pub(crate) async fn twice(&self, suspects: &[Suspect]) -> Result<(Judgement, Homeless, bool), VerifyError> {
+        let (first, moved) = self.unlocked(suspects).await?;
         if first.is_empty() {
-            return Ok(Judgement::default());
+            return Ok((Judgement::default(), Vec::new(), moved));
         }
-        tokio::select! {
-            () = tokio::time::sleep(TWICE) => {}
-            () = self.stop.cancelled() => return Err(VerifyError::Stopped),
-        }
+        self.pause(TWICE).await?;
         let (seen, _) = self.seen_unlocked(&first).await?;
-        Ok(judge(&first, &seen, &self.rule))
+        let mut judgement = judge(&first, &seen, &self.rule);
+        let homeless = if self.through { Vec::new() } else { judgement.take_homeless(&seen) };
+        Ok((judgement, homeless, moved))
+    }
+
+    /// Rows whose aggregate is NULL. No event can be theirs, and no copy or repair writes them, for there is no lane to lock: what differs of
+    /// them is refused. Those that have an aggregate by now, or are gone, are given back.
+    pub(crate) async fn unowned(&self, suspects: &[Suspect]) -> Result<(Judgement, Vec<Suspect>), VerifyError> {
+        let (mut all, mut others) = (Judgement::default(), Vec::new());
+        for some in suspects.chunks(ROWS) {
+            let (seen, at) = self.seen_unlocked(some).await?;
+            let still: HashSet<RowKey> =
+                at.into_iter().filter(|at| at.aggregate_id.is_none()).map(|at| at.key).collect();
+            let unequal = judge(some, &seen, &self.rule).unequal;
+            for suspect in some {
+                match suspect.from.as_ref().filter(|from| still.contains(from)) {
+                    None => others.push(suspect.clone()),
+                    Some(from) if unequal.contains(suspect) => {
+                        all.unequal.insert(suspect.clone());
+                        let key = from.0.iter().cloned().map(Some).collect();
+                        let message = Some("entity.legacy.aggregate_id gives NULL for it".to_owned());
+                        let refused = Difference::new(Kind::Refused, key, Some(from.clone()), None);
+                        all.differences.push(Difference { message, ..refused });
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        Ok((all, others))
+    }
+
+    /// Rows that were in another lane whenever one was locked.
+    pub(crate) fn never_at_home(&self, suspects: impl Iterator<Item = Suspect>) -> Judgement {
+        let waiting = suspects.map(|suspect| Waiting {
+            entity: String::new(),
+            key: suspect.from.or(suspect.key).map_or(Vec::new(), |key| key.0.into_iter().map(Some).collect()),
+            aggregate_id: None,
+            event: None,
+            status: format!("{UNKNOWN}, for its aggregate is another one at every look"),
+        });
+        Judgement { waiting: waiting.collect(), ..Judgement::default() }
+    }
+
+    /// Of these, the suspects whose own key stands in new.
+    pub(crate) async fn standing(&self, suspects: &[Suspect]) -> Result<Vec<Suspect>, VerifyError> {
+        if suspects.is_empty() {
+            return Ok(Vec::new());
+        }
+        let found = self.target.found(self.comparison, &keys(suspects)).await;
+        let found = found.or_else(no_such_key).map_err(VerifyError::Target)?;
+        let stands = |suspect: &&Suspect| suspect.key.as_ref().is_some_and(|key| found.contains_key(key));
+        Ok(suspects.iter().filter(stands).cloned().collect())
     }
 
     async fn seen_unlocked(&self, suspects: &[Suspect]) -> Result<(Seen, Vec<KeyAt>), VerifyError> {
@@ -113,34 +175,32 @@ impl Look<'_> {
     }
 
     /// The suspects by the lane of their aggregate, as it is now; and those for which none can be told.
-    pub(crate) async fn by_lane(
-        &self,
-        suspects: &[Suspect],
-    ) -> Result<(BTreeMap<Lane, Vec<Suspect>>, Homeless), VerifyError> {
-        let mut lanes: HashMap<RowKey, (Option<Lane>, String)> = HashMap::new();
+    pub(crate) async fn by_lane(&self, suspects: &[Suspect]) -> Result<Homes, VerifyError> {
+        let mut lanes: HashMap<RowKey, Option<Lane>> = HashMap::new();
         let all = froms(suspects);
         for some in all.chunks(ROWS) {
             for row in self.source.legacy_rows(self.legacy, some, 0).await.map_err(VerifyError::Source)? {
-                lanes.insert(row.at.key, (row.at.lane, row.at.aggregate_id.unwrap_or_default()));
+                lanes.insert(row.at.key, row.at.lane);
             }
         }
         let gone: Vec<RowKey> = all.iter().filter(|key| !lanes.contains_key(key)).cloned().collect();
-        if !gone.is_empty()
+        if self.through
+            && !gone.is_empty()
             && let Some(found) = self.source.aggregates_of(self.legacy, &gone).await.map_err(VerifyError::Source)?
         {
             for at in found.into_iter().filter(|at| at.lane.is_some()) {
-                lanes.insert(at.key, (at.lane, at.aggregate_id.unwrap_or_default()));
+                lanes.insert(at.key, at.lane);
             }
         }
-        let mut by_lane: BTreeMap<Lane, Vec<Suspect>> = BTreeMap::new();
-        let mut homeless = Vec::new();
+        let mut homes = Homes::default();
         for suspect in suspects {
-            match suspect.from.as_ref().and_then(|from| lanes.get(from)).and_then(|(lane, _)| *lane) {
-                Some(lane) => by_lane.entry(lane).or_default().push(suspect.clone()),
-                None => homeless.push(suspect.clone()),
+            match suspect.from.as_ref().and_then(|from| lanes.get(from)) {
+                Some(Some(lane)) => homes.by_lane.entry(*lane).or_default().push(suspect.clone()),
+                Some(None) => homes.unowned.push(suspect.clone()),
+                None => homes.homeless.push(suspect.clone()),
             }
         }
-        Ok((by_lane, homeless))
+        Ok(homes)
     }
 
     /// Both sides of a lane, locked and healed.
@@ -207,7 +267,10 @@ impl Look<'_> {
             .cloned()
             .collect();
         let mut homeless = HashSet::new();
-        if !gone.is_empty() {
+        // Under this lock nobody keeps another row from yielding the key of one that is gone.
+        if !self.through {
+            homeless.extend(gone);
+        } else if !gone.is_empty() {
             match self.source.aggregates_of(self.legacy, &gone).await.map_err(VerifyError::Source)? {
                 Some(found) => {
                     seen.aggregates.extend(found.into_iter().filter_map(|at| Some((at.key, at.aggregate_id?))))
@@ -260,8 +323,11 @@ impl Look<'_> {
                 let (event, status) =
                     events.get(&aggregate).cloned().map_or((None, "retry".to_owned()), |(e, s)| (Some(e), s));
                 seen.open.insert(key, (event, status));
-            } else if open.pending.contains_key(&aggregate) || open.too_many {
+            } else if open.pending.contains_key(&aggregate) {
                 seen.open.insert(key, (None, "pending".to_owned()));
+            } else if open.too_many {
+                let why = format!("more events of {kind} are on their way in its lane than are looked at");
+                seen.open.insert(key, (None, format!("{UNKNOWN}, for {why}")));
             }
         }
         Ok(())
@@ -270,7 +336,7 @@ impl Look<'_> {
     /// Rows of the new table for which there is no lane to lock. `still` tells which of their keys no legacy row yields now. What stands
     /// before that question, unchanged once all events of the type that were committed by then are applied, is too much: whoever took
     /// the legacy row away before the question has written its event before the mark, and that event would have removed or
-    /// rewritten the row.
+    /// rewritten the row. Without events there is nothing to wait for: what stands unchanged for a moment is too much.
     pub(crate) async fn fenced<F>(
         &self,
         suspects: &[Suspect],
@@ -286,17 +352,11 @@ impl Look<'_> {
             return Ok(judgement);
         }
         let kind = &self.legacy.aggregate_type;
-        let mark = self.source.newest_id().await.map_err(VerifyError::Source)?;
-        let until = Instant::now() + FENCE;
-        let stuck = loop {
-            let (pending, stuck) = self.source.open_until(kind, mark).await.map_err(VerifyError::Source)?;
-            if !pending || Instant::now() > until {
-                break pending || stuck;
-            }
-            tokio::select! {
-                () = tokio::time::sleep(Duration::from_millis(200)) => {}
-                () = self.stop.cancelled() => return Err(VerifyError::Stopped),
-            }
+        let stuck = if self.without_events {
+            self.pause(TWICE).await?;
+            false
+        } else {
+            self.events_are_stuck(kind).await?
         };
         let unchanged = |key: &RowKey, version: &str| before.get(key).is_some_and(|found| found.version == version);
         let alone: Vec<RowKey> = alone.into_iter().collect();
@@ -311,7 +371,7 @@ impl Look<'_> {
                     aggregate_id: None,
                     event: None,
                     status: format!(
-                        "unknown, for events of {kind} are waiting, and which of them are this row's cannot be told"
+                        "{UNKNOWN}, for events of {kind} are waiting, and which of them are this row's cannot be told"
                     ),
                 });
                 continue;
@@ -325,6 +385,26 @@ impl Look<'_> {
         Ok(judgement)
     }
 
+    /// Waits until all events of a type that are committed by now are applied; whether some are not, however long it waits.
+    async fn events_are_stuck(&self, kind: &str) -> Result<bool, VerifyError> {
+        let mark = self.source.newest_id().await.map_err(VerifyError::Source)?;
+        let until = Instant::now() + FENCE;
+        loop {
+            let (pending, stuck) = self.source.open_until(kind, mark).await.map_err(VerifyError::Source)?;
+            if !pending || Instant::now() > until {
+                return Ok(pending || stuck);
+            }
+            self.pause(Duration::from_millis(200)).await?;
+        }
+    }
+
+    async fn pause(&self, time: Duration) -> Result<(), VerifyError> {
+        tokio::select! {
+            () = tokio::time::sleep(time) => Ok(()),
+            () = self.stop.cancelled() => Err(VerifyError::Stopped),
+        }
+    }
+
     /// Whether the mapping hands the legacy key through as the new one, as far as these rows show: at least one, and all of them.
     pub(crate) async fn hands_keys_through(&self, rows: &[RowKey]) -> Result<bool, VerifyError> {
         if self.legacy.key_types.len() != self.comparison.key_types.len() {
@@ -332,8 +412,13 @@ impl Look<'_> {
         }
         let suspects: Vec<Suspect> = rows.iter().map(|from| Suspect { key: None, from: Some(from.clone()) }).collect();
         let (seen, _) = self.seen_unlocked(&suspects).await?;
-        let same = |l: &Looked| l.key.iter().map(Option::as_ref).eq(l.from.0.iter().map(Some));
-        Ok(!seen.looked.is_empty() && seen.looked.iter().all(same))
+        Ok(!seen.looked.is_empty() && seen.looked.iter().all(keeps_key))
+    }
+
+    /// The suspects without a legacy row now, and those with one.
+    pub(crate) async fn parted(&self, suspects: Vec<Suspect>) -> Result<(Homeless, Vec<Suspect>), VerifyError> {
+        let gone: HashSet<RowKey> = self.without_row(froms(&suspects)).await?.into_iter().collect();
+        Ok(suspects.into_iter().partition(|s| s.from.as_ref().is_none_or(|from| gone.contains(from))))
     }
 
     /// Of keys that the mapping hands through: those that have no legacy row now.
@@ -346,6 +431,11 @@ impl Look<'_> {
         }
         Ok(alone)
     }
+}
+
+/// Whether what a legacy row yields has that row's key.
+fn keeps_key(looked: &Looked) -> bool {
+    looked.key.iter().map(Option::as_ref).eq(looked.from.0.iter().map(Some))
 }
 
 /// The suspects that come from these rows.

@@ -19,7 +19,7 @@ use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::judge::{Judgement, Rule, Suspect};
-pub(crate) use self::look::Look;
+pub(crate) use self::look::{Homes, Look};
 use self::pass::Pass;
 use self::ranges::Step;
 pub(crate) use self::report::STOPPED;
@@ -34,6 +34,7 @@ use crate::mapping::compare::{Comparison, Hash};
 use crate::redact::Quoting;
 use crate::source::{Legacy, RowKey, Source};
 use crate::target::{Progress as Told, ReportId, Target};
+use crate::words::several;
 
 /// How it is done.
 #[derive(Debug, Clone, Default)]
@@ -73,13 +74,18 @@ pub enum VerifyError {
     #[error("{0}")]
     Lane(#[source] LeaseError),
     /// A lane that is not given back.
-    #[error("lane {0} is held by somebody else all the time")]
+    #[error(
+        "lane {0} is held by somebody else all the time: end what else works on the databases (a copy, a repair, a session left open in a \
+         transaction: outbox-relay status), then run it again"
+    )]
     Busy(Lane),
     /// Even a small chunk takes too long.
     #[error("even a small chunk takes longer than relay.deadline: is there an index on the key?")]
     TooSlow,
     /// The new table's own rows cannot be read.
-    #[error("a row of the new table cannot be read: {0}")]
+    #[error(
+        "a row of the new table cannot be read: {0}: mend or delete that row, or leave the column out ([entity.verify] ignore), then verify again"
+    )]
     Unreadable(String),
     /// Nobody is called so, or has no legacy rows.
     #[error("{0}")]
@@ -228,6 +234,8 @@ async fn each(
             report: EntityReport::new(&entity.name),
             shown: Vec::new(),
             waiting: Vec::new(),
+            unknown: 0,
+            moved: false,
         };
         let began = Instant::now();
         let told_progress = |rows: u64, took: Duration| progress(&entity.name, rows, took);
@@ -235,7 +243,10 @@ async fn each(
         of.report.seconds = began.elapsed().as_secs_f64();
         if of.report.differences() + of.report.stuck > 0 {
             of.report.outcome = Outcome::Differs;
+        } else if of.unknown > 0 {
+            of.report.outcome = Outcome::CouldNot;
         }
+        of.tell_unknown();
         match done {
             Ok(()) => {}
             Err(error) => {
@@ -332,6 +343,46 @@ impl Ground {
     }
 }
 
+/// Whether the mapping hands the key of every legacy row through, and none yields another's: read of all of them, for a sample would miss
+/// the few that decide what is deleted.
+pub(crate) async fn hands_all_keys_through(
+    config: &Config,
+    (source, target): (&Source, &Target),
+    entity: &Entity,
+    stop: &CancellationToken,
+) -> Result<bool, VerifyError> {
+    let Ground { legacy, mut comparison } = Ground::of(config, source, target, entity).await?;
+    if legacy.key_types.len() != comparison.key_types.len() {
+        return Ok(false);
+    }
+    let columns = source.legacy_columns(entity).await.map_err(VerifyError::Source)?;
+    comparison.take_columns(&columns);
+    if comparison.keeps_key() {
+        return Ok(true);
+    }
+    let by_legacy = source.understands(&comparison).await.map_err(VerifyError::Source)?;
+    if !by_legacy {
+        comparison.only_by_target();
+    }
+    let mut walk = Pass {
+        source,
+        target,
+        legacy: &legacy,
+        comparison: &comparison,
+        hash: Hash::Own,
+        by_legacy,
+        rate: None,
+        stop,
+        progress: &|_, _| {},
+        started: Instant::now(),
+        read: 0,
+        legacy_rows: 0,
+        new_rows: 0,
+        ahead: None,
+    };
+    walk.hands_keys_through(None).await
+}
+
 /// One entity's.
 struct Verification<'a> {
     config: &'a Config,
@@ -344,6 +395,10 @@ struct Verification<'a> {
     report: EntityReport,
     shown: Vec<Difference>,
     waiting: Vec<Waiting>,
+    /// Of the rows that wait, those of which nobody can tell whether they do.
+    unknown: u64,
+    /// A row that was looked at yields another key than its own.
+    moved: bool,
 }
 
 impl Verification<'_> {
@@ -368,7 +423,7 @@ impl Verification<'_> {
         let hash = self.hash().await?;
         let pass = passing(&self.config.entities);
         let columns = comparison.columns.clone();
-        let look = Look {
+        let mut look = Look {
             source: self.source,
             target: self.target,
             legacy: &legacy,
@@ -378,6 +433,7 @@ impl Verification<'_> {
             batch: self.config.relay.batch,
             stop: self.stop,
             without_events: self.options.without_events || self.entity.verify.without_events,
+            through: false,
         };
         let mut walk = Pass {
             source: self.source,
@@ -397,14 +453,15 @@ impl Verification<'_> {
         };
         let done = if let Some(rows) = self.options.sample {
             self.report.method = "sample".to_owned();
-            self.sample(&look, rows, &mut walk).await
-        } else if walk.ordered_alike() && self.ranges(&mut walk, &look).await? {
+            self.sample(&mut look, rows, &mut walk).await
+        } else if walk.ordered_alike() && self.ranges(&mut walk, &mut look).await? {
             Ok(())
         } else {
+            self.forget().await?;
             self.report.method = "buckets".to_owned();
             walk.legacy_rows = 0;
             walk.new_rows = 0;
-            self.buckets(&mut walk, &look).await
+            self.buckets(&mut walk, &mut look).await
         };
         self.report.legacy_rows = walk.legacy_rows;
         self.report.new_rows = walk.new_rows;
@@ -445,32 +502,68 @@ impl Verification<'_> {
         }
     }
 
-    /// False: the mapping does not hand the key through.
-    async fn ranges(&mut self, walk: &mut Pass<'_>, look: &Look<'_>) -> Result<bool, VerifyError> {
-        let (mut after, mut size, mut suspects) = (None, walk.first_size(), Vec::new());
+    /// False: the mapping does not hand the key through. Only at the end is that known of all rows, so whatever has no legacy row is judged
+    /// then.
+    async fn ranges(&mut self, walk: &mut Pass<'_>, look: &mut Look<'_>) -> Result<bool, VerifyError> {
+        let (mut after, mut size, mut suspects, mut alone) = (None, walk.first_size(), Vec::new(), Vec::new());
         loop {
             match walk.chunk(after, &mut size, &mut suspects).await? {
                 Step::Moved => return Ok(false),
                 Step::On(next) => after = next,
             }
             if suspects.len() >= GATHER || after.is_none() {
-                let gathered = std::mem::take(&mut suspects);
-                self.look_again(look, gathered, true).await?;
+                look.through = false;
+                let (without, with) = look.parted(std::mem::take(&mut suspects)).await?;
+                alone.extend(without);
+                alone.extend(self.look_again(look, with).await?);
+                if self.moved {
+                    return Ok(false);
+                }
             }
             if after.is_none() || self.is_full() {
-                return Ok(true);
+                break;
+            }
+            if self.report.differences() + alone.len() as u64 >= KEPT {
+                // No more are held: of the rows that are not compared any more, only this is asked.
+                if !walk.hands_keys_through(after.clone()).await? {
+                    return Ok(false);
+                }
+                break;
             }
         }
+        if after.is_none() || self.report.differences() < KEPT {
+            look.through = true;
+            self.look_again(look, alone).await?;
+            if after.is_some() {
+                self.is_cut_off();
+            }
+        }
+        Ok(true)
     }
 
-    async fn buckets(&mut self, walk: &mut Pass<'_>, look: &Look<'_>) -> Result<(), VerifyError> {
+    /// What was found in ranges is found again in buckets: it is not to be told twice, nor what was false.
+    async fn forget(&mut self) -> Result<(), VerifyError> {
+        if self.report.differences() > 0 {
+            let forgotten = self.target.forget_differences(self.id, &self.entity.name).await;
+            forgotten.map_err(VerifyError::Target)?;
+        }
+        let EntityReport { ignored, tolerated, mapped_by_legacy, .. } =
+            std::mem::replace(&mut self.report, EntityReport::new(&self.entity.name));
+        (self.report.ignored, self.report.tolerated) = (ignored, tolerated);
+        self.report.mapped_by_legacy = mapped_by_legacy;
+        (self.shown, self.waiting, self.unknown) = (Vec::new(), Vec::new(), 0);
+        Ok(())
+    }
+
+    async fn buckets(&mut self, walk: &mut Pass<'_>, look: &mut Look<'_>) -> Result<(), VerifyError> {
         let mut suspects = Vec::new();
         let (groups, identical) = walk.bucket_groups(&mut suspects).await?;
-        self.look_again(look, std::mem::take(&mut suspects), identical).await?;
+        look.through = identical;
+        self.look_again(look, std::mem::take(&mut suspects)).await?;
         let mut groups = groups.into_iter().peekable();
         while let Some(group) = groups.next() {
             walk.bucket_keys(&group, identical, &mut suspects).await?;
-            let homeless = self.look_again(look, std::mem::take(&mut suspects), identical).await?;
+            let homeless = self.look_again(look, std::mem::take(&mut suspects)).await?;
             if !homeless.is_empty() {
                 let judgement = look
                     .fenced(&homeless, |mut keys| async {
@@ -487,14 +580,14 @@ impl Verification<'_> {
         Ok(())
     }
 
-    async fn sample(&mut self, look: &Look<'_>, rows: u32, walk: &mut Pass<'_>) -> Result<(), VerifyError> {
+    async fn sample(&mut self, look: &mut Look<'_>, rows: u32, walk: &mut Pass<'_>) -> Result<(), VerifyError> {
         let froms = self.source.legacy_sample(look.legacy, self.entity, rows).await.map_err(VerifyError::Source)?;
-        let identical = look.hands_keys_through(&froms).await?;
+        look.through = look.hands_keys_through(&froms).await?;
         let mut new_rows = 0;
         let drawn: std::collections::HashSet<&RowKey> = froms.iter().collect();
         let mut suspects: Vec<Suspect> =
             froms.iter().map(|from| Suspect { key: None, from: Some(from.clone()) }).collect();
-        if identical {
+        if look.through {
             let keys = self.target.sample(look.comparison, rows).await.map_err(VerifyError::Target)?;
             new_rows = keys.len() as u64;
             let others = keys.into_iter().filter(|key| !drawn.contains(key));
@@ -507,7 +600,7 @@ impl Verification<'_> {
         }
         let mut chunks = suspects.chunks(GATHER).peekable();
         while let Some(some) = chunks.next() {
-            self.look_again(look, some.to_vec(), identical).await?;
+            self.look_again(look, some.to_vec()).await?;
             if chunks.peek().is_some() && self.is_full() {
                 break;
             }
@@ -522,49 +615,68 @@ impl Verification<'_> {
     fn is_full(&mut self) -> bool {
         let full = self.report.differences() >= KEPT;
         if full {
-            self.report.complete = false;
-            self.report.message = Some(format!(
-                "{KEPT} differences or more: not read further. Was the first copy made? (outbox-relay backfill)"
-            ));
+            self.is_cut_off();
         }
         full
     }
 
+    fn is_cut_off(&mut self) {
+        self.report.complete = false;
+        self.report.message = Some(format!(
+            "{KEPT} differences or more: not read further. Was the first copy made? (outbox-relay backfill)"
+        ));
+    }
+
+    /// Says of how many rows nobody knows whether they differ, and what to do.
+    fn tell_unknown(&mut self) {
+        if self.unknown == 0 {
+            return;
+        }
+        let told = format!(
+            "{} could not be judged, for it cannot be told which events are theirs: let the relay catch up, replay or skip what has failed \
+             (outbox-relay failures), then verify again",
+            several(self.unknown, "row")
+        );
+        let message = self.report.message.take().map_or(told.clone(), |before| format!("{before}; {told}"));
+        (self.report.message, self.report.logged, self.report.complete) = (Some(message), Some(told), false);
+    }
+
     /// Looks at suspects again, without a lock and then under it. Gives back those whose lane is not known and that a lookup by key
     /// cannot settle.
-    async fn look_again(
-        &mut self,
-        look: &Look<'_>,
-        suspects: Vec<Suspect>,
-        identical: bool,
-    ) -> Result<Vec<Suspect>, VerifyError> {
+    async fn look_again(&mut self, look: &Look<'_>, suspects: Vec<Suspect>) -> Result<Vec<Suspect>, VerifyError> {
         if suspects.is_empty() {
             return Ok(Vec::new());
         }
         self.report.looked_again += suspects.len() as u64;
+        let mut homeless = Vec::new();
         if look.without_events {
             for some in suspects.chunks(GATHER) {
-                let judgement = look.twice(some).await?;
+                let (judgement, alone, moved) = look.twice(some).await?;
+                self.moved |= moved;
+                homeless.extend(alone);
                 self.note(judgement).await?;
             }
-            return Ok(Vec::new());
+            return Ok(homeless);
         }
         let mut left = Vec::new();
         for some in suspects.chunks(GATHER) {
-            left.extend(look.unlocked(some).await?);
+            let (unequal, moved) = look.unlocked(some).await?;
+            self.moved |= moved;
+            left.extend(unequal);
         }
         self.report.looked_under_lock += left.len() as u64;
-        let mut homeless = Vec::new();
         // A row's aggregate may change lanes between a look and the lock, and a hot row has an event on its way most of the time; but not
         // for ever.
         for n in 1..=ATTEMPTS {
             if left.is_empty() {
                 break;
             }
-            let (by_lane, alone) = look.by_lane(&left).await?;
-            homeless.extend(alone);
-            left = Vec::new();
-            for (lane, suspects) in by_lane {
+            let homes = look.by_lane(&left).await?;
+            homeless.extend(homes.homeless);
+            let (judgement, owned) = look.unowned(&homes.unowned).await?;
+            self.note(judgement).await?;
+            left = owned;
+            for (lane, suspects) in homes.by_lane {
                 let (mut judgement, elsewhere) = look.locked(lane, &suspects).await?;
                 left.extend(elsewhere);
                 if n < ATTEMPTS {
@@ -579,8 +691,11 @@ impl Verification<'_> {
                 }
             }
         }
-        homeless.extend(left);
-        if identical && !homeless.is_empty() {
+        let homes = look.by_lane(&left).await?;
+        homeless.extend(homes.homeless);
+        let moving = homes.by_lane.into_values().flatten().chain(homes.unowned);
+        self.note(look.never_at_home(moving)).await?;
+        if look.through && !homeless.is_empty() {
             let judgement = look.fenced(&homeless, |keys| look.without_row(keys)).await?;
             self.note(judgement).await?;
             return Ok(Vec::new());
@@ -593,6 +708,7 @@ impl Verification<'_> {
         self.report.left_over += judgement.left_over;
         self.report.waiting += judgement.waiting.len() as u64;
         self.report.stuck += judgement.waiting.iter().filter(|row| row.is_stuck()).count() as u64;
+        self.unknown += judgement.waiting.iter().filter(|row| row.is_unknown()).count() as u64;
         let name = &self.entity.name;
         let room = report::SHOWN.saturating_sub(self.waiting.len());
         let waiting = judgement.waiting.into_iter().take(room);
@@ -612,5 +728,20 @@ impl Verification<'_> {
         let room = report::SHOWN.saturating_sub(self.shown.len());
         self.shown.extend(differences.into_iter().take(room));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_done_says_what_to_do() {
+        for (error, remedy) in [
+            (VerifyError::Busy(Lane(3)), "then run it again"),
+            (VerifyError::Unreadable("x".into()), "[entity.verify] ignore"),
+        ] {
+            assert!(error.to_string().contains(remedy), "{error}");
+        }
     }
 }

@@ -67,7 +67,7 @@ impl Pass<'_> {
                     self.adapt(size, began.elapsed());
                     self.pace(rows).await?;
                     if legacy.by != new.by {
-                        self.narrow(range.clone(), rows, suspects).await?;
+                        return self.narrow(range, rows, suspects).await;
                     }
                     return Ok(Step::On(range.until));
                 }
@@ -81,8 +81,7 @@ impl Pass<'_> {
                 (Err(Trouble::Refused(_)), new) => {
                     let rows = new.map_or(*size, |sums| sums.rows()).max(*size);
                     self.pace(rows).await?;
-                    self.narrow(range.clone(), rows, suspects).await?;
-                    return Ok(Step::On(range.until));
+                    return self.narrow(range, rows, suspects).await;
                 }
                 (_, Err(Trouble::Refused(message))) => return Err(VerifyError::Unreadable(message)),
             }
@@ -98,7 +97,8 @@ impl Pass<'_> {
     }
 
     /// A range that differs: halved while it is large, then told key by key. All of that is read once more, and counts as read.
-    async fn narrow(&mut self, range: Range, rows: u64, suspects: &mut Vec<Suspect>) -> Result<(), VerifyError> {
+    async fn narrow(&mut self, range: Range, rows: u64, suspects: &mut Vec<Suspect>) -> Result<Step, VerifyError> {
+        let next = range.until.clone();
         let mut ranges = vec![(range, rows)];
         while let Some((range, rows)) = ranges.pop() {
             self.is_told_to_stop()?;
@@ -109,6 +109,7 @@ impl Pass<'_> {
                     let (legacy, new) = tokio::join!(self.legacy_sums(&half, None), self.new_sums(&half, None));
                     self.pace(rows / 2).await?;
                     match (legacy, new) {
+                        (Ok(legacy), _) if legacy.moved > 0 => return Ok(Step::Moved),
                         (Ok(legacy), Ok(new)) if legacy.by == new.by => {}
                         (Ok(legacy), Ok(new)) => ranges.push((half, legacy.rows().max(new.rows()))),
                         (Err(Trouble::Failed(error)), _) | (_, Err(Trouble::Failed(error))) => return Err(error),
@@ -120,7 +121,33 @@ impl Pass<'_> {
             self.tell(&range, suspects).await?;
             self.pace(rows).await?;
         }
-        Ok(())
+        Ok(Step::On(next))
+    }
+
+    /// Whether the mapping hands the key of every legacy row after this one through; of one that it refuses nothing is said.
+    pub(super) async fn hands_keys_through(&mut self, after: Option<RowKey>) -> Result<bool, VerifyError> {
+        let (mut range, mut size) = (Range { after, until: None }, self.first_size());
+        loop {
+            let began = Instant::now();
+            range.until = self.source.legacy_bound(self.legacy, &range, size).await.map_err(VerifyError::Source)?;
+            let rows = match self.legacy_sums(&range, None).await {
+                Ok(sums) if sums.moved > 0 => return Ok(false),
+                Ok(sums) => sums.rows(),
+                Err(Trouble::Failed(error)) => return Err(error),
+                Err(_) if size > 1 => {
+                    size = (size / 8).max(1);
+                    continue;
+                }
+                Err(Trouble::Late) => return Err(VerifyError::TooSlow),
+                Err(Trouble::Refused(_)) => 1,
+            };
+            self.adapt(&mut size, began.elapsed());
+            self.pace(rows).await?;
+            match range.until.take() {
+                Some(until) => range.after = Some(until),
+                None => return Ok(true),
+            }
+        }
     }
 
     /// A range cut where half of its rows lie below, on the side that has such a place.

@@ -120,10 +120,18 @@ pub struct Waiting {
     pub status: String,
 }
 
+/// How the status of a row begins of which nobody can tell whether it waits for an event.
+pub(crate) const UNKNOWN: &str = "unknown";
+
 impl Waiting {
     /// Nothing brings it until somebody replays or skips that event.
     pub(crate) fn is_stuck(&self) -> bool {
         self.status == Status::Failed.as_str()
+    }
+
+    /// Whether it differs could not be told.
+    pub(crate) fn is_unknown(&self) -> bool {
+        self.status.starts_with(UNKNOWN)
     }
 }
 

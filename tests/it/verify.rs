@@ -11,6 +11,7 @@ use outbox_relay::operator::{By, Operator, What};
 use outbox_relay::target::ReportId;
 use outbox_relay::verify::{self, Kind, Options, Outcome, Report};
 use serde_json::json;
+use sqlx::Connection as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::run::Relay;
@@ -823,4 +824,207 @@ async fn of_two_processes_one_begins_a_pass_in_every_interval() {
     eventually(DEADLINE, "four passes have begun", || async { passes(&stage).await.len() > 3 }).await;
     let all = passes(&stage).await;
     assert!(all.windows(2).all(|two| two[1].0 - two[0].0 >= 1.5), "{all:?}");
+}
+
+/// What somebody does to the legacy database once a verification has told its progress so often.
+async fn verified_while(stage: &Stage, options: Options, told: usize, change: &str) -> Report {
+    let (source, target) = connect::open(&stage.config).await.unwrap();
+    let (stop, calls) = (CancellationToken::new(), AtomicU64::new(0));
+    let (url, change) = (stage.pair.legacy.url.clone(), change.to_owned());
+    let somebody = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut connection = sqlx::PgConnection::connect(&url).await.unwrap();
+            sqlx::raw_sql(sqlx::AssertSqlSafe(change.clone())).execute(&mut connection).await.unwrap();
+        });
+    };
+    let tell = |_: &str, _: u64, _: Duration| {
+        if calls.fetch_add(1, Ordering::Relaxed) + 1 == told as u64 {
+            std::thread::scope(|scope| scope.spawn(somebody).join().unwrap());
+        }
+    };
+    let report = verify::verify(&stage.config, &source, &target, &options, &stop, &tell).await.unwrap();
+    assert!(calls.load(Ordering::Relaxed) >= told as u64, "it was never told so often");
+    report
+}
+
+/// A walk in buckets tells its progress after the sums of legacy and new, and after the keys of legacy and new.
+const LEGACY_KEYS_TOLD: usize = 3;
+const ALL_KEYS_TOLD: usize = 4;
+
+#[tokio::test]
+async fn a_row_whose_aggregate_is_null_is_refused_by_verification_and_repair_and_stays_left_out() {
+    let other = "SELECT 'k' || (payload->>'id') AS id, payload->>'name' AS name FROM event";
+    for (mapping, prefix, method) in [(None, "", "ranges"), (Some(other), "k", "buckets")] {
+        let mut entity = thing(mapping, &["id"]);
+        entity.legacy.as_mut().unwrap().aggregate_id = "customer::text".into();
+        let (kind, key) = if mapping.is_some() { ("text", "'k' || i") } else { ("int", "i") };
+        let stage = stage_with(
+            "CREATE TABLE old (id int PRIMARY KEY, customer int, name text);
+             INSERT INTO old SELECT i, CASE WHEN i < 3 THEN i END, 'n' || i FROM generate_series(1, 5) i",
+            &format!("CREATE TABLE things (id {kind} PRIMARY KEY, name text)"),
+            entity,
+        )
+        .await;
+        assert!(!crate::support::copying::copy(&stage).await.is_whole());
+        // One is missing, one is wrong, and one stands as it should.
+        let rows = format!(
+            "INSERT INTO things SELECT {key}, CASE i WHEN 4 THEN 'wrong' ELSE 'n' || i END FROM generate_series(4, 5) i"
+        );
+        stage.pair.new.run(&rows).await;
+        for options in [Options::default(), Options { sample: Some(100), ..Options::default() }] {
+            let report = verify_with(&stage, options).await;
+            assert_eq!(
+                (report.outcome, found(&report)),
+                (Outcome::Differs, of(Kind::Refused, &["3", "4"])),
+                "{report:?}"
+            );
+            let said = verify::report::line(&report.differences[0]);
+            assert!(said.contains("is refused: entity.legacy.aggregate_id gives NULL"), "{said}");
+        }
+        let report = verified(&stage).await;
+        assert_eq!((report.entities[0].method.as_str(), report.entities[0].refused), (method, 2));
+        let left = "SELECT count(*) FROM outbox_relay.backfill_left";
+        assert_eq!(stage.pair.new.value::<i64>(left).await, 3, "what differs is left out still");
+        let keys = ["3", "4", "5"].map(|key| outbox_relay::source::RowKey(vec![key.to_owned()]));
+        let resync = outbox_relay::repair::Wanted::Keys(keys.into());
+        for (wanted, right) in [(None, 0), (Some(&resync), 1)] {
+            let done = crate::repair::repaired(&stage, wanted, true).await.unwrap();
+            assert_eq!((done.written, done.deleted, done.right, done.left), (0, 0, right, 2), "{done:?}");
+            assert!(done.changes[0].message.as_ref().is_some_and(|said| said.contains("gives NULL")), "{done:?}");
+        }
+        let wrong = format!("SELECT name FROM things WHERE id::text = '{prefix}4'");
+        assert_eq!(stage.pair.new.value::<String>(&wrong).await, "wrong");
+    }
+}
+
+/// Of this one the aggregate is another at every look, and so is nearly always its lane.
+#[tokio::test]
+async fn a_row_that_changes_its_lane_at_every_look_is_not_taken_for_equal_nor_for_repaired() {
+    let pair = pair().await;
+    pair.legacy.run("CREATE TABLE old (id int PRIMARY KEY, name text); INSERT INTO old VALUES (1, 'a')").await;
+    pair.new.run("CREATE TABLE things (id int PRIMARY KEY, name text); INSERT INTO things VALUES (1, 'wrong')").await;
+    let stage = Stage::on(pair, |config| {
+        let mut entity = thing(None, &["id"]);
+        entity.legacy.as_mut().unwrap().aggregate_id = "(id + random() * 1000000000)::bigint::text".into();
+        (config.entities, config.relay.lanes) = (vec![entity], 512);
+    })
+    .await;
+    let report = verified(&stage).await;
+    assert_ne!(report.outcome, Outcome::Equal, "{report:?}");
+    let keys = outbox_relay::repair::Wanted::Keys(vec![outbox_relay::source::RowKey(vec!["1".to_owned()])]);
+    let done = crate::repair::repaired(&stage, Some(&keys), true).await.unwrap();
+    assert_eq!(done.written + done.left, 1, "{done:?}");
+}
+
+#[tokio::test]
+async fn a_mapping_that_hands_only_some_keys_through_raises_no_false_alarm_in_the_ranges_before_that_is_seen() {
+    let mapping = "SELECT CASE WHEN (payload->>'id')::bigint > 11000 THEN -(payload->>'id')::bigint ELSE (payload->>'id')::bigint END AS id,
+                          payload->>'name' AS name FROM event";
+    // Fewer than are kept, and more.
+    for moved in [1_000, 10_500] {
+        let rows = 11_000 + moved;
+        let stage = stage_with(
+            &format!("CREATE TABLE old (id bigint PRIMARY KEY, name text); INSERT INTO old SELECT i, 'n' || i FROM generate_series(1, {rows}) i"),
+            &format!(
+                "CREATE TABLE things (id bigint PRIMARY KEY, name text);
+                 INSERT INTO things SELECT CASE WHEN i > 11000 THEN -i ELSE i END, 'n' || i FROM generate_series(1, {rows}) i;
+                 UPDATE things SET name = 'wrong' WHERE id = 7"
+            ),
+            thing(Some(mapping), &["id"]),
+        )
+        .await;
+        let report = verified(&stage).await;
+        let of_thing = &report.entities[0];
+        assert_eq!(of_thing.method, "buckets", "{of_thing:?}");
+        assert_eq!((of_thing.differences(), found(&report)), (1, of(Kind::Differs, &["7"])), "{of_thing:?}");
+        // What was found before is not kept a second time.
+        let (_, target) = connect::open(&stage.config).await.unwrap();
+        assert_eq!(target.report_differences(ReportId(report.id)).await.unwrap().len(), 1);
+        let done = crate::repair::repaired(&stage, None, true).await.unwrap();
+        assert_eq!((done.written, done.deleted, done.left), (1, 0, 0), "{done:?}");
+        assert_eq!(stage.pair.new.value::<i64>("SELECT count(*) FROM things").await, rows);
+    }
+}
+
+/// Products, whose key in the new table is their number in the catalogue.
+async fn products(new: &str) -> Stage {
+    stage_with(
+        "CREATE TABLE old (id int PRIMARY KEY, sku text, name text); INSERT INTO old SELECT i, 's' || i, 'n' || i FROM generate_series(1, 9) i",
+        &format!(
+            "CREATE TABLE things (sku text PRIMARY KEY, name text); INSERT INTO things SELECT 's' || i, 'n' || i FROM generate_series(1, 9) i; {new}"
+        ),
+        thing(Some("SELECT payload->>'sku' AS sku, payload->>'name' AS name FROM event"), &["sku"]),
+    )
+    .await
+}
+
+#[tokio::test]
+async fn a_key_that_another_legacy_row_has_by_now_is_neither_told_as_too_much_nor_deleted() {
+    let handed_over = "DELETE FROM old WHERE id = 1; INSERT INTO old VALUES (10, 's1', 'other')";
+    let other = "UPDATE things SET name = 'other' WHERE sku = 's1'";
+    let stage = products(other).await;
+    let report = verified_while(&stage, Options::default(), ALL_KEYS_TOLD, handed_over).await;
+    assert_eq!((report.outcome, found(&report)), (Outcome::Equal, vec![]), "{report:?}");
+
+    let stage = products(other).await;
+    assert_eq!(found(&verified(&stage).await), of(Kind::Differs, &["s1"]));
+    stage.pair.legacy.run(handed_over).await;
+    let done = crate::repair::repaired(&stage, None, true).await.unwrap();
+    assert_eq!((done.written, done.deleted, done.left), (0, 0, 1), "{done:?}");
+    assert_eq!(stage.pair.new.value::<i64>("SELECT count(*) FROM things").await, 9);
+}
+
+#[tokio::test]
+async fn without_events_a_row_that_came_to_both_sides_meanwhile_is_not_too_much() {
+    let without_events = Options { without_events: true, ..Options::default() };
+    let extra = "INSERT INTO things VALUES ('s10', 'n10')";
+    let stage = products(extra).await;
+    let came = "INSERT INTO old VALUES (10, 's10', 'n10')";
+    let report = verified_while(&stage, without_events.clone(), LEGACY_KEYS_TOLD, came).await;
+    assert_eq!((report.outcome, found(&report)), (Outcome::Equal, vec![]), "{report:?}");
+    let stage = products(extra).await;
+    // One that is too much is told all the same, and whether it has events is not asked.
+    stage.event("Thing", "10", "ThingCreated", "{}").await;
+    assert_eq!(found(&verify_with(&stage, without_events).await), of(Kind::MissingInLegacy, &["s10"]));
+}
+
+#[tokio::test]
+async fn a_row_that_a_stuck_event_keeps_from_being_judged_is_no_equality() {
+    let stage = products("INSERT INTO things VALUES ('s10', 'n10')").await;
+    let event = stage.event("Thing", "77", "ThingCreated", "{}").await;
+    stage.pair.legacy.run(&format!("UPDATE outbox SET status = 'failed', attempts = 3 WHERE id = {event}")).await;
+    let report = verified(&stage).await;
+    let of_thing = &report.entities[0];
+    assert_eq!((report.outcome, of_thing.waiting, of_thing.complete), (Outcome::CouldNot, 1, false), "{report:?}");
+    let said = verify::render(&report);
+    assert!(said.contains("1 row could not be judged") && said.contains("outbox-relay failures"), "{said}");
+    stage.pair.legacy.run("DELETE FROM outbox").await;
+    assert_eq!(found(&verified(&stage).await), of(Kind::MissingInLegacy, &["s10"]));
+}
+
+#[tokio::test]
+async fn a_row_behind_more_events_than_are_looked_at_is_no_equality() {
+    let pair = pair().await;
+    let rows = "CREATE TABLE users (id bigint PRIMARY KEY, name text NOT NULL, version int NOT NULL);
+                INSERT INTO users SELECT i, 'name ' || i, 1 FROM generate_series(1, 10) i";
+    pair.legacy.run(rows).await;
+    let stage = Stage::on(pair, |config| {
+        config.entities[0] = users().made_of(table("users"), "id");
+        config.relay.lanes = 1;
+    })
+    .await;
+    stage.pair.new.run("INSERT INTO users SELECT i, CASE i WHEN 7 THEN 'wrong' ELSE 'name ' || i END, 1 FROM generate_series(1, 10) i").await;
+    stage
+        .pair
+        .legacy
+        .run(
+            "INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload)
+             SELECT 'User', 'x' || i, 'UserUpdated', '{}' FROM generate_series(1, 20001) i",
+        )
+        .await;
+    let report = verified(&stage).await;
+    assert_eq!((report.outcome, report.entities[0].waiting), (Outcome::CouldNot, 1), "{report:?}");
+    let said = verify::render(&report);
+    assert!(said.contains("1 row could not be judged") && said.contains("let the relay catch up"), "{said}");
 }
