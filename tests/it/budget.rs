@@ -141,7 +141,7 @@ async fn crowd(legacy: &Database, events: i64) {
 }
 
 /// A million of each (`OUTBOX_RELAY_BUDGET_EVENTS=1000000`) take 27 s of the legacy server's processor time to make, by two hands half as long, so by default it is a
-/// fifth of that; what a change must pass has all of it. What is stated is three tenths more than was found with a million (Postgres 15), the same at each run.
+/// fifth of that; what a change must pass has all of it. What is stated is three tenths more than was found with a million (Postgres 15), nearly the same at each run.
 #[tokio::test]
 async fn a_batch_and_a_round_touch_and_write_little_however_much_is_pending_processed_or_dead() {
     let servers = counting_servers().await;
@@ -194,7 +194,8 @@ async fn batches_cost_little(stage: &Stage, shared: &Shared) {
     for (name, statement, stated) in [
         // A page of the index holds many, a row is found and then locked; nothing that is dead is walked over.
         ("claim", (legacy, "-- The oldest pending events"), [2.2, 1.3, 70.0]),
-        ("look again", (legacy, "-- Read after the claim"), [0.9, 0.01, 1.0]),
+        // Two hands wrote them side by side, so an event may be on another page than the one before, or not.
+        ("look again", (legacy, "-- Read after the claim"), [1.2, 0.01, 1.0]),
         // Found by its id; a new version on another page, and its entry in the primary key: three pages each.
         ("settle", (legacy, "-- $1 ids, $2 and $3 the times"), [15.0, 3.9, 860.0]),
         ("append", (legacy, "-- $1 lane, $2 token"), [0.03, 0.02, 12.0]),
