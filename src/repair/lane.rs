@@ -67,8 +67,8 @@ impl Repair<'_> {
             }
         }
         for suspect in left {
-            let key = suspect.from.or(suspect.key).map_or(Vec::new(), |key| key.0.into_iter().map(Some).collect());
             let message = Some("its aggregate is another one at every look: run it again".to_owned());
+            let key = suspect.named();
             repaired.add(Change { entity: entity.name.clone(), action: Action::Waits, key, message });
         }
         Ok(())

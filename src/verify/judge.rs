@@ -20,6 +20,13 @@ pub(crate) struct Suspect {
     pub(crate) from: Option<RowKey>,
 }
 
+impl Suspect {
+    /// The key that it is told by: its legacy row's, or else its own.
+    pub(crate) fn named(&self) -> Vec<Option<String>> {
+        self.from.as_ref().or(self.key.as_ref()).map_or(Vec::new(), texts)
+    }
+}
+
 /// All that was seen of some suspects at one moment.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {

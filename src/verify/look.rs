@@ -102,7 +102,7 @@ impl Look<'_> {
                     None => others.push(suspect.clone()),
                     Some(from) if unequal.contains(suspect) => {
                         all.unequal.insert(suspect.clone());
-                        let key = from.0.iter().cloned().map(Some).collect();
+                        let key = suspect.named();
                         let message = Some("entity.legacy.aggregate_id gives NULL for it".to_owned());
                         let refused = Difference::new(Kind::Refused, key, Some(from.clone()), None);
                         all.differences.push(Difference { message, ..refused });
@@ -118,7 +118,7 @@ impl Look<'_> {
     pub(crate) fn never_at_home(&self, suspects: impl Iterator<Item = Suspect>) -> Judgement {
         let waiting = suspects.map(|suspect| Waiting {
             entity: String::new(),
-            key: suspect.from.or(suspect.key).map_or(Vec::new(), |key| key.0.into_iter().map(Some).collect()),
+            key: suspect.named(),
             aggregate_id: None,
             event: None,
             status: format!("{UNKNOWN}, for its aggregate is another one at every look"),

@@ -343,6 +343,15 @@ impl Ground {
     }
 }
 
+/// Whether the legacy server evaluates the mapping; the new one does else.
+async fn by_legacy(source: &Source, comparison: &mut Comparison) -> Result<bool, VerifyError> {
+    let by_legacy = source.understands(comparison).await.map_err(VerifyError::Source)?;
+    if !by_legacy {
+        comparison.only_by_target();
+    }
+    Ok(by_legacy)
+}
+
 /// Whether the mapping hands the key of every legacy row through, and none yields another's: read of all of them, for a sample would miss
 /// the few that decide what is deleted.
 pub(crate) async fn hands_all_keys_through(
@@ -360,26 +369,8 @@ pub(crate) async fn hands_all_keys_through(
     if comparison.keeps_key() {
         return Ok(true);
     }
-    let by_legacy = source.understands(&comparison).await.map_err(VerifyError::Source)?;
-    if !by_legacy {
-        comparison.only_by_target();
-    }
-    let mut walk = Pass {
-        source,
-        target,
-        legacy: &legacy,
-        comparison: &comparison,
-        hash: Hash::Own,
-        by_legacy,
-        rate: None,
-        stop,
-        progress: &|_, _| {},
-        started: Instant::now(),
-        read: 0,
-        legacy_rows: 0,
-        new_rows: 0,
-        ahead: None,
-    };
+    let by_legacy = by_legacy(source, &mut comparison).await?;
+    let mut walk = Pass::new((source, target), &legacy, &comparison, by_legacy, stop, &|_, _| {});
     walk.hands_keys_through(None).await
 }
 
@@ -415,10 +406,7 @@ impl Verification<'_> {
         self.refuse_unknown_columns(&comparison)?;
         let columns = self.source.legacy_columns(self.entity).await.map_err(VerifyError::Source)?;
         comparison.take_columns(&columns);
-        let by_legacy = self.source.understands(&comparison).await.map_err(VerifyError::Source)?;
-        if !by_legacy {
-            comparison.only_by_target();
-        }
+        let by_legacy = by_legacy(self.source, &mut comparison).await?;
         self.report.mapped_by_legacy = by_legacy;
         let hash = self.hash().await?;
         let pass = passing(&self.config.entities);
@@ -435,22 +423,9 @@ impl Verification<'_> {
             without_events: self.options.without_events || self.entity.verify.without_events,
             through: false,
         };
-        let mut walk = Pass {
-            source: self.source,
-            target: self.target,
-            legacy: &legacy,
-            comparison: &comparison,
-            hash,
-            by_legacy,
-            rate: self.options.rate,
-            stop: self.stop,
-            progress,
-            started: Instant::now(),
-            read: 0,
-            legacy_rows: 0,
-            new_rows: 0,
-            ahead: None,
-        };
+        let databases = (self.source, self.target);
+        let walk = Pass::new(databases, &legacy, &comparison, by_legacy, self.stop, progress);
+        let mut walk = Pass { hash, rate: self.options.rate, ..walk };
         let done = if let Some(rows) = self.options.sample {
             self.report.method = "sample".to_owned();
             self.sample(&mut look, rows, &mut walk).await

@@ -107,6 +107,35 @@ fn trouble(error: sqlx::Error, side: fn(sqlx::Error) -> VerifyError) -> Trouble 
     Trouble::Failed(side(error))
 }
 
+impl<'a> Pass<'a> {
+    /// By the rows' own hashes, as fast as it goes.
+    pub(super) fn new(
+        (source, target): (&'a Source, &'a Target),
+        legacy: &'a Legacy,
+        comparison: &'a Comparison,
+        by_legacy: bool,
+        stop: &'a CancellationToken,
+        progress: &'a Progress<'a>,
+    ) -> Pass<'a> {
+        Pass {
+            source,
+            target,
+            legacy,
+            comparison,
+            hash: Hash::Own,
+            by_legacy,
+            rate: None,
+            stop,
+            progress,
+            started: Instant::now(),
+            read: 0,
+            legacy_rows: 0,
+            new_rows: 0,
+            ahead: None,
+        }
+    }
+}
+
 impl Pass<'_> {
     pub(super) fn is_told_to_stop(&self) -> Result<(), VerifyError> {
         if self.stop.is_cancelled() { Err(VerifyError::Stopped) } else { Ok(()) }
