@@ -8,9 +8,12 @@ SECONDS ?= 600
 SEED := $(or $(SEED),$(shell date +%s))
 
 # Most tests wait for a server or a process rather than compute.
-export RUST_TEST_THREADS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
+export RUST_TEST_THREADS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) * 2)))
 
-.PHONY: build demo test model soak bench smoke lint sbom
+# All of them with the same packages and features, so that each thing is compiled once.
+tests = cargo test --locked --workspace --all-features
+
+.PHONY: build demo compile test model soak bench smoke lint sbom
 
 build:
 	cargo build --release --locked
@@ -22,19 +25,24 @@ demo:
 	@cargo build --release --locked
 	@$(CARGO_TARGET_DIR)/release/outbox-relay demo $(ARGS)
 
+# Every test and benchmark at once, so that all cores have something to do until the end.
+compile:
+	@scripts/setup
+	$(tests) --tests --bench beside --bench migration --no-run
+
 test:
 	@scripts/setup --tests
 	@if newest=$$(scripts/newest-postgres); then \
 		echo "On the newest Postgres that can be had:"; \
-		OUTBOX_RELAY_PG_BIN=$$newest cargo test --locked --all-features --test it -- relay:: healing:: run:: mapping::; \
+		OUTBOX_RELAY_PG_BIN=$$newest $(tests) --test it -- relay:: healing:: run:: mapping::; \
 	else \
 		echo "Tests on a second version of Postgres: skipped."; \
 	fi
-	cargo test --locked --workspace --all-features --tests $(ARGS)
+	$(tests) --tests $(ARGS)
 
 # The protocol in all its states, a part of the tests. SIZE=large takes hours, and much memory; SIZE=large:failovers is one of it.
 model:
-	OUTBOX_RELAY_MODEL=$(or $(SIZE),small) cargo test --locked --package outbox-relay-model -- --nocapture
+	OUTBOX_RELAY_MODEL=$(or $(SIZE),small) $(tests) --test model -- --nocapture
 
 # The release build, under every fault at once, for so long and by this seed; then the larger model for as long. `make test` runs a minute of the same.
 soak:
@@ -42,9 +50,9 @@ soak:
 	cargo build --release --locked
 	OUTBOX_RELAY_SOAK_PROGRAM=$(abspath $(CARGO_TARGET_DIR))/release/outbox-relay \
 		OUTBOX_RELAY_SOAK_SECONDS=$(SECONDS) OUTBOX_RELAY_SOAK_SEED=$(SEED) \
-		cargo test --locked --all-features --test soak -- --nocapture whatever_fails
+		$(tests) --test soak -- --nocapture whatever_fails
 	OUTBOX_RELAY_MODEL=large OUTBOX_RELAY_MODEL_SECONDS=$(SECONDS) \
-		cargo test --locked --package outbox-relay-model -- --nocapture the_protocol_keeps_its_promises
+		$(tests) --test model -- --nocapture the_protocol_keeps_its_promises
 
 # make bench CASE=drain,far SIZE=200000 ROUNDS=5; without, all of it at full size, for hours. SECONDS for what is measured by time, PROFILE=dist for
 # the program as it is shipped.
@@ -63,7 +71,7 @@ bench:
 # Every case of it, tiny, and the tools that read whole tables with a tenth of the rows: that each still works, and passes its check.
 smoke:
 	@scripts/setup
-	cargo test --locked --workspace --all-features --bench beside --bench migration -- --smoke
+	$(tests) --bench beside --bench migration -- --smoke
 
 lint:
 	@scripts/lint

@@ -5,21 +5,44 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::Row;
-use sqlx::postgres::PgRow;
+use sqlx::encode::IsNull;
+use sqlx::error::BoxDynError;
+use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgRow, PgTypeInfo, PgValueRef};
+use sqlx::{Postgres, Row};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+/// A number under a name of its own; to the database, the number. By hand, because sqlx's derive would have all of sqlx compiled
+/// a second time, for the compiler.
 macro_rules! number {
-    ($(#[$doc:meta])* $name:ident) => {
+    ($(#[$doc:meta])* $name:ident($number:ty)) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, sqlx::Type, ToSchema)]
-        #[sqlx(transparent)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
         #[serde(transparent)]
-        pub struct $name(pub i64);
+        pub struct $name(pub $number);
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 self.0.fmt(f)
+            }
+        }
+        impl sqlx::Type<Postgres> for $name {
+            fn type_info() -> PgTypeInfo {
+                <$number as sqlx::Type<Postgres>>::type_info()
+            }
+        }
+        impl PgHasArrayType for $name {
+            fn array_type_info() -> PgTypeInfo {
+                <$number as PgHasArrayType>::array_type_info()
+            }
+        }
+        impl sqlx::Encode<'_, Postgres> for $name {
+            fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+                sqlx::Encode::<Postgres>::encode_by_ref(&self.0, buffer)
+            }
+        }
+        impl sqlx::Decode<'_, Postgres> for $name {
+            fn decode(value: PgValueRef<'_>) -> Result<Self, BoxDynError> {
+                sqlx::Decode::<Postgres>::decode(value).map($name)
             }
         }
     };
@@ -27,18 +50,16 @@ macro_rules! number {
 
 number! {
     /// The outbox row's `id`: order within an aggregate.
-    EventId
+    EventId(i64)
 }
 number! {
     /// A number, ever growing, that a worker draws for each batch; the target refuses an older one.
-    Token
+    Token(i64)
 }
-
-/// A fixed share of all aggregates, by hash of the aggregate; from 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, sqlx::Type, ToSchema)]
-#[sqlx(transparent)]
-#[serde(transparent)]
-pub struct Lane(pub i32);
+number! {
+    /// A fixed share of all aggregates, by hash of the aggregate; from 0.
+    Lane(i32)
+}
 
 impl Lane {
     /// As a script has several: `ARRAY[3,7]::int[]`.
@@ -50,12 +71,6 @@ impl Lane {
     /// The lanes that a script says it has locked, a row each with `locked`.
     pub(crate) fn locked(rows: &[PgRow]) -> sqlx::Result<Vec<Lane>> {
         rows.iter().map(|row| Ok(Lane(row.try_get("locked")?))).collect()
-    }
-}
-
-impl fmt::Display for Lane {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
     }
 }
 

@@ -4,6 +4,8 @@
 //! transaction and no half-read answer ever goes back to the pool; the server rolls it back.
 
 use std::borrow::Cow;
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use sqlx::pool::PoolConnection;
@@ -35,16 +37,116 @@ impl Limits {
     }
 }
 
+/// Where a transaction's connection comes from.
+pub trait Origin: Sync {
+    /// One that is ready to be used.
+    fn connection(&self) -> impl Future<Output = sqlx::Result<PoolConnection<Postgres>>> + Send;
+
+    /// Where it goes if it is well in the end; `None`: back to the pool.
+    fn kept(&self) -> Option<Kept>;
+}
+
+impl Origin for PgPool {
+    async fn connection(&self) -> sqlx::Result<PoolConnection<Postgres>> {
+        self.acquire().await
+    }
+
+    fn kept(&self) -> Option<Kept> {
+        None
+    }
+}
+
+/// A pool whose connections are used again and again. It asks the server about each that is given back to it, a round trip more for
+/// each transaction; one that has just committed is well, and up to half of them are kept here instead.
+#[derive(Clone)]
+pub struct Connections {
+    pool: PgPool,
+    kept: Kept,
+}
+
+/// Connections that are well, and in no transaction. Clones are the same.
+#[derive(Clone)]
+pub struct Kept(Arc<Shelf>);
+
+struct Shelf {
+    connections: Mutex<Vec<PoolConnection<Postgres>>>,
+    /// How many there may be.
+    room: usize,
+}
+
+impl Kept {
+    fn new(room: usize) -> Kept {
+        Kept(Arc::new(Shelf { connections: Mutex::default(), room }))
+    }
+
+    fn take(&self) -> Option<PoolConnection<Postgres>> {
+        self.connections().pop()
+    }
+
+    fn put(&self, connection: PoolConnection<Postgres>) {
+        let mut connections = self.connections();
+        if connections.len() < self.0.room {
+            connections.push(connection);
+        }
+    }
+
+    fn close_all(&self) {
+        self.connections().drain(..).for_each(|connection| drop(connection.detach()));
+    }
+
+    fn connections(&self) -> MutexGuard<'_, Vec<PoolConnection<Postgres>>> {
+        self.0.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Shelf {
+    fn drop(&mut self) {
+        // Closed. To be given back to the pool they would need the runtime, which may have ended.
+        let connections = self.connections.get_mut().unwrap_or_else(PoisonError::into_inner);
+        connections.drain(..).for_each(|connection| drop(connection.detach()));
+    }
+}
+
+impl Connections {
+    /// Of this pool.
+    pub fn new(pool: PgPool) -> Connections {
+        let half = pool.options().get_max_connections() as usize / 2;
+        Connections { pool, kept: Kept::new(half) }
+    }
+}
+
+impl Origin for Connections {
+    async fn connection(&self) -> sqlx::Result<PoolConnection<Postgres>> {
+        match self.kept.take() {
+            Some(connection) => Ok(connection),
+            None => self.pool.acquire().await,
+        }
+    }
+
+    fn kept(&self) -> Option<Kept> {
+        Some(self.kept.clone())
+    }
+}
+
+impl Deref for Connections {
+    type Target = PgPool;
+
+    fn deref(&self) -> &PgPool {
+        &self.pool
+    }
+}
+
 /// An open transaction.
 pub struct Session {
     connection: Option<PoolConnection<Postgres>>,
+    kept: Option<Kept>,
 }
 
 impl Session {
     /// Opens one: `BEGIN`, then `script`, in one round trip. Read committed, whatever the server's default: what is read after
     /// a lock was taken must be as of after the lock. Gives the rows of all of its statements, in order, in text format.
-    pub async fn begin(pool: &PgPool, script: &str) -> sqlx::Result<(Session, Vec<PgRow>)> {
-        let mut session = Session { connection: Some(pool.acquire().await?) };
+    pub async fn begin(from: &impl Origin, script: &str) -> sqlx::Result<(Session, Vec<PgRow>)> {
+        let mut session = Session { connection: Some(from.connection().await?), kept: from.kept() };
         let rows = session.script(&format!("BEGIN ISOLATION LEVEL READ COMMITTED; {script}")).await?;
         Ok((session, rows))
     }
@@ -63,14 +165,21 @@ impl Session {
     /// already broken with a ROLLBACK that is no error: the statement before it is.
     pub async fn commit(mut self) -> sqlx::Result<()> {
         self.script("SELECT; COMMIT").await?;
-        self.connection.take();
+        self.give_back();
         Ok(())
     }
 
     /// `ROLLBACK`; a connection that cannot even do that is closed.
     pub async fn rollback(mut self) {
         if self.script("ROLLBACK").await.is_ok() {
-            self.connection.take();
+            self.give_back();
+        }
+    }
+
+    /// The transaction is over, and the connection well.
+    fn give_back(&mut self) {
+        if let (Some(connection), Some(kept)) = (self.connection.take(), &self.kept) {
+            kept.put(connection);
         }
     }
 }
@@ -79,6 +188,10 @@ impl Drop for Session {
     fn drop(&mut self) {
         if let Some(connection) = self.connection.take() {
             drop(connection.detach());
+            // If the server went away, it did so for all: they need not be found out one by one.
+            if let Some(kept) = &self.kept {
+                kept.close_all();
+            }
         }
     }
 }
@@ -86,15 +199,33 @@ impl Drop for Session {
 /// Asks one question in a transaction of its own, which sets `limits` and then `settings` for itself. Gives up after the
 /// deadline, as [`within`].
 pub async fn ask(
-    pool: &PgPool,
+    from: &impl Origin,
     limits: Limits,
     settings: &str,
     question: Query<'_, Postgres, PgArguments>,
 ) -> sqlx::Result<Vec<PgRow>> {
     within(limits.deadline, async {
-        let (mut session, _) = Session::begin(pool, &format!("{} {settings}", limits.sql())).await?;
+        let (mut session, _) = Session::begin(from, &format!("{} {settings}", limits.sql())).await?;
         let rows = question.fetch_all(session.connection()).await?;
         session.commit().await?;
+        Ok(rows)
+    })
+    .await
+}
+
+/// Asks one question that has no parameters, likewise, but in one round trip: for what is asked again and again while nothing
+/// happens. It is planned anew each time. Rows come in text format.
+pub async fn ask_at_once(
+    from: &impl Origin,
+    limits: Limits,
+    settings: &str,
+    question: &str,
+) -> sqlx::Result<Vec<PgRow>> {
+    within(limits.deadline, async {
+        // A line of its own for what follows, or a comment at the question's end would take it in.
+        let script = format!("{} {settings} {question}\n; COMMIT", limits.sql());
+        let (mut session, rows) = Session::begin(from, &script).await?;
+        session.give_back();
         Ok(rows)
     })
     .await

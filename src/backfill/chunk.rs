@@ -171,7 +171,7 @@ struct Sorted {
     again: Vec<RowKey>,
 }
 
-const NO_AGGREGATE: &str =
+pub(crate) const NO_AGGREGATE: &str =
     "entity.legacy.aggregate_id gives NULL for it: let it give a text for every row, such as coalesce(…, its key)";
 
 /// What may be copied under this lane's lock, and what may not.

@@ -66,7 +66,8 @@ struct Status {
 impl Status {
     async fn of(operator: &Operator) -> OperatorResult<Status> {
         let backlog = operator.count_backlog().await?;
-        Ok(Status { backlog, paused: operator.paused().await?, divergent: operator.divergent().await? })
+        let (paused, divergent) = operator.paused_and_divergent().await?;
+        Ok(Status { backlog, paused, divergent })
     }
 
     fn render(&self) -> String {

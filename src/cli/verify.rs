@@ -4,6 +4,8 @@ use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use indicatif::{HumanCount, HumanDuration};
+
 use super::args::VerifyArgs;
 use super::{Exit, output, shell};
 use crate::config::Config;
@@ -11,7 +13,7 @@ use crate::connect;
 use crate::migration;
 use crate::run::on_signals;
 use crate::target::{ReportId, Target};
-use crate::verify::{self, Options, Outcome, Report};
+use crate::verify::{self, Far, Options, Outcome, Report};
 
 /// Verifies, and prints the report; or the last reports.
 pub(super) async fn command(args: &VerifyArgs, config: Config) -> anyhow::Result<Exit> {
@@ -40,7 +42,7 @@ pub(super) async fn command(args: &VerifyArgs, config: Config) -> anyhow::Result
     };
     let stop = on_signals()?;
     let progress = ProgressLine::new();
-    let tell = |entity: &str, rows: u64, took: Duration| progress.tell(entity, rows, took);
+    let tell = |far: &Far<'_>| progress.tell(far);
     let done = verify::verify(&config, &source, &target, &options, &stop, &tell).await;
     let quoting = config.quoting(&options.entities);
     let report = done.map_err(|error| anyhow::anyhow!("{}", error.shown(quoting)))?;
@@ -81,7 +83,7 @@ impl ProgressLine {
         ProgressLine { terminal: std::io::stderr().is_terminal(), last: Mutex::new(None) }
     }
 
-    fn tell(&self, entity: &str, rows: u64, took: Duration) {
+    fn tell(&self, far: &Far<'_>) {
         if !self.terminal {
             return;
         }
@@ -90,14 +92,36 @@ impl ProgressLine {
             return;
         }
         *last = Some(Instant::now());
-        let rate = rows as f64 / took.as_secs_f64().max(0.001);
         // A stderr that is closed leaves nobody to tell.
-        let _ = write!(std::io::stderr(), "\r\x1b[K{entity}: {rows} rows, {rate:.0} a second");
+        let _ = write!(std::io::stderr(), "\r\x1b[K{}", line(far));
     }
 
     fn clear(&self) {
         if self.terminal {
             let _ = write!(std::io::stderr(), "\r\x1b[K");
+        }
+    }
+}
+
+fn line(far: &Far<'_>) -> String {
+    let of = far.estimate.map(|all| format!(" of about {}", HumanCount(all))).unwrap_or_default();
+    let left = far.left().map(|left| format!(", {} left", HumanDuration(left))).unwrap_or_default();
+    format!("{}: {}{of} rows, {} a second{left}", far.entity, HumanCount(far.rows), HumanCount(far.rate() as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_tells_what_is_known() {
+        let far = |rows, estimate| Far { entity: "users", rows, estimate, took: Duration::from_secs(10) };
+        for (far, told) in [
+            (far(250_000, Some(1_000_000)), "users: 250,000 of about 1,000,000 rows, 25,000 a second, 30 seconds left"),
+            (far(250_000, None), "users: 250,000 rows, 25,000 a second"),
+            (far(0, Some(10)), "users: 0 of about 10 rows, 0 a second"),
+        ] {
+            assert_eq!(line(&far), told);
         }
     }
 }

@@ -33,8 +33,7 @@ impl Gatherer {
     /// Asks the source; one that takes longer than this is told of as away.
     pub(crate) async fn ask(&self, within: Duration) -> Asked {
         let answers = async {
-            let paused = self.operator.paused().await?;
-            let divergent = self.operator.divergent().await?;
+            let (paused, divergent) = self.operator.paused_and_divergent().await?;
             Ok::<_, OperatorError>(Asked { paused, divergent, away: None })
         };
         let away = match tokio::time::timeout(within, answers).await {

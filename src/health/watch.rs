@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Facts, Gatherer, conditions};
 use crate::metrics::Metrics;
 
-/// Between two looks. A look is two small statements on the source.
+/// Between two looks. A look is two small statements on the source, in one round trip.
 const LOOK: Duration = Duration::from_secs(2);
 /// A source that takes longer is told of as away.
 const ASK_WITHIN: Duration = Duration::from_secs(4);

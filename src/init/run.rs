@@ -12,7 +12,11 @@ use crate::session::sqlstate;
 use crate::sql::trusted;
 
 /// How long a statement may wait for a lock, and so hold the application up.
+const GENTLE_LOCK_TIMEOUT: &str = "100ms";
+/// The same once it has been tried in vain for [`GENTLE`], and of what a DBA runs by hand.
 pub(super) const LOCK_TIMEOUT: &str = "1s";
+/// Most transactions are over soon; where there are always some that are not, the lock is had by waiting only.
+const GENTLE: Duration = Duration::from_secs(30);
 /// How long to try before the step is given up.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -30,8 +34,8 @@ async fn together(pool: &PgPool, step: &Step) -> sqlx::Result<()> {
     let mut pause = Pause::new(Duration::from_millis(250), Duration::from_secs(3));
     loop {
         let mut transaction = pool.begin().await?;
-        let script =
-            format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; SET LOCAL statement_timeout = 0;\n{}", step.sql);
+        let timeout = if started.elapsed() < GENTLE { GENTLE_LOCK_TIMEOUT } else { LOCK_TIMEOUT };
+        let script = format!("SET LOCAL lock_timeout = '{timeout}'; SET LOCAL statement_timeout = 0;\n{}", step.sql);
         match transaction.execute(sqlx::raw_sql(trusted(&script))).await {
             Ok(_) => return transaction.commit().await,
             Err(error) => {

@@ -264,7 +264,7 @@ async fn compare(
     let stop = working.stop().clone();
     let Work::Rows { rows, how: Apply { apply, expected } } = work else {
         let options = verification(config, work, who, Some(working));
-        let done = verify::verify(config, source, target, &options, &stop, &|_, _, _| {}).await;
+        let done = verify::verify(config, source, target, &options, &stop, &|_| {}).await;
         return done.map(drop).map_err(|error| error.logged());
     };
     let (task, by) = task(config, rows, who).map_err(|error| error.to_string())?;

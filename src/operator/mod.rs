@@ -200,9 +200,13 @@ impl Operator {
         (0..i32::from(self.names().lanes())).map(Lane)
     }
 
+    fn limits(at_most: Duration) -> Limits {
+        Limits { deadline: at_most, lock: Duration::from_secs(2) }
+    }
+
     /// A transaction that only reads, planned for the values at hand, and pinned to the order that indexes give.
     async fn reading(&self, at_most: Duration) -> sqlx::Result<Session> {
-        let limits = Limits { deadline: at_most, lock: Duration::from_secs(2) };
+        let limits = Self::limits(at_most);
         let script = format!(
             "SET TRANSACTION READ ONLY; {} SET LOCAL statement_timeout = {}; SET LOCAL plan_cache_mode = force_custom_plan;",
             limits.sql(),

@@ -10,11 +10,13 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::json;
 use sqlx::Row;
+use sqlx::postgres::PgRow;
 use utoipa::ToSchema;
 
-use super::{By, Operator, Result, audit};
+use super::{By, Operator, Result, audit, count};
 use crate::event::Lane;
-use crate::sql::{query, query_scalar};
+use crate::session;
+use crate::sql::query;
 
 /// What is paused or resumed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,30 +92,21 @@ impl Operator {
 
     /// What is paused.
     pub async fn paused(&self) -> Result<Vec<Paused>> {
-        let mut session = self.reading(Duration::from_secs(5)).await?;
-        let sql = self.names().render(include_str!("../../sql/operator/paused.sql"));
-        let rows = query(&sql, false).fetch_all(session.connection()).await?;
-        session.commit().await?;
-        let mut paused = Vec::with_capacity(rows.len());
-        for row in &rows {
-            let kind: String = row.try_get("aggregate_type")?;
-            paused.push(Paused {
-                aggregate_type: (!kind.is_empty()).then_some(kind),
-                reason: row.try_get("reason")?,
-                actor: row.try_get("actor")?,
-                at: row.try_get("at")?,
-            });
-        }
-        Ok(paused)
+        let rows = self.ask_at_once(&self.names().render(PAUSED)).await?;
+        Ok(rows.iter().map(paused).collect::<sqlx::Result<_>>()?)
     }
 
-    /// How many events the target knows and the outbox forgot (counted up to 100,000).
-    pub async fn divergent(&self) -> Result<u64> {
-        let mut session = self.reading(Duration::from_secs(5)).await?;
-        let sql = self.names().render(include_str!("../../sql/operator/divergent.sql"));
-        let n: i64 = query_scalar(&sql, false).fetch_one(session.connection()).await?;
-        session.commit().await?;
-        Ok(n.unsigned_abs())
+    /// What is paused, and how many events the target knows and the outbox forgot (counted up to 100,000).
+    pub async fn paused_and_divergent(&self) -> Result<(Vec<Paused>, u64)> {
+        let both = format!("{PAUSED}\n; {}", include_str!("../../sql/operator/divergent.sql"));
+        let rows = self.ask_at_once(&self.names().render(&both)).await?;
+        let (divergent, rows) = rows.split_last().ok_or(sqlx::Error::RowNotFound)?;
+        Ok((rows.iter().map(paused).collect::<sqlx::Result<_>>()?, count(divergent, "n")?))
+    }
+
+    async fn ask_at_once(&self, question: &str) -> sqlx::Result<Vec<PgRow>> {
+        let limits = Operator::limits(Duration::from_secs(5));
+        session::ask_at_once(self.pool(), limits, "SET TRANSACTION READ ONLY;", question).await
     }
 
     async fn change_pause(&self, action: &'static str, what: &What, by: &By) -> Result<bool> {
@@ -133,4 +126,16 @@ impl Operator {
         transaction.commit().await?;
         Ok(changed)
     }
+}
+
+const PAUSED: &str = include_str!("../../sql/operator/paused.sql");
+
+fn paused(row: &PgRow) -> sqlx::Result<Paused> {
+    let kind: String = row.try_get("aggregate_type")?;
+    Ok(Paused {
+        aggregate_type: (!kind.is_empty()).then_some(kind),
+        reason: row.try_get("reason")?,
+        actor: row.try_get("actor")?,
+        at: row.try_get("at")?,
+    })
 }

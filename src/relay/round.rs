@@ -74,7 +74,7 @@ async fn attempt(shared: &Shared, lanes: &[Lane]) -> Result<Round, BatchError> {
     let router = shared.router();
     // Side by side, unlike in a batch: the second look comes after both. But the target's connection is asked for when the source's is there:
     // who asks for both at once, and others one by one, wait in a circle behind a pooler that has few.
-    let target = shared.target.lock_lanes(&locked, !router.has_own_sql());
+    let target = shared.target.lock_lanes(&locked, router.has_own_sql());
     let (target, claimed) = tokio::join!(target, claim(shared, &mut source));
     let (mut target, claimed) = (target.map_err(BatchError::Target)?, claimed.map_err(BatchError::Source)?);
     reach("target_locked");

@@ -52,13 +52,13 @@ pub use self::retain::Retired;
 pub use self::scan::Scan;
 pub use self::settle::{FailureRecord, SettleError, Settlement, Unapplied};
 use crate::event::{Aggregate, BatchKey, Lane};
-use crate::session::{self, Limits};
+use crate::session::{self, Connections, Limits};
 
 /// The source, as one process sees it. Cheap to clone: each leased lane has one.
 #[derive(Clone)]
 pub struct Source {
     /// Connections for batches; the admin API and the CLI use a pool of their own.
-    pub pool: PgPool,
+    pub pool: Connections,
     /// What things are called here.
     pub names: Arc<Names>,
     limits: Limits,
@@ -141,7 +141,7 @@ impl Source {
             append_lanes: names.render(include_str!("../../sql/source/append_lanes.sql")),
         };
         Source {
-            pool,
+            pool: Connections::new(pool),
             names: Arc::new(names),
             limits,
             prepared,
@@ -190,7 +190,7 @@ impl Source {
 
     /// The newest entry of every lane.
     pub async fn heads(&self) -> sqlx::Result<HashMap<Lane, Option<BatchKey>>> {
-        let rows = self.ask("", self.query(&self.statements.heads)).await?;
+        let rows = session::ask_at_once(&self.pool, self.limits, "", &self.statements.heads).await?;
         rows.iter().map(|row| Ok((row.try_get("lane")?, BatchKey::of_row(row)?))).collect()
     }
 

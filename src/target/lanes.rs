@@ -13,10 +13,16 @@ use crate::sql::spans;
 /// How long a statement may take while several lanes wait with it; a tenth of it for a lock: less than `deadlock_timeout`.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// A plan is kept as long as its connection, and may be made while a table, or the log, is empty: what goes by an index then, does so when
+/// it has grown.
+const BY_INDEX: &str = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off;";
+
 /// Several locked lanes.
 pub struct TargetLanes {
     target: Target,
     session: Session,
+    /// Whatever is planned goes by indexes.
+    by_index: bool,
     /// The newest entry of each locked lane's log, and the source that it names. A lane that has none is not in it.
     pub newest: HashMap<Lane, (BatchKey, Identity)>,
     /// Who this server is.
@@ -34,32 +40,34 @@ pub struct LaneEntry<'a> {
 }
 
 impl Target {
-    /// Locks the lanes' rows, as far as nobody else has, then, in a later statement, reads the newest entries. Two round trips: in
-    /// the script the read would be planned anew each time, which costs more than a round trip. What follows has little patience, for
-    /// many lanes wait with it. `generic`: for few events a plan costs more than it is good for, unless it is of a statement that the
-    /// operator wrote.
-    pub async fn lock_lanes(&self, lanes: &[Lane], generic: bool) -> sqlx::Result<TargetLanes> {
-        let plans = if generic { "SET LOCAL plan_cache_mode = force_generic_plan;" } else { "" };
+    /// Locks the lanes' rows, as far as nobody else has, then, in a later statement, reads the newest entries. One round trip: the read is
+    /// planned anew each time, which costs no more than another one, and goes by how large the log is by now. What follows has little
+    /// patience, for many lanes wait with it. `own_sql`: the operator wrote what will be applied; else, for few events, a plan costs more than
+    /// it is good for, and is made once.
+    pub async fn lock_lanes(&self, lanes: &[Lane], own_sql: bool) -> sqlx::Result<TargetLanes> {
+        let plans =
+            if own_sql { String::new() } else { format!("SET LOCAL plan_cache_mode = force_generic_plan; {BY_INDEX}") };
         let patience = (self.limits.deadline / 3).min(PATIENCE).as_millis().max(1);
         let limits = format!(
             "SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {patience}; {plans}",
             (patience / 10).max(1)
         );
         let numbers = [("lane_numbers", Lane::list(lanes))];
-        let script = self.opening(&self.statements.lock_lanes, "", &numbers, &limits);
-        let (mut session, rows) = Session::begin(&self.pool, &script).await?;
-        let locked = Lane::locked(&rows)?;
-        let read = self.query(&self.statements.read_lanes).bind(lanes).fetch_all(session.connection()).await?;
+        let script = self.opening(&self.statements.lock_lanes, &self.statements.read_lanes, &numbers, &limits);
+        let (session, rows) = Session::begin(&self.pool, &script).await?;
+        // Rows of two statements: of those that could be locked, and of all.
+        let (locked, read) = rows.split_at(rows.len().saturating_sub(lanes.len()));
+        let locked = Lane::locked(locked)?;
         let first = read.first().ok_or(sqlx::Error::RowNotFound)?;
         let identity = Identity(first.try_get("identity")?);
         let mut newest = HashMap::new();
-        for row in &read {
+        for row in read {
             let lane = row.try_get("lane")?;
             if let Some(key) = BatchKey::of_row(row)?.filter(|_| locked.contains(&lane)) {
                 newest.insert(lane, (key, Identity(row.try_get("peer")?)));
             }
         }
-        Ok(TargetLanes { target: self.clone(), session, newest, identity })
+        Ok(TargetLanes { target: self.clone(), session, by_index: !own_sql, newest, identity })
     }
 }
 
@@ -73,6 +81,9 @@ impl TargetLanes {
     pub async fn append(&mut self, entries: &[LaneEntry<'_>], peer: &Identity) -> sqlx::Result<bool> {
         let parents: Vec<_> = entries.iter().map(|entry| self.newest.get(&entry.lane).map(|(key, _)| *key)).collect();
         let events = || entries.iter().flat_map(|entry| entry.applied);
+        if !std::mem::replace(&mut self.by_index, true) {
+            self.session.script(BY_INDEX).await?;
+        }
         let (skipped, counts) = spans(entries.iter().map(|entry| entry.applied.len()));
         let done = self
             .target

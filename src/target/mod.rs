@@ -30,7 +30,7 @@ pub use self::repair::{Repair, RepairedLast, RepairedRow};
 pub use self::report::{History, KeptReport, ReportId, Verified, Which};
 pub use self::statements::{EVENTS, Events, OverRows, Prepared, Rows};
 use crate::event::{Aggregate, BatchKey, Event, EventId, Identity, Lane, Token};
-use crate::session::{self, Limits, Session};
+use crate::session::{self, Connections, Limits, Session};
 use crate::source::{ForgottenBatch, ForgottenEvent};
 use crate::sql::{ident, literal, render};
 
@@ -38,7 +38,7 @@ use crate::sql::{ident, literal, render};
 #[derive(Clone)]
 pub struct Target {
     /// Connections for batches.
-    pub pool: PgPool,
+    pub pool: Connections,
     /// The outbox that feeds it.
     pub source_id: Uuid,
     /// The relay's schema, unquoted.
@@ -86,7 +86,7 @@ impl Target {
     ) -> Target {
         let names = names(schema, source_id);
         Target {
-            pool,
+            pool: Connections::new(pool),
             source_id,
             schema: schema.into(),
             search_path: search_path.into(),
@@ -180,7 +180,7 @@ impl Target {
 
     /// The newest entry of every lane.
     pub async fn heads(&self) -> sqlx::Result<HashMap<Lane, Option<BatchKey>>> {
-        let rows = self.ask(self.query(&self.statements.heads).bind(self.source_id)).await?;
+        let rows = session::ask_at_once(&self.pool, self.limits, "", &self.statements.heads).await?;
         rows.iter().map(|row| Ok((row.try_get("lane")?, BatchKey::of_row(row)?))).collect()
     }
 

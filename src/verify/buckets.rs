@@ -1,7 +1,11 @@
 //! The walk in **buckets**, for mappings that give other keys, and for text, which servers order by different collations: each side is
 //! walked in its own order, and its rows are summed up by the hash of the new key; another walk tells the keys of the buckets that
 //! differ.
+//!
+//! Between the two readings of a row lies most of a walk, so where others write most buckets of a large table differ, and hold more rows
+//! than can be held. What really differs does so in every walk: further walks, in finer buckets, leave what differed only in one.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use super::VerifyError;
@@ -10,38 +14,50 @@ use super::pass::{Buckets, CHUNKS, Keys, Pass, Sums, Trouble};
 use crate::mapping::compare::Ask;
 use crate::source::{Range, RowKey};
 
-/// How many buckets, and how many rows' keys are held at a time.
+/// How many buckets, at first and where that leaves too much; the latter are parts of the former.
 const BUCKETS: i64 = 4096;
+const FINE_BUCKETS: i64 = BUCKETS * 64;
+/// How many rows' keys are held at a time.
 const HELD: u64 = 50_000;
+/// A group takes a walk, and so does it to have fewer of them.
+const GROUPS_AT_ONCE: u64 = 3;
+/// Rows a chunk of a walk in fine buckets, whose answer has nearly as many rows.
+const FINE_CHUNK: u64 = 20_000;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Side {
-    Legacy,
-    New,
+/// Buckets that differ: out of how many, and how many rows of both sides each has.
+struct Differing {
+    out_of: i64,
+    rows: BTreeMap<i64, u64>,
 }
 
-impl Pass<'_> {
-    /// The first walk in buckets: what differs, in groups that are small enough to be held, and whether the mapping hands keys
-    /// through after all.
-    pub(super) async fn bucket_groups(
-        &mut self,
-        suspects: &mut Vec<Suspect>,
-    ) -> Result<(Vec<Vec<i32>>, bool), VerifyError> {
-        let (mut legacy, mut new, mut keys) = (Sums::default(), Sums::default(), Keys::default());
-        let mut size = self.first_size();
-        self.walk(Side::Legacy, Ask::Sums, Some((BUCKETS, None)), &mut legacy, &mut keys, &mut size).await?;
-        suspects.extend(keys.nameless.drain(..).map(|from| Suspect { key: None, from: Some(from) }));
-        size = self.first_size();
-        self.walk(Side::New, Ask::Sums, Some((BUCKETS, None)), &mut new, &mut keys, &mut size).await?;
-        let all: std::collections::BTreeSet<i64> = legacy.by.keys().chain(new.by.keys()).copied().collect();
+/// The same in groups that are small enough to be held.
+pub(super) struct Groups {
+    out_of: i64,
+    pub(super) groups: Vec<Vec<i32>>,
+}
+
+impl Differing {
+    fn between(out_of: i64, legacy: &Sums, new: &Sums) -> Differing {
+        let all: BTreeSet<i64> = legacy.by.keys().chain(new.by.keys()).copied().collect();
+        let sums = all.into_iter().map(|bucket| (bucket, legacy.by.get(&bucket), new.by.get(&bucket)));
+        let rows = sums
+            .filter(|(_, on_legacy, on_new)| on_legacy != on_new)
+            .map(|(bucket, on_legacy, on_new)| (bucket, on_legacy.map_or(0, |s| s.0) + on_new.map_or(0, |s| s.0)));
+        Differing { out_of, rows: rows.collect() }
+    }
+
+    fn rows(&self) -> u64 {
+        self.rows.values().sum()
+    }
+
+    fn list(&self) -> Vec<i32> {
+        self.rows.keys().filter_map(|bucket| i32::try_from(*bucket).ok()).collect()
+    }
+
+    fn groups(self) -> Groups {
         let mut groups: Vec<Vec<i32>> = Vec::new();
         let mut held = u64::MAX;
-        for bucket in all {
-            let (on_legacy, on_new) = (legacy.by.get(&bucket), new.by.get(&bucket));
-            if on_legacy == on_new {
-                continue;
-            }
-            let rows = on_legacy.map_or(0, |s| s.0) + on_new.map_or(0, |s| s.0);
+        for (bucket, rows) in self.rows {
             if held.saturating_add(rows) > HELD {
                 groups.push(Vec::new());
                 held = 0;
@@ -51,30 +67,81 @@ impl Pass<'_> {
                 group.push(bucket);
             }
         }
-        Ok((groups, legacy.moved == 0 && self.legacy.key_types.len() == self.comparison.key_types.len()))
+        Groups { out_of: self.out_of, groups }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Legacy,
+    New,
+}
+
+impl Pass<'_> {
+    /// The first walks in buckets: what differs, and whether the mapping hands keys through after all.
+    pub(super) async fn bucket_groups(&mut self, suspects: &mut Vec<Suspect>) -> Result<(Groups, bool), VerifyError> {
+        let (legacy, new, nameless) = self.bucket_sums(BUCKETS, None).await?;
+        suspects.extend(nameless.into_iter().map(|from| Suspect { key: None, from: Some(from) }));
+        let mut differing = Differing::between(BUCKETS, &legacy, &new);
+        while differing.rows() > HELD * GROUPS_AT_ONCE {
+            let before = differing.rows();
+            differing = self.narrowed(&differing).await?;
+            if differing.rows() > before / 2 {
+                break;
+            }
+        }
+        let identical = legacy.moved == 0 && self.legacy.key_types.len() == self.comparison.key_types.len();
+        Ok((differing.groups(), identical))
     }
 
-    /// Another walk over both sides: the keys of these buckets that differ.
+    /// Of these buckets, what differs in another walk, too, in finer ones.
+    async fn narrowed(&mut self, before: &Differing) -> Result<Differing, VerifyError> {
+        let wanted = (before.out_of == FINE_BUCKETS).then(|| before.list());
+        let (legacy, new, _) = self.bucket_sums(FINE_BUCKETS, wanted.as_deref()).await?;
+        let mut differing = Differing::between(FINE_BUCKETS, &legacy, &new);
+        differing.rows.retain(|bucket, _| before.rows.contains_key(&(bucket % before.out_of)));
+        Ok(differing)
+    }
+
+    /// A walk over both sides; and the legacy rows that have no new key.
+    async fn bucket_sums(
+        &mut self,
+        out_of: i64,
+        wanted: Option<&[i32]>,
+    ) -> Result<(Sums, Sums, Vec<RowKey>), VerifyError> {
+        let (mut legacy, mut new, mut keys) = (Sums::default(), Sums::default(), Keys::default());
+        self.walk(Side::Legacy, Ask::Sums, (out_of, wanted), &mut legacy, &mut keys).await?;
+        self.walk(Side::New, Ask::Sums, (out_of, wanted), &mut new, &mut keys).await?;
+        Ok((legacy, new, keys.nameless))
+    }
+
+    /// Another walk over both sides: the keys of this group's buckets that differ.
     pub(super) async fn bucket_keys(
         &mut self,
-        group: &[i32],
+        groups: &Groups,
+        group: usize,
         identical: bool,
         suspects: &mut Vec<Suspect>,
     ) -> Result<(), VerifyError> {
         let (mut on_legacy, mut on_new, mut sums) = (Keys::default(), Keys::default(), Sums::default());
-        let mut size = self.first_size();
-        self.walk(Side::Legacy, Ask::Keys, Some((BUCKETS, Some(group))), &mut sums, &mut on_legacy, &mut size).await?;
-        size = self.first_size();
-        self.walk(Side::New, Ask::Keys, Some((BUCKETS, Some(group))), &mut sums, &mut on_new, &mut size).await?;
+        let buckets = (groups.out_of, groups.groups.get(group).map(Vec::as_slice));
+        self.walk(Side::Legacy, Ask::Keys, buckets, &mut sums, &mut on_legacy).await?;
+        self.walk(Side::New, Ask::Keys, buckets, &mut sums, &mut on_new).await?;
         suspects.extend(differing(on_legacy.hashed, on_new.hashed, identical));
         suspects.extend(on_legacy.nameless.into_iter().map(|from| Suspect { key: None, from: Some(from) }));
         Ok(())
     }
 
-    /// Which of these new keys any legacy row yields now: a walk over all of them.
-    pub(super) async fn yielded(&mut self, buckets: &[i32], keys: &mut Vec<RowKey>) -> Result<(), VerifyError> {
-        let (mut found, mut sums, mut size) = (Keys::default(), Sums::default(), self.first_size());
-        self.walk(Side::Legacy, Ask::Keys, Some((BUCKETS, Some(buckets))), &mut sums, &mut found, &mut size).await?;
+    /// Which of these new keys, of a group's buckets, any legacy row yields now: a walk over all of them.
+    pub(super) async fn yielded(
+        &mut self,
+        groups: &Groups,
+        group: usize,
+        keys: &mut Vec<RowKey>,
+    ) -> Result<(), VerifyError> {
+        let (mut found, mut sums) = (Keys::default(), Sums::default());
+        let buckets = (groups.out_of, groups.groups.get(group).map(Vec::as_slice));
+        self.walk(Side::Legacy, Ask::Keys, buckets, &mut sums, &mut found).await?;
         let yielded: std::collections::HashSet<RowKey> = found.hashed.into_iter().map(|(key, _, _)| key).collect();
         keys.retain(|key| !yielded.contains(key));
         Ok(())
@@ -85,43 +152,48 @@ impl Pass<'_> {
         &mut self,
         side: Side,
         what: Ask,
-        buckets: Buckets<'_>,
+        (out_of, wanted): (i64, Option<&[i32]>),
         sums: &mut Sums,
         keys: &mut Keys,
-        size: &mut u64,
     ) -> Result<(), VerifyError> {
+        let buckets = Some((out_of, wanted));
+        let most = if out_of == FINE_BUCKETS { FINE_CHUNK } else { u64::MAX };
+        let mut size = self.first_size();
         // Down to a single row, if one of them may be refused.
         let least = if side == Side::Legacy { 1 } else { *CHUNKS.start() };
         let mut range = Range::default();
         loop {
+            size = size.min(most);
             let began = Instant::now();
             range.until = match side {
                 Side::Legacy => {
-                    self.source.legacy_bound(self.legacy, &range, *size).await.map_err(VerifyError::Source)?
+                    self.source.legacy_bound(self.legacy, &range, size).await.map_err(VerifyError::Source)?
                 }
-                Side::New => self.target.bound(self.comparison, &range, *size).await.map_err(VerifyError::Target)?,
+                Side::New => self.target.bound(self.comparison, &range, size).await.map_err(VerifyError::Target)?,
             };
             let (rows, done) = match what {
                 Ask::Sums => match self.sums(side, &range, buckets).await {
                     Ok(found) => {
-                        let rows = found.rows();
+                        let rows = if wanted.is_none() { found.rows() } else { size };
+                        // The first walk counts them.
                         match side {
+                            _ if out_of != BUCKETS => {}
                             Side::Legacy => self.legacy_rows += rows,
                             Side::New => self.new_rows += rows,
                         }
                         sums.merge(found);
                         (rows, Ok(()))
                     }
-                    Err(trouble) => (*size, Err(trouble)),
+                    Err(trouble) => (size, Err(trouble)),
                 },
-                Ask::Keys => (*size, self.hashes(side, &range, buckets, keys).await),
+                Ask::Keys => (size, self.hashes(side, &range, buckets, keys).await),
             };
             match done {
                 Ok(()) => {}
                 Err(Trouble::Failed(error)) => return Err(error),
                 Err(Trouble::Refused(message)) if side == Side::New => return Err(VerifyError::Unreadable(message)),
-                Err(Trouble::Late | Trouble::Refused(_)) if *size > least => {
-                    *size = (*size / 8).max(least);
+                Err(Trouble::Late | Trouble::Refused(_)) if size > least => {
+                    size = (size / 8).max(least);
                     continue;
                 }
                 Err(Trouble::Late) => return Err(VerifyError::TooSlow),
@@ -130,7 +202,7 @@ impl Pass<'_> {
                     keys.nameless.extend(one.map_err(VerifyError::Source)?.into_iter().map(|at| at.key));
                 }
             }
-            self.adapt(size, began.elapsed());
+            self.adapt(&mut size, began.elapsed());
             self.pace(rows).await?;
             if range.until.is_none() {
                 return Ok(());

@@ -37,7 +37,7 @@ async fn once(shared: &Shared, every: Duration, stop: &CancellationToken) -> Res
     let reason = "[verify] every".to_owned();
     let who = Who { actor: "outbox-relay".to_owned(), reason, via: Via::Run };
     let options = Options { rate: Some(config.verify.rate), who, begun: Some(begun), ..Options::default() };
-    let report = verify(&config, &shared.source, &shared.target, &options, stop, &|_, _, _| {}).await?;
+    let report = verify(&config, &shared.source, &shared.target, &options, stop, &|_| {}).await?;
     let (differences, stuck) = (report.differences(), report.stuck());
     match report.outcome {
         Outcome::Equal => tracing::info!(report = report.id, "verification: both databases are equal"),

@@ -146,24 +146,50 @@ const BETWEEN: Duration = Duration::from_millis(50);
 /// Suspects that are gathered before they are looked at again.
 const GATHER: usize = 500;
 
-/// Verifies, and keeps the report on the target. `progress` is told after every chunk, with the entity's name.
+/// How far the verification of an entity is.
+#[derive(Debug, Clone)]
+pub struct Far<'a> {
+    /// Its name.
+    pub entity: &'a str,
+    /// Read so far, of each side.
+    pub rows: u64,
+    /// About how many there are to be read; `None` where nobody knows.
+    pub estimate: Option<u64>,
+    /// Since it was begun.
+    pub took: Duration,
+}
+
+impl Far<'_> {
+    /// Rows a second.
+    pub fn rate(&self) -> f64 {
+        self.rows as f64 / self.took.as_secs_f64().max(0.001)
+    }
+
+    /// How long the rest will take; `None` where nobody knows.
+    pub fn left(&self) -> Option<Duration> {
+        let rows = self.estimate?.saturating_sub(self.rows);
+        (self.rows > 0).then(|| Duration::from_secs_f64(rows as f64 / self.rate().max(0.001)))
+    }
+}
+
+/// Verifies, and keeps the report on the target. `progress` is told after every chunk.
 pub async fn verify(
     config: &Config,
     source: &Source,
     target: &Target,
     options: &Options,
     stop: &CancellationToken,
-    progress: &(dyn Fn(&str, u64, Duration) + Sync),
+    progress: &(dyn Fn(&Far<'_>) + Sync),
 ) -> Result<Report, VerifyError> {
     let entities = chosen(&config.entities, &options.entities)?;
     let job = match &options.job {
         Some(job) => job.clone(),
         None => Working::begin(target, &order(options, &entities), stop).await.map_err(VerifyError::Target)?,
     };
-    let tell = |entity: &str, rows: u64, took: Duration| {
-        let rate = rows as f64 / took.as_secs_f64().max(0.001);
-        job.tell(Told { entity: entity.to_owned(), rows, estimate: None, rate, waits_for: None });
-        progress(entity, rows, took);
+    let tell = |far: &Far<'_>| {
+        let (entity, rate) = (far.entity.to_owned(), far.rate());
+        job.tell(Told { entity, rows: far.rows, estimate: far.estimate, rate, waits_for: None });
+        progress(far);
     };
     let done = job.during(Box::pin(each(config, (source, target), options, entities, job.stop(), &tell))).await;
     job.end(&ending(&done, config.quoting(&options.entities))).await;
@@ -202,7 +228,7 @@ async fn each(
     options: &Options,
     entities: Vec<&Entity>,
     stop: &CancellationToken,
-    progress: &(dyn Fn(&str, u64, Duration) + Sync),
+    progress: &(dyn Fn(&Far<'_>) + Sync),
 ) -> Result<Report, VerifyError> {
     let started = Instant::now();
     let (id, started_at) = match options.begun {
@@ -238,7 +264,8 @@ async fn each(
             moved: false,
         };
         let began = Instant::now();
-        let told_progress = |rows: u64, took: Duration| progress(&entity.name, rows, took);
+        let estimate = of.estimate().await;
+        let told_progress = |rows: u64, took: Duration| progress(&Far { entity: &entity.name, rows, estimate, took });
         let done = of.run(&told_progress).await;
         of.report.seconds = began.elapsed().as_secs_f64();
         if of.report.differences() + of.report.stuck > 0 {
@@ -393,6 +420,15 @@ struct Verification<'a> {
 }
 
 impl Verification<'_> {
+    /// About how many rows will be read; for the progress only.
+    async fn estimate(&self) -> Option<u64> {
+        if let Some(rows) = self.options.sample {
+            return Some(rows.into());
+        }
+        let rows = self.entity.legacy.as_ref()?;
+        self.source.estimate(rows).await.ok().flatten().map(i64::unsigned_abs)
+    }
+
     async fn run(&mut self, progress: &Progress<'_>) -> Result<(), VerifyError> {
         self.refuse_shared_tables()?;
         let Ground { legacy, mut comparison } = Ground::of(self.config, self.source, self.target, self.entity).await?;
@@ -436,6 +472,7 @@ impl Verification<'_> {
             self.report.method = "buckets".to_owned();
             walk.legacy_rows = 0;
             walk.new_rows = 0;
+            walk.one_by_one = true;
             self.buckets(&mut walk, &mut look).await
         };
         self.report.legacy_rows = walk.legacy_rows;
@@ -535,20 +572,19 @@ impl Verification<'_> {
         let (groups, identical) = walk.bucket_groups(&mut suspects).await?;
         look.through = identical;
         self.look_again(look, std::mem::take(&mut suspects)).await?;
-        let mut groups = groups.into_iter().peekable();
-        while let Some(group) = groups.next() {
-            walk.bucket_keys(&group, identical, &mut suspects).await?;
+        for group in 0..groups.groups.len() {
+            walk.bucket_keys(&groups, group, identical, &mut suspects).await?;
             let homeless = self.look_again(look, std::mem::take(&mut suspects)).await?;
             if !homeless.is_empty() {
                 let judgement = look
                     .fenced(&homeless, |mut keys| async {
-                        walk.yielded(&group, &mut keys).await?;
+                        walk.yielded(&groups, group, &mut keys).await?;
                         Ok(keys)
                     })
                     .await?;
                 self.note(judgement).await?;
             }
-            if groups.peek().is_some() && self.is_full() {
+            if group + 1 < groups.groups.len() && self.is_full() {
                 return Ok(());
             }
         }

@@ -74,6 +74,8 @@ pub(super) struct Pass<'a> {
     pub(super) read: u64,
     pub(super) legacy_rows: u64,
     pub(super) new_rows: u64,
+    /// The sides are read one after the other.
+    pub(super) one_by_one: bool,
     /// Where the range after this key ends: looked up while the one before it is summed up.
     pub(super) ahead: Option<(RowKey, Option<RowKey>)>,
 }
@@ -131,6 +133,7 @@ impl<'a> Pass<'a> {
             read: 0,
             legacy_rows: 0,
             new_rows: 0,
+            one_by_one: false,
             ahead: None,
         }
     }
@@ -161,10 +164,16 @@ impl Pass<'_> {
         self.rate.map_or(*CHUNKS.end(), |rate| u64::from(rate.max(1)).min(*CHUNKS.end()))
     }
 
+    /// Read so far: of both sides at once, or of one after the other.
+    fn rows(&self) -> u64 {
+        let (least, most) = (self.legacy_rows.min(self.new_rows), self.legacy_rows.max(self.new_rows));
+        if self.one_by_one { least.midpoint(most) } else { most }
+    }
+
     /// Waits so that no more rows a second are read than allowed.
     pub(super) async fn pace(&mut self, rows: u64) -> Result<(), VerifyError> {
         self.read += rows;
-        (self.progress)(self.legacy_rows.max(self.new_rows), self.started.elapsed());
+        (self.progress)(self.rows(), self.started.elapsed());
         if let Some(rate) = self.rate {
             let due = Duration::from_secs_f64(self.read as f64 / f64::from(rate.max(1)));
             tokio::select! {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use outbox_relay::config::DatabaseUrl;
+use outbox_relay::config::{Action, DatabaseUrl, Entity, TableName};
 use outbox_relay::demo::server::{Options, Server};
 use outbox_relay::event::Lane;
 use outbox_relay::relay::Shared;
@@ -199,8 +199,8 @@ async fn batches_cost_little(stage: &Stage, shared: &Shared) {
         // Found by its id; a new version on another page, and its entry in the primary key: three pages each.
         ("settle", (legacy, "-- $1 ids, $2 and $3 the times"), [15.0, 3.9, 860.0]),
         ("append", (legacy, "-- $1 lane, $2 token"), [0.03, 0.02, 12.0]),
-        // A row that is there changes, within its page if it can.
-        ("apply", (new, "WITH batch AS"), [4.5, 2.0, 130.0]),
+        // A row that is there changes, within its page if it can: which rows these are, the hash of lanes says.
+        ("apply", (new, "WITH batch AS"), [5.5, 2.4, 160.0]),
         ("append there", (new, "-- $1 source, $2 lane, $3 token"), [0.11, 0.07, 62.0]),
     ] {
         hold(name, statement, 10..=10, (events, "an event"), stated).await;
@@ -363,6 +363,39 @@ async fn the_memory_of_a_verification_does_not_grow_with_the_table() {
             assert!(large * 2 <= small * 3, "{small} bytes for {rows} rows, {large} for ten times as many");
         }
     }
+}
+
+/// Half of them are in buckets that differ, several times as many as are held: the first walk finds that, a second one with finer
+/// buckets leaves but a few, and a third tells their keys.
+#[tokio::test]
+async fn rows_that_differ_here_and_there_are_found_in_three_walks() {
+    let servers = counting_servers().await;
+    let pair = servers.pair().await;
+    pair.legacy
+        .run("CREATE TABLE old (id text COLLATE \"C\" PRIMARY KEY, x int); INSERT INTO old SELECT i, i FROM generate_series(1, 200000) i")
+        .await;
+    pair.new
+        .run(
+            "CREATE EXTENSION pg_stat_statements; CREATE TABLE things (id text PRIMARY KEY, x int);
+             INSERT INTO things SELECT i, CASE WHEN i % 67 = 0 THEN 0 ELSE i END FROM generate_series(1, 200000) i",
+        )
+        .await;
+    let entity = Entity::new("Thing", TableName { schema: "public".into(), table: "things".into() }, &["id"]);
+    let old = TableName { schema: "public".into(), table: "old".into() };
+    let entity = entity.on("ThingCreated", Action::Upsert).made_of(old, "id");
+    let stage = Stage::on(pair, |config| config.entities = vec![entity]).await;
+    let new = &stage.pair.new;
+    new.count_from_now().await;
+    let report = crate::verify::verified(&stage).await;
+    let of = &report.entities[0];
+    assert_eq!(
+        (of.method.as_str(), of.differing, of.legacy_rows, of.new_rows),
+        ("buckets", 2_985, 200_000, 200_000),
+        "{of:?}"
+    );
+    // Where a walk's first chunk ends.
+    let walks = new.did("$2::text[] IS NULL AND $3::text[] IS NULL ORDER BY").await.calls;
+    assert_eq!(walks, 3, "walks over the new table");
 }
 
 /// Counts how often a client waits for an answer, `delay` longer than the server lets it.

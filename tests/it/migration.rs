@@ -388,7 +388,7 @@ async fn whoever_asks_ends_a_verification_of_another_process() {
     let stop = CancellationToken::new();
     // So slow that it would take minutes.
     let options = verify::Options { rate: Some(10), ..verify::Options::default() };
-    let verifying = verify::verify(&stage.config, &source, &target, &options, &stop, &|_, _, _| {});
+    let verifying = verify::verify(&stage.config, &source, &target, &options, &stop, &|_| {});
     let asking = eventually(DEADLINE, "it is asked to end", || async {
         match target.open_jobs().await.unwrap().first() {
             Some(job) => target.stop_job(JobId(job.id)).await.unwrap(),

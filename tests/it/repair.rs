@@ -219,7 +219,7 @@ async fn a_later_sample_or_report_of_another_entity_hides_no_known_difference() 
     verify_with(&stage, only("users", Some(1))).await;
     // Nor does one that was told to end before its end.
     let (source, target) = connect::open(&stage.config).await.unwrap();
-    let (stop, silent) = (CancellationToken::new(), |_: &str, _, _| {});
+    let (stop, silent) = (CancellationToken::new(), |_: &verify::Far<'_>| {});
     stop.cancel();
     let ended = verify::verify(&stage.config, &source, &target, &Options::default(), &stop, &silent).await.unwrap();
     assert!(!ended.is_complete(), "{ended:?}");

@@ -23,13 +23,13 @@ struct Caller {
 }
 
 const CALLERS: [Caller; 3] = [
-    Caller { token: None, phases: "fuzzing", examples: 3, exclude: "" },
-    Caller { token: Some("only-look"), phases: "coverage,fuzzing", examples: 12, exclude: "" },
+    Caller { token: None, phases: "fuzzing", examples: 2, exclude: "" },
+    Caller { token: Some("only-look"), phases: "coverage,fuzzing", examples: 6, exclude: "" },
     // What a schema cannot say: a reason is needed unless this is a dry run; everything, or one aggregate type.
     Caller {
         token: Some("all-of-it"),
         phases: "coverage,fuzzing,stateful",
-        examples: 20,
+        examples: 8,
         exclude: "positive_data_acceptance",
     },
 ];

@@ -9,7 +9,7 @@ use outbox_relay::config::{Action, DatabaseUrl, Entity, Ignored, TableName, Tole
 use outbox_relay::connect;
 use outbox_relay::operator::{By, Operator, What};
 use outbox_relay::target::ReportId;
-use outbox_relay::verify::{self, Kind, Options, Outcome, Report};
+use outbox_relay::verify::{self, Far, Kind, Options, Outcome, Report};
 use serde_json::json;
 use sqlx::Connection as _;
 use tokio_util::sync::CancellationToken;
@@ -41,7 +41,7 @@ pub(crate) async fn stage_of(rows: u32) -> Stage {
 pub(crate) async fn verify_with(stage: &Stage, options: Options) -> Report {
     let (source, target) = connect::open(&stage.config).await.unwrap();
     let stop = CancellationToken::new();
-    verify::verify(&stage.config, &source, &target, &options, &stop, &|_, _, _| {}).await.unwrap()
+    verify::verify(&stage.config, &source, &target, &options, &stop, &|_| {}).await.unwrap()
 }
 
 pub(crate) async fn verified(stage: &Stage) -> Report {
@@ -660,7 +660,7 @@ async fn a_verification_never_reads_more_rows_than_its_rate_allows_since_it_bega
     for (stage, method) in [(&stage, "ranges"), (&others, "buckets")] {
         let (source, target) = connect::open(&stage.config).await.unwrap();
         let told = std::sync::Mutex::new(Vec::new());
-        let tell = |_: &str, rows: u64, took: Duration| told.lock().unwrap().push((rows, took.as_secs_f64()));
+        let tell = |far: &Far<'_>| told.lock().unwrap().push((far.rows, far.took.as_secs_f64()));
         let (options, stop) = (Options { rate: Some(1_500), ..Options::default() }, CancellationToken::new());
         let report = verify::verify(&stage.config, &source, &target, &options, &stop, &tell).await.unwrap();
         let e = &report.entities[0];
@@ -761,7 +761,7 @@ async fn a_pass_that_is_told_to_stop_keeps_what_it_found_and_could_not() {
     let stop = CancellationToken::new();
     stop.cancel();
     let options = Options::default();
-    let report = verify::verify(&stage.config, &source, &target, &options, &stop, &|_, _, _| {}).await.unwrap();
+    let report = verify::verify(&stage.config, &source, &target, &options, &stop, &|_| {}).await.unwrap();
     assert_eq!(report.outcome, Outcome::CouldNot);
     assert_eq!(target.reports(None, 1).await.unwrap()[0].outcome.as_deref(), Some("could_not"));
 }
@@ -838,7 +838,7 @@ async fn verified_while(stage: &Stage, options: Options, told: usize, change: &s
             sqlx::raw_sql(sqlx::AssertSqlSafe(change.clone())).execute(&mut connection).await.unwrap();
         });
     };
-    let tell = |_: &str, _: u64, _: Duration| {
+    let tell = |_: &Far<'_>| {
         if calls.fetch_add(1, Ordering::Relaxed) + 1 == told as u64 {
             std::thread::scope(|scope| scope.spawn(somebody).join().unwrap());
         }

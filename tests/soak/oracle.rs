@@ -6,14 +6,15 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 
-use sqlx::{Connection, FromRow, PgConnection};
+use sqlx::postgres::PgRow;
+use sqlx::{Connection, FromRow, PgConnection, Row};
 use uuid::Uuid;
 
 use crate::captured;
 use crate::dba::Urls;
 
 /// An event that the legacy database has committed; what the outbox says of it, if it is still there.
-#[derive(Debug, Clone, FromRow, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
     pub event_id: Uuid,
     pub id: i64,
@@ -26,7 +27,7 @@ pub struct Written {
 }
 
 /// An effect.
-#[derive(Debug, Clone, FromRow, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Applied {
     pub event_id: Uuid,
     pub kind: String,
@@ -36,11 +37,27 @@ pub struct Applied {
 }
 
 /// An effect of an event that the legacy database forgot, as the relay noted it.
-#[derive(Debug, Clone, FromRow, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Divergent {
     pub event_id: Uuid,
     pub kind: String,
     pub aggregate: String,
+}
+
+/// Each field from the column of its name. sqlx's own derive would have all of sqlx compiled a second time, for the compiler.
+macro_rules! from_row {
+    ($($name:ident { $($field:ident),* })*) => {$(
+        impl FromRow<'_, PgRow> for $name {
+            fn from_row(row: &PgRow) -> sqlx::Result<$name> {
+                Ok($name { $($field: row.try_get(stringify!($field))?),* })
+            }
+        }
+    )*};
+}
+from_row! {
+    Written { event_id, id, kind, aggregate, poison, status, last_error, attempts }
+    Applied { event_id, kind, aggregate, event_type, version }
+    Divergent { event_id, kind, aggregate }
 }
 
 /// A row of the mapped table, or what it should be.

@@ -196,7 +196,7 @@ pub async fn copy_as_told() {
     let (source, target) = connect::open(&config).await.expect("both databases");
     if text("does") == "verifies" {
         let options = verify::Options::default();
-        let report = verify::verify(&config, &source, &target, &options, &stop, &|_, _, _| {}).await;
+        let report = verify::verify(&config, &source, &target, &options, &stop, &|_| {}).await;
         assert_eq!(report.expect("a report").outcome, verify::Outcome::Equal);
         return;
     }
