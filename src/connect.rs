@@ -73,7 +73,8 @@ pub fn pool(url: &DatabaseUrl, prepared_statements: bool, connections: u32) -> R
         .max_connections(connections)
         .acquire_timeout(Duration::from_secs(10))
         .acquire_slow_threshold(Duration::from_secs(3600))
-        .test_before_acquire(false)
+        // Whoever asks often keeps a connection: see `session::Connections`.
+        .test_before_acquire(true)
         .connect_lazy_with(options))
 }
 

@@ -56,8 +56,8 @@ impl Origin for PgPool {
     }
 }
 
-/// A pool whose connections are used again and again. It asks the server about each that is given back to it, a round trip more for
-/// each transaction; one that has just committed is well, and up to half of them are kept here instead.
+/// A pool whose connections are used again and again. It asks the server about each that it gives out or that is given back to it, two round
+/// trips more for each transaction; one that has just committed is well, and all but two are kept here instead.
 #[derive(Clone)]
 pub struct Connections {
     pool: PgPool,
@@ -110,8 +110,8 @@ impl Drop for Shelf {
 impl Connections {
     /// Of this pool.
     pub fn new(pool: PgPool) -> Connections {
-        let half = pool.options().get_max_connections() as usize / 2;
-        Connections { pool, kept: Kept::new(half) }
+        let room = pool.options().get_max_connections().saturating_sub(2);
+        Connections { pool, kept: Kept::new(room as usize) }
     }
 }
 

@@ -768,3 +768,24 @@ async fn a_commit_whose_answer_is_lost_takes_effect_once() {
     assert_eq!(stage.count("processed").await, 1000);
     stage.oracle_agrees().await;
 }
+
+// Connections that are used again.
+
+#[tokio::test]
+async fn connections_that_the_server_ended_are_one_error_together() {
+    let stage = one_lane().await;
+    let (source, target) = connect::open(&stage.config).await.unwrap();
+    for _ in 0..3 {
+        tokio::try_join!(source.heads(), source.heads(), source.heads(), source.heads()).unwrap();
+        tokio::try_join!(target.heads(), target.heads(), target.heads(), target.heads()).unwrap();
+        for database in [&stage.pair.legacy, &stage.pair.new] {
+            let ended = "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid, 5000)) FROM pg_stat_activity
+                         WHERE datname = current_database() AND application_name = 'outbox-relay'";
+            assert!(database.value::<i64>(ended).await >= 4);
+        }
+        source.heads().await.unwrap_err();
+        target.heads().await.unwrap_err();
+    }
+    tokio::try_join!(source.heads(), source.heads(), source.heads(), source.heads()).unwrap();
+    tokio::try_join!(target.heads(), target.heads(), target.heads(), target.heads()).unwrap();
+}
