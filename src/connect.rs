@@ -73,8 +73,7 @@ pub fn pool(url: &DatabaseUrl, prepared_statements: bool, connections: u32) -> R
         .max_connections(connections)
         .acquire_timeout(Duration::from_secs(10))
         .acquire_slow_threshold(Duration::from_secs(3600))
-        // Whoever asks often keeps a connection: see `session::Connections`.
-        .test_before_acquire(true)
+        .test_before_acquire(false)
         .connect_lazy_with(options))
 }
 
@@ -180,7 +179,7 @@ pub fn is_undefined_column(error: &sqlx::Error) -> bool {
 
 /// Both sides, ready for batches: as many connections as workers need, and a few for looking.
 pub async fn open(config: &Config) -> Result<(Source, Target), ConnectError> {
-    let connections = u32::from(config.relay.workers) + 4;
+    let connections = u32::from(config.relay.workers) + 6;
     let legacy = |error: sqlx::Error| ConnectError::Away { side: "legacy", error };
     let (source, target) = (self::source(config, connections)?, self::target(config, connections)?);
     let installation = installation(&source, config).await?;

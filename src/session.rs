@@ -4,8 +4,6 @@
 //! transaction and no half-read answer ever goes back to the pool; the server rolls it back.
 
 use std::borrow::Cow;
-use std::ops::Deref;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use sqlx::pool::PoolConnection;
@@ -37,116 +35,20 @@ impl Limits {
     }
 }
 
-/// Where a transaction's connection comes from.
-pub trait Origin: Sync {
-    /// One that is ready to be used.
-    fn connection(&self) -> impl Future<Output = sqlx::Result<PoolConnection<Postgres>>> + Send;
-
-    /// Where it goes if it is well in the end; `None`: back to the pool.
-    fn kept(&self) -> Option<Kept>;
-}
-
-impl Origin for PgPool {
-    async fn connection(&self) -> sqlx::Result<PoolConnection<Postgres>> {
-        self.acquire().await
-    }
-
-    fn kept(&self) -> Option<Kept> {
-        None
-    }
-}
-
-/// A pool whose connections are used again and again. It asks the server about each that it gives out or that is given back to it, two round
-/// trips more for each transaction; one that has just committed is well, and all but two are kept here instead.
-#[derive(Clone)]
-pub struct Connections {
-    pool: PgPool,
-    kept: Kept,
-}
-
-/// Connections that are well, and in no transaction. Clones are the same.
-#[derive(Clone)]
-pub struct Kept(Arc<Shelf>);
-
-struct Shelf {
-    connections: Mutex<Vec<PoolConnection<Postgres>>>,
-    /// How many there may be.
-    room: usize,
-}
-
-impl Kept {
-    fn new(room: usize) -> Kept {
-        Kept(Arc::new(Shelf { connections: Mutex::default(), room }))
-    }
-
-    fn take(&self) -> Option<PoolConnection<Postgres>> {
-        self.connections().pop()
-    }
-
-    fn put(&self, connection: PoolConnection<Postgres>) {
-        let mut connections = self.connections();
-        if connections.len() < self.0.room {
-            connections.push(connection);
-        }
-    }
-
-    fn close_all(&self) {
-        self.connections().drain(..).for_each(|connection| drop(connection.detach()));
-    }
-
-    fn connections(&self) -> MutexGuard<'_, Vec<PoolConnection<Postgres>>> {
-        self.0.connections.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Shelf {
-    fn drop(&mut self) {
-        // Closed. To be given back to the pool they would need the runtime, which may have ended.
-        let connections = self.connections.get_mut().unwrap_or_else(PoisonError::into_inner);
-        connections.drain(..).for_each(|connection| drop(connection.detach()));
-    }
-}
-
-impl Connections {
-    /// Of this pool.
-    pub fn new(pool: PgPool) -> Connections {
-        let room = pool.options().get_max_connections().saturating_sub(2);
-        Connections { pool, kept: Kept::new(room as usize) }
-    }
-}
-
-impl Origin for Connections {
-    async fn connection(&self) -> sqlx::Result<PoolConnection<Postgres>> {
-        match self.kept.take() {
-            Some(connection) => Ok(connection),
-            None => self.pool.acquire().await,
-        }
-    }
-
-    fn kept(&self) -> Option<Kept> {
-        Some(self.kept.clone())
-    }
-}
-
-impl Deref for Connections {
-    type Target = PgPool;
-
-    fn deref(&self) -> &PgPool {
-        &self.pool
-    }
-}
-
 /// An open transaction.
 pub struct Session {
     connection: Option<PoolConnection<Postgres>>,
-    kept: Option<Kept>,
 }
 
 impl Session {
     /// Opens one: `BEGIN`, then `script`, in one round trip. Read committed, whatever the server's default: what is read after
     /// a lock was taken must be as of after the lock. Gives the rows of all of its statements, in order, in text format.
-    pub async fn begin(from: &impl Origin, script: &str) -> sqlx::Result<(Session, Vec<PgRow>)> {
-        let mut session = Session { connection: Some(from.connection().await?), kept: from.kept() };
+    pub async fn begin(pool: &PgPool, script: &str) -> sqlx::Result<(Session, Vec<PgRow>)> {
+        Session::on(pool.acquire().await?, script).await
+    }
+
+    async fn on(connection: PoolConnection<Postgres>, script: &str) -> sqlx::Result<(Session, Vec<PgRow>)> {
+        let mut session = Session { connection: Some(connection) };
         let rows = session.script(&format!("BEGIN ISOLATION LEVEL READ COMMITTED; {script}")).await?;
         Ok((session, rows))
     }
@@ -164,23 +66,20 @@ impl Session {
     /// `COMMIT`. An error here tells nothing about what the server did. Postgres answers the COMMIT of a transaction that is
     /// already broken with a ROLLBACK that is no error: the statement before it is.
     pub async fn commit(mut self) -> sqlx::Result<()> {
-        self.script("SELECT; COMMIT").await?;
-        self.give_back();
-        Ok(())
+        self.end().await.map(drop)
     }
 
     /// `ROLLBACK`; a connection that cannot even do that is closed.
     pub async fn rollback(mut self) {
         if self.script("ROLLBACK").await.is_ok() {
-            self.give_back();
+            self.connection.take();
         }
     }
 
-    /// The transaction is over, and the connection well.
-    fn give_back(&mut self) {
-        if let (Some(connection), Some(kept)) = (self.connection.take(), &self.kept) {
-            kept.put(connection);
-        }
+    /// `COMMIT`, and the connection, which is well.
+    async fn end(&mut self) -> sqlx::Result<Option<PoolConnection<Postgres>>> {
+        self.script("SELECT; COMMIT").await?;
+        Ok(self.connection.take())
     }
 }
 
@@ -188,10 +87,6 @@ impl Drop for Session {
     fn drop(&mut self) {
         if let Some(connection) = self.connection.take() {
             drop(connection.detach());
-            // If the server went away, it did so for all: they need not be found out one by one.
-            if let Some(kept) = &self.kept {
-                kept.close_all();
-            }
         }
     }
 }
@@ -199,13 +94,13 @@ impl Drop for Session {
 /// Asks one question in a transaction of its own, which sets `limits` and then `settings` for itself. Gives up after the
 /// deadline, as [`within`].
 pub async fn ask(
-    from: &impl Origin,
+    pool: &PgPool,
     limits: Limits,
     settings: &str,
     question: Query<'_, Postgres, PgArguments>,
 ) -> sqlx::Result<Vec<PgRow>> {
     within(limits.deadline, async {
-        let (mut session, _) = Session::begin(from, &format!("{} {settings}", limits.sql())).await?;
+        let (mut session, _) = Session::begin(pool, &format!("{} {settings}", limits.sql())).await?;
         let rows = question.fetch_all(session.connection()).await?;
         session.commit().await?;
         Ok(rows)
@@ -215,20 +110,63 @@ pub async fn ask(
 
 /// Asks one question that has no parameters, likewise, but in one round trip: for what is asked again and again while nothing
 /// happens. It is planned anew each time. Rows come in text format.
-pub async fn ask_at_once(
-    from: &impl Origin,
-    limits: Limits,
-    settings: &str,
-    question: &str,
-) -> sqlx::Result<Vec<PgRow>> {
+pub async fn ask_at_once(pool: &PgPool, limits: Limits, settings: &str, question: &str) -> sqlx::Result<Vec<PgRow>> {
     within(limits.deadline, async {
         // A line of its own for what follows, or a comment at the question's end would take it in.
         let script = format!("{} {settings} {question}\n; COMMIT", limits.sql());
-        let (mut session, rows) = Session::begin(from, &script).await?;
-        session.give_back();
+        let (mut session, rows) = Session::begin(pool, &script).await?;
+        session.connection.take();
         Ok(rows)
     })
     .await
+}
+
+/// A connection of one's own, for whoever asks several times a second while nothing else happens: a pool asks the server about each
+/// connection that is given back to it, which is a round trip more a question.
+pub struct Own {
+    pool: PgPool,
+    /// In no transaction, and since when it is kept.
+    connection: Option<(PoolConnection<Postgres>, Instant)>,
+}
+
+impl Own {
+    /// Before it is kept longer it goes back to the pool, which closes what is old.
+    const AT_MOST: Duration = Duration::from_secs(60);
+
+    /// Out of this pool, when it is needed.
+    pub fn new(pool: PgPool) -> Own {
+        Own { pool, connection: None }
+    }
+
+    /// As [`ask`]. A connection where something went wrong is closed.
+    pub async fn ask(
+        &mut self,
+        limits: Limits,
+        settings: &str,
+        question: Query<'_, Postgres, PgArguments>,
+    ) -> sqlx::Result<Vec<PgRow>> {
+        within(limits.deadline, async {
+            let kept = self.connection.take().filter(|(_, since)| since.elapsed() < Own::AT_MOST);
+            let (connection, since) = match kept {
+                Some(kept) => kept,
+                None => (self.pool.acquire().await?, Instant::now()),
+            };
+            let (mut session, _) = Session::on(connection, &format!("{} {settings}", limits.sql())).await?;
+            let rows = question.fetch_all(session.connection()).await?;
+            self.connection = session.end().await?.map(|connection| (connection, since));
+            Ok(rows)
+        })
+        .await
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        // Closed. To be given back it would need the runtime, which may have ended.
+        if let Some((connection, _)) = self.connection.take() {
+            drop(connection.detach());
+        }
+    }
 }
 
 /// How long the quickest of a few round trips takes, once there is a connection.

@@ -72,7 +72,7 @@ pub(super) async fn compare(shared: &Shared, entity: &Entity, legacy: &str) -> a
     let keep = Prepared { sql: format!("INSERT INTO pg_temp.expected {}", preview.sql), ..preview };
 
     let sql = format!("SELECT id::text AS id, to_jsonb(t)::text AS payload FROM {} t", ident(legacy));
-    let mut rows = sqlx::query(trusted(&sql)).fetch(&*shared.source.pool);
+    let mut rows = sqlx::query(trusted(&sql)).fetch(&shared.source.pool);
     let mut chunk = Vec::with_capacity(CHUNK);
     let mut count = 0;
     while let Some(row) = rows.try_next().await? {

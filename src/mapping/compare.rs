@@ -238,7 +238,7 @@ impl Comparison {
     pub fn trial(&self) -> Option<String> {
         let batch = "SELECT 0::bigint AS id, NULL::uuid AS event_id, ''::text AS aggregate_type, ''::text AS aggregate_id, ''::text AS event_type, \
              pg_catalog.to_jsonb(g) AS payload, NULL::jsonb AS headers, pg_catalog.now() AS created_at, ARRAY['']::text[] AS relay_key \
-             FROM pg_catalog.generate_series(1, 0) AS g, (SELECT $1::bigint, $2::text[], $3::text[], $4::int[]) AS p";
+             FROM pg_catalog.generate_series(1, 0) AS g, (SELECT $1::bigint, $2::text[], $3::text[], $4::bigint[]) AS p";
         let statement = self.mapped_over(batch, Hash::Md5, Ask::Keys, self.over_legacy.as_ref()?, true);
         Some(format!("EXPLAIN (FORMAT JSON) {statement}"))
     }
@@ -458,8 +458,8 @@ fn asked(ask: Ask, hash: Hash, buckets: bool) -> String {
     };
     // Of one bucket all rows are asked for; the parameters stand there all the same.
     let wanted = match buckets {
-        true => format!("$4::int[] IS NULL OR {bucket} = ANY ($4::int[])"),
-        false => "$1::bigint = 1 AND $4::int[] IS NULL".to_owned(),
+        true => format!("$4::bigint[] IS NULL OR {bucket} = ANY ($4::bigint[])"),
+        false => "$1::bigint = 1 AND $4::bigint[] IS NULL".to_owned(),
     };
     match ask {
         Ask::Sums => format!(

@@ -21,7 +21,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use sqlx::postgres::PgRow;
+use sqlx::postgres::{PgPool, PgRow};
 
 pub use self::audit::{Audit, Audits, By};
 pub use self::backlog::Backlog;
@@ -35,7 +35,7 @@ use crate::connect;
 use crate::event::Lane;
 use crate::redact::{Rules, Sight};
 use crate::relay::Shared;
-use crate::session::{Connections, Limits, Session};
+use crate::session::{Limits, Session};
 use crate::source::{Names, Source};
 
 /// Connections of the pool that operators share.
@@ -168,7 +168,7 @@ impl Operator {
     }
 
     /// The pool that operators share.
-    pub fn pool(&self) -> &Connections {
+    pub fn pool(&self) -> &PgPool {
         &self.source.pool
     }
 

@@ -49,7 +49,7 @@ impl Source {
     pub async fn understands(&self, comparison: &Comparison) -> sqlx::Result<bool> {
         let Some(sql) = comparison.trial() else { return Ok(false) };
         let none: Option<Vec<String>> = None;
-        let trial = crate::sql::query(&sql, false).bind(1i64).bind(none.clone()).bind(none).bind(None::<Vec<i32>>);
+        let trial = crate::sql::query(&sql, false).bind(1i64).bind(none.clone()).bind(none).bind(None::<Vec<i64>>);
         let settings = format!("SET TRANSACTION READ ONLY; {CANONICAL} SET LOCAL search_path = pg_catalog;");
         let limits = self.limits;
         let planned = crate::session::within(limits.deadline, async {
@@ -103,7 +103,7 @@ impl Source {
         hash: Hash,
         what: Ask,
         range: &Range,
-        buckets: Option<(i64, Option<&[i32]>)>,
+        buckets: Option<(i64, Option<&[i64]>)>,
     ) -> sqlx::Result<Option<Vec<PgRow>>> {
         let batch = legacy.compared(range.after.is_some(), range.until.is_some(), comparison.plain_columns());
         let Some(sql) = comparison.over_legacy(&batch, hash, what, buckets.is_some()) else { return Ok(None) };

@@ -52,13 +52,13 @@ pub use self::retain::Retired;
 pub use self::scan::Scan;
 pub use self::settle::{FailureRecord, SettleError, Settlement, Unapplied};
 use crate::event::{Aggregate, BatchKey, Lane};
-use crate::session::{self, Connections, Limits};
+use crate::session::{self, Limits, Own};
 
 /// The source, as one process sees it. Cheap to clone: each leased lane has one.
 #[derive(Clone)]
 pub struct Source {
     /// Connections for batches; the admin API and the CLI use a pool of their own.
-    pub pool: Connections,
+    pub pool: PgPool,
     /// What things are called here.
     pub names: Arc<Names>,
     limits: Limits,
@@ -141,7 +141,7 @@ impl Source {
             append_lanes: names.render(include_str!("../../sql/source/append_lanes.sql")),
         };
         Source {
-            pool: Connections::new(pool),
+            pool,
             names: Arc::new(names),
             limits,
             prepared,
@@ -172,10 +172,15 @@ impl Source {
         session::round_trip(&self.pool, self.limits.deadline).await
     }
 
+    /// A connection of one's own; see [`Own`].
+    pub fn own(&self) -> Own {
+        Own::new(self.pool.clone())
+    }
+
     /// Lanes with work. `full` scans from the very start, for what lies below the lanes' positions; `due` looks for retries.
-    pub async fn look(&self, stopped: &[String], full: bool, due: bool) -> sqlx::Result<Vec<Sighting>> {
+    pub async fn look(&self, own: &mut Own, stopped: &[String], full: bool, due: bool) -> sqlx::Result<Vec<Sighting>> {
         let look = self.query(&self.statements.look).bind(stopped).bind(full).bind(due);
-        let rows = self.ask(PLANS, look).await?;
+        let rows = own.ask(self.limits, PLANS, look).await?;
         rows.iter()
             .map(|row| {
                 Ok(Sighting {

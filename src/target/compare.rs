@@ -112,7 +112,7 @@ impl Target {
         hash: Hash,
         what: Ask,
         range: &Range,
-        buckets: Option<(i64, Option<&[i32]>)>,
+        buckets: Option<(i64, Option<&[i64]>)>,
     ) -> sqlx::Result<Vec<PgRow>> {
         let sql = comparison.table(hash, what, range.after.is_some(), range.until.is_some(), buckets.is_some());
         let (buckets, wanted) = buckets.unwrap_or((1, None));
@@ -127,7 +127,7 @@ impl Target {
         hash: Hash,
         what: Ask,
         rows: &Shipped<'_>,
-        buckets: Option<(i64, Option<&[i32]>)>,
+        buckets: Option<(i64, Option<&[i64]>)>,
     ) -> sqlx::Result<Vec<PgRow>> {
         let sql = comparison.shipped(hash, what, buckets.is_some());
         let (buckets, wanted) = buckets.unwrap_or((1, None));

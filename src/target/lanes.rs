@@ -13,16 +13,10 @@ use crate::sql::spans;
 /// How long a statement may take while several lanes wait with it; a tenth of it for a lock: less than `deadlock_timeout`.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A plan is kept as long as its connection, and may be made while a table, or the log, is empty: what goes by an index then, does so when
-/// it has grown.
-const BY_INDEX: &str = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off;";
-
 /// Several locked lanes.
 pub struct TargetLanes {
     target: Target,
     session: Session,
-    /// Whatever is planned goes by indexes.
-    by_index: bool,
     /// The newest entry of each locked lane's log, and the source that it names. A lane that has none is not in it.
     pub newest: HashMap<Lane, (BatchKey, Identity)>,
     /// Who this server is.
@@ -45,8 +39,7 @@ impl Target {
     /// patience, for many lanes wait with it. `own_sql`: the operator wrote what will be applied; else, for few events, a plan costs more than
     /// it is good for, and is made once.
     pub async fn lock_lanes(&self, lanes: &[Lane], own_sql: bool) -> sqlx::Result<TargetLanes> {
-        let plans =
-            if own_sql { String::new() } else { format!("SET LOCAL plan_cache_mode = force_generic_plan; {BY_INDEX}") };
+        let plans = if own_sql { "" } else { "SET LOCAL plan_cache_mode = force_generic_plan;" };
         let patience = (self.limits.deadline / 3).min(PATIENCE).as_millis().max(1);
         let limits = format!(
             "SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {patience}; {plans}",
@@ -67,7 +60,7 @@ impl Target {
                 newest.insert(lane, (key, Identity(row.try_get("peer")?)));
             }
         }
-        Ok(TargetLanes { target: self.clone(), session, by_index: !own_sql, newest, identity })
+        Ok(TargetLanes { target: self.clone(), session, newest, identity })
     }
 }
 
@@ -81,9 +74,6 @@ impl TargetLanes {
     pub async fn append(&mut self, entries: &[LaneEntry<'_>], peer: &Identity) -> sqlx::Result<bool> {
         let parents: Vec<_> = entries.iter().map(|entry| self.newest.get(&entry.lane).map(|(key, _)| *key)).collect();
         let events = || entries.iter().flat_map(|entry| entry.applied);
-        if !std::mem::replace(&mut self.by_index, true) {
-            self.session.script(BY_INDEX).await?;
-        }
         let (skipped, counts) = spans(entries.iter().map(|entry| entry.applied.len()));
         let done = self
             .target

@@ -30,7 +30,7 @@ pub use self::repair::{Repair, RepairedLast, RepairedRow};
 pub use self::report::{History, KeptReport, ReportId, Verified, Which};
 pub use self::statements::{EVENTS, Events, OverRows, Prepared, Rows};
 use crate::event::{Aggregate, BatchKey, Event, EventId, Identity, Lane, Token};
-use crate::session::{self, Connections, Limits, Session};
+use crate::session::{self, Limits, Session};
 use crate::source::{ForgottenBatch, ForgottenEvent};
 use crate::sql::{ident, literal, render};
 
@@ -38,7 +38,7 @@ use crate::sql::{ident, literal, render};
 #[derive(Clone)]
 pub struct Target {
     /// Connections for batches.
-    pub pool: Connections,
+    pub pool: PgPool,
     /// The outbox that feeds it.
     pub source_id: Uuid,
     /// The relay's schema, unquoted.
@@ -86,7 +86,7 @@ impl Target {
     ) -> Target {
         let names = names(schema, source_id);
         Target {
-            pool: Connections::new(pool),
+            pool,
             source_id,
             schema: schema.into(),
             search_path: search_path.into(),
@@ -154,7 +154,7 @@ impl Target {
     /// Locks, reads, and then sets what is to hold for what applies events: before the savepoint, or an undo would take it back.
     fn opening(&self, lock: &str, read: &str, lanes: &[(&str, String)], limits: &str) -> String {
         format!(
-            "{} {} {} {limits} {} SAVEPOINT relay;",
+            "{} {} {limits} {} {} SAVEPOINT relay;",
             self.limits.sql(),
             render(lock, lanes),
             render(read, lanes),

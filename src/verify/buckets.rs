@@ -5,7 +5,7 @@
 //! Between the two readings of a row lies most of a walk, so where others write most buckets of a large table differ, and hold more rows
 //! than can be held. What really differs does so in every walk: further walks, in finer buckets, leave what differed only in one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Instant;
 
 use super::VerifyError;
@@ -19,9 +19,9 @@ const BUCKETS: i64 = 4096;
 const FINE_BUCKETS: i64 = BUCKETS * 64;
 /// How many rows' keys are held at a time.
 const HELD: u64 = 50_000;
-/// A group takes a walk, and so does it to have fewer of them.
-const GROUPS_AT_ONCE: u64 = 3;
-/// Rows a chunk of a walk in fine buckets, whose answer has nearly as many rows.
+/// Narrowing takes a walk, as each group does: only where there are more groups than this.
+const GROUPS_WORTH_A_WALK: u64 = 3;
+/// Rows a chunk of a walk in all fine buckets, whose answer has nearly as many rows.
 const FINE_CHUNK: u64 = 20_000;
 
 /// Buckets that differ: out of how many, and how many rows of both sides each has.
@@ -33,7 +33,7 @@ struct Differing {
 /// The same in groups that are small enough to be held.
 pub(super) struct Groups {
     out_of: i64,
-    pub(super) groups: Vec<Vec<i32>>,
+    pub(super) groups: Vec<Vec<i64>>,
 }
 
 impl Differing {
@@ -50,12 +50,8 @@ impl Differing {
         self.rows.values().sum()
     }
 
-    fn list(&self) -> Vec<i32> {
-        self.rows.keys().filter_map(|bucket| i32::try_from(*bucket).ok()).collect()
-    }
-
     fn groups(self) -> Groups {
-        let mut groups: Vec<Vec<i32>> = Vec::new();
+        let mut groups: Vec<Vec<i64>> = Vec::new();
         let mut held = u64::MAX;
         for (bucket, rows) in self.rows {
             if held.saturating_add(rows) > HELD {
@@ -63,7 +59,7 @@ impl Differing {
                 held = 0;
             }
             held += rows;
-            if let (Some(group), Ok(bucket)) = (groups.last_mut(), i32::try_from(bucket)) {
+            if let Some(group) = groups.last_mut() {
                 group.push(bucket);
             }
         }
@@ -81,23 +77,25 @@ impl Pass<'_> {
     /// The first walks in buckets: what differs, and whether the mapping hands keys through after all.
     pub(super) async fn bucket_groups(&mut self, suspects: &mut Vec<Suspect>) -> Result<(Groups, bool), VerifyError> {
         let (legacy, new, nameless) = self.bucket_sums(BUCKETS, None).await?;
-        suspects.extend(nameless.into_iter().map(|from| Suspect { key: None, from: Some(from) }));
+        let mut nameless: HashSet<RowKey> = nameless.into_iter().collect();
         let mut differing = Differing::between(BUCKETS, &legacy, &new);
-        while differing.rows() > HELD * GROUPS_AT_ONCE {
+        while differing.rows() > HELD * GROUPS_WORTH_A_WALK {
             let before = differing.rows();
-            differing = self.narrowed(&differing).await?;
+            differing = self.narrowed(&differing, &mut nameless).await?;
             if differing.rows() > before / 2 {
                 break;
             }
         }
+        suspects.extend(nameless.into_iter().map(|from| Suspect { key: None, from: Some(from) }));
         let identical = legacy.moved == 0 && self.legacy.key_types.len() == self.comparison.key_types.len();
         Ok((differing.groups(), identical))
     }
 
-    /// Of these buckets, what differs in another walk, too, in finer ones.
-    async fn narrowed(&mut self, before: &Differing) -> Result<Differing, VerifyError> {
-        let wanted = (before.out_of == FINE_BUCKETS).then(|| before.list());
-        let (legacy, new, _) = self.bucket_sums(FINE_BUCKETS, wanted.as_deref()).await?;
+    /// Of these buckets, what differs in another walk, too, in finer ones. A legacy row that has no new key by now is in no bucket any more.
+    async fn narrowed(&mut self, before: &Differing, nameless: &mut HashSet<RowKey>) -> Result<Differing, VerifyError> {
+        let wanted: Option<Vec<i64>> = (before.out_of == FINE_BUCKETS).then(|| before.rows.keys().copied().collect());
+        let (legacy, new, without_key) = self.bucket_sums(FINE_BUCKETS, wanted.as_deref()).await?;
+        nameless.extend(without_key);
         let mut differing = Differing::between(FINE_BUCKETS, &legacy, &new);
         differing.rows.retain(|bucket, _| before.rows.contains_key(&(bucket % before.out_of)));
         Ok(differing)
@@ -107,7 +105,7 @@ impl Pass<'_> {
     async fn bucket_sums(
         &mut self,
         out_of: i64,
-        wanted: Option<&[i32]>,
+        wanted: Option<&[i64]>,
     ) -> Result<(Sums, Sums, Vec<RowKey>), VerifyError> {
         let (mut legacy, mut new, mut keys) = (Sums::default(), Sums::default(), Keys::default());
         self.walk(Side::Legacy, Ask::Sums, (out_of, wanted), &mut legacy, &mut keys).await?;
@@ -142,7 +140,7 @@ impl Pass<'_> {
         let (mut found, mut sums) = (Keys::default(), Sums::default());
         let buckets = (groups.out_of, groups.groups.get(group).map(Vec::as_slice));
         self.walk(Side::Legacy, Ask::Keys, buckets, &mut sums, &mut found).await?;
-        let yielded: std::collections::HashSet<RowKey> = found.hashed.into_iter().map(|(key, _, _)| key).collect();
+        let yielded: HashSet<RowKey> = found.hashed.into_iter().map(|(key, _, _)| key).collect();
         keys.retain(|key| !yielded.contains(key));
         Ok(())
     }
@@ -152,12 +150,13 @@ impl Pass<'_> {
         &mut self,
         side: Side,
         what: Ask,
-        (out_of, wanted): (i64, Option<&[i32]>),
+        (out_of, wanted): (i64, Option<&[i64]>),
         sums: &mut Sums,
         keys: &mut Keys,
     ) -> Result<(), VerifyError> {
         let buckets = Some((out_of, wanted));
-        let most = if out_of == FINE_BUCKETS { FINE_CHUNK } else { u64::MAX };
+        let all_fine = what == Ask::Sums && out_of == FINE_BUCKETS && wanted.is_none();
+        let most = if all_fine { FINE_CHUNK } else { u64::MAX };
         let mut size = self.first_size();
         // Down to a single row, if one of them may be refused.
         let least = if side == Side::Legacy { 1 } else { *CHUNKS.start() };

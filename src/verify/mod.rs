@@ -165,10 +165,10 @@ impl Far<'_> {
         self.rows as f64 / self.took.as_secs_f64().max(0.001)
     }
 
-    /// How long the rest will take; `None` where nobody knows.
+    /// How long the rest will take; `None` where nobody knows, as once all was read and what differs is looked at again.
     pub fn left(&self) -> Option<Duration> {
         let rows = self.estimate?.saturating_sub(self.rows);
-        (self.rows > 0).then(|| Duration::from_secs_f64(rows as f64 / self.rate().max(0.001)))
+        (self.rows > 0 && rows > 0).then(|| Duration::from_secs_f64(rows as f64 / self.rate().max(0.001)))
     }
 }
 
@@ -423,7 +423,8 @@ impl Verification<'_> {
     /// About how many rows will be read; for the progress only.
     async fn estimate(&self) -> Option<u64> {
         if let Some(rows) = self.options.sample {
-            return Some(rows.into());
+            // Of each side so many.
+            return Some(u64::from(rows) * 2);
         }
         let rows = self.entity.legacy.as_ref()?;
         self.source.estimate(rows).await.ok().flatten().map(i64::unsigned_abs)

@@ -81,7 +81,7 @@ pub(super) struct Pass<'a> {
 }
 
 /// Which rows are meant: `None` for all of a range, as one; else by how many buckets, and the wanted ones.
-pub(super) type Buckets<'b> = Option<(i64, Option<&'b [i32]>)>;
+pub(super) type Buckets<'b> = Option<(i64, Option<&'b [i64]>)>;
 
 /// Why a range has no checksum.
 pub(super) enum Trouble {

@@ -482,13 +482,13 @@ async fn a_round_costs_a_round_trip_more_than_one_batch_however_many_lanes_share
     }
     println!("a round: {} round trips to the source, {} to the target", most.0, most.1);
     assert_eq!(settled, 160, "all lanes, each time");
-    // As a batch; on the source one to read what a batch reads with its lock, and now and then the look at the writers. On the target one
-    // before the entry, because the operator wrote what is applied.
-    assert!(most.0 <= 6 + 1 + 2, "{} on the source", most.0);
+    // As a batch; on the source one more to read what a batch reads with its lock, and the look at the writers.
+    assert!(most.0 <= 7 + 1 + 2, "{} on the source", most.0);
     assert!(most.1 <= 4 + 1, "{} on the target", most.1);
 }
 
-/// How long the quickest of some turns takes. The first one connects and prepares.
+/// How long the quickest of some turns takes. The first ones connect and prepare, on two connections: one that was given back is asked
+/// whether it is well, and meanwhile the next turn takes another.
 async fn quickest(mut turn: impl AsyncFnMut()) -> Duration {
     let mut quickest = Duration::MAX;
     for _ in 0..5 {
@@ -569,7 +569,8 @@ async fn a_batch_costs_ten_round_trips() {
     let here = asked_here.load(Ordering::SeqCst) - before.0;
     let there = asked_there.load(Ordering::SeqCst) - before.1;
     println!("ten batches: {here} round trips to the source, {there} to the target");
-    // Begin and lock, claim, look again, settle, append, commit; begin and lock, apply, append, commit. No pool asks a connection
-    // that comes back whether it is well.
-    assert_eq!((here, there), (10 * 6, 10 * 4));
+    // Begin and lock, claim, look again, settle, append, commit; begin and lock, apply, append, commit. On each side one more that
+    // no batch waits for: the pool asks a connection that comes back whether it is well. The one before these may be among them.
+    assert!(here <= 10 * (6 + 1) + 1, "{here} on the source");
+    assert!(there <= 10 * (4 + 1) + 1, "{there} on the target");
 }

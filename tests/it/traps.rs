@@ -483,7 +483,15 @@ async fn a_stopped_crowd_at_the_front_slows_nobody_down() {
     beside("100,000 events of a paused type", &stage, &one_lane().await).await;
     // Once they are no longer stopped, they are found again.
     legacy.run("DELETE FROM outbox_relay.pause").await;
-    assert!(shared.source.look(&[], false, false).await.unwrap().iter().any(|sighting| sighting.pending));
+    assert!(
+        shared
+            .source
+            .look(&mut shared.source.own(), &[], false, false)
+            .await
+            .unwrap()
+            .iter()
+            .any(|sighting| sighting.pending)
+    );
 }
 
 #[tokio::test]
@@ -547,7 +555,7 @@ async fn what_is_paused_waits_and_prompts_nobody() {
     stage.things(5, 2).await;
     for kind in ["Thing", ""] {
         stage.pair.legacy.run(&format!("INSERT INTO outbox_relay.pause VALUES ('{kind}', 'a test', 'me')")).await;
-        assert_eq!(shared.source.look(&[], true, true).await.unwrap(), []);
+        assert_eq!(shared.source.look(&mut shared.source.own(), &[], true, true).await.unwrap(), []);
         assert!(matches!(stage.step(&shared).await.unwrap(), Outcome::Nothing | Outcome::Paused));
         assert_eq!(stage.count("pending").await, 5);
         stage.pair.legacy.run("DELETE FROM outbox_relay.pause").await;
@@ -767,25 +775,4 @@ async fn a_commit_whose_answer_is_lost_takes_effect_once() {
     }
     assert_eq!(stage.count("processed").await, 1000);
     stage.oracle_agrees().await;
-}
-
-// Connections that are used again.
-
-#[tokio::test]
-async fn connections_that_the_server_ended_are_one_error_together() {
-    let stage = one_lane().await;
-    let (source, target) = connect::open(&stage.config).await.unwrap();
-    for _ in 0..3 {
-        tokio::try_join!(source.heads(), source.heads(), source.heads(), source.heads()).unwrap();
-        tokio::try_join!(target.heads(), target.heads(), target.heads(), target.heads()).unwrap();
-        for database in [&stage.pair.legacy, &stage.pair.new] {
-            let ended = "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid, 5000)) FROM pg_stat_activity
-                         WHERE datname = current_database() AND application_name = 'outbox-relay'";
-            assert!(database.value::<i64>(ended).await >= 4);
-        }
-        source.heads().await.unwrap_err();
-        target.heads().await.unwrap_err();
-    }
-    tokio::try_join!(source.heads(), source.heads(), source.heads(), source.heads()).unwrap();
-    tokio::try_join!(target.heads(), target.heads(), target.heads(), target.heads()).unwrap();
 }
