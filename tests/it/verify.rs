@@ -448,7 +448,7 @@ async fn twenty_passes_under_load_raise_no_false_alarm_and_find_every_fault() {
     // OUTBOX_RELAY_FULL=1: at full size, for as long as it takes.
     let full = std::env::var_os("OUTBOX_RELAY_FULL").is_some();
     // Rows; events a second that are tried, and those that must be written.
-    let (rows, a_second, least) = if full { (100_000, 5_000, 2_000.0) } else { (10_000, 600, 200.0) };
+    let (rows, a_second, least) = if full { (100_000, 2_500, 2_000.0) } else { (10_000, 600, 200.0) };
     let mut stage = stage_of(rows).await;
     // Each lane by itself: what shares a round takes effect at once, and hardly ever is anything on its way.
     stage.config.relay.batch = 60;
