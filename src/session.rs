@@ -100,12 +100,22 @@ pub async fn ask(
     question: Query<'_, Postgres, PgArguments>,
 ) -> sqlx::Result<Vec<PgRow>> {
     within(limits.deadline, async {
-        let (mut session, _) = Session::begin(pool, &format!("{} {settings}", limits.sql())).await?;
-        let rows = question.fetch_all(session.connection()).await?;
-        session.commit().await?;
+        let (rows, _) = ask_on(pool.acquire().await?, limits, settings, question).await?;
         Ok(rows)
     })
     .await
+}
+
+/// The answer, and the connection, which is well.
+async fn ask_on(
+    connection: PoolConnection<Postgres>,
+    limits: Limits,
+    settings: &str,
+    question: Query<'_, Postgres, PgArguments>,
+) -> sqlx::Result<(Vec<PgRow>, Option<PoolConnection<Postgres>>)> {
+    let (mut session, _) = Session::on(connection, &format!("{} {settings}", limits.sql())).await?;
+    let rows = question.fetch_all(session.connection()).await?;
+    Ok((rows, session.end().await?))
 }
 
 /// Asks one question that has no parameters, likewise, but in one round trip: for what is asked again and again while nothing
@@ -151,9 +161,8 @@ impl Own {
                 Some(kept) => kept,
                 None => (self.pool.acquire().await?, Instant::now()),
             };
-            let (mut session, _) = Session::on(connection, &format!("{} {settings}", limits.sql())).await?;
-            let rows = question.fetch_all(session.connection()).await?;
-            self.connection = session.end().await?.map(|connection| (connection, since));
+            let (rows, connection) = ask_on(connection, limits, settings, question).await?;
+            self.connection = connection.map(|connection| (connection, since));
             Ok(rows)
         })
         .await

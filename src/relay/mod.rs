@@ -456,7 +456,7 @@ pub async fn run(shared: Arc<Shared>, shutdown: CancellationToken) -> anyhow::Re
 pub async fn drained(shared: &Shared) -> sqlx::Result<Option<Remaining>> {
     let stopped: Vec<String> = shared.stops.report().into_iter().map(|stop| stop.aggregate_type).collect();
     // An index probe a lane says so at once while a backlog drains; the whole question walks over what was settled already.
-    if !shared.source.look(&mut shared.source.own(), &stopped, false, true).await?.is_empty() {
+    if !shared.source.look(&stopped, false, true).await?.is_empty() {
         return Ok(None);
     }
     let remaining = shared.source.remaining(&stopped).await?;

@@ -82,7 +82,7 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
         let stopped = shared.stops.excluded();
         let look_due = due.is_due();
         let started = Instant::now();
-        match shared.source.look(&mut own, &stopped, false, look_due).await {
+        match shared.source.look_again(&mut own, &stopped, look_due).await {
             Ok(sightings) => {
                 away.reset();
                 shared.source_answers();
@@ -125,13 +125,12 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
 /// open that keeps what is dead from being cleaned away, it walks over all that was settled since: seconds, which no new event must wait for.
 pub(super) async fn look_from_the_start(shared: Arc<Shared>, board: Arc<Board>, stop: CancellationToken) {
     let mut full = Rarely::new(Duration::from_secs(3));
-    let mut own = shared.source.own();
     loop {
         let stopped = shared.stops.excluded();
         let started = Instant::now();
         let looked = tokio::select! {
             () = stop.cancelled() => return,
-            looked = shared.source.look(&mut own, &stopped, true, false) => looked,
+            looked = shared.source.look(&stopped, true, false) => looked,
         };
         match looked {
             Ok(sightings) => {

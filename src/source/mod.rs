@@ -105,6 +105,15 @@ pub struct Sighting {
     pub due: bool,
 }
 
+fn sighting(row: &PgRow) -> sqlx::Result<Sighting> {
+    Ok(Sighting {
+        lane: row.try_get("lane")?,
+        pending: row.try_get("pending")?,
+        below: row.try_get::<Option<bool>, _>("below")?.unwrap_or(false),
+        due: row.try_get("due")?,
+    })
+}
+
 impl Source {
     /// Prepares the statements. `sequence` is the outbox's identity sequence, if its cache is 1.
     pub fn new(
@@ -178,19 +187,17 @@ impl Source {
     }
 
     /// Lanes with work. `full` scans from the very start, for what lies below the lanes' positions; `due` looks for retries.
-    pub async fn look(&self, own: &mut Own, stopped: &[String], full: bool, due: bool) -> sqlx::Result<Vec<Sighting>> {
-        let look = self.query(&self.statements.look).bind(stopped).bind(full).bind(due);
-        let rows = own.ask(self.limits, PLANS, look).await?;
-        rows.iter()
-            .map(|row| {
-                Ok(Sighting {
-                    lane: row.try_get("lane")?,
-                    pending: row.try_get("pending")?,
-                    below: row.try_get::<Option<bool>, _>("below")?.unwrap_or(false),
-                    due: row.try_get("due")?,
-                })
-            })
-            .collect()
+    pub async fn look(&self, stopped: &[String], full: bool, due: bool) -> sqlx::Result<Vec<Sighting>> {
+        self.ask(PLANS, self.looking(stopped, full, due)).await?.iter().map(sighting).collect()
+    }
+
+    /// As [`Source::look`] not from the start, for whoever looks all the time.
+    pub async fn look_again(&self, own: &mut Own, stopped: &[String], due: bool) -> sqlx::Result<Vec<Sighting>> {
+        own.ask(self.limits, PLANS, self.looking(stopped, false, due)).await?.iter().map(sighting).collect()
+    }
+
+    fn looking<'q>(&self, stopped: &'q [String], full: bool, due: bool) -> Query<'q, Postgres, PgArguments> {
+        self.query(&self.statements.look).bind(stopped).bind(full).bind(due)
     }
 
     /// The newest entry of every lane.

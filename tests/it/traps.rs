@@ -483,15 +483,7 @@ async fn a_stopped_crowd_at_the_front_slows_nobody_down() {
     beside("100,000 events of a paused type", &stage, &one_lane().await).await;
     // Once they are no longer stopped, they are found again.
     legacy.run("DELETE FROM outbox_relay.pause").await;
-    assert!(
-        shared
-            .source
-            .look(&mut shared.source.own(), &[], false, false)
-            .await
-            .unwrap()
-            .iter()
-            .any(|sighting| sighting.pending)
-    );
+    assert!(shared.source.look(&[], false, false).await.unwrap().iter().any(|sighting| sighting.pending));
 }
 
 #[tokio::test]
@@ -555,7 +547,7 @@ async fn what_is_paused_waits_and_prompts_nobody() {
     stage.things(5, 2).await;
     for kind in ["Thing", ""] {
         stage.pair.legacy.run(&format!("INSERT INTO outbox_relay.pause VALUES ('{kind}', 'a test', 'me')")).await;
-        assert_eq!(shared.source.look(&mut shared.source.own(), &[], true, true).await.unwrap(), []);
+        assert_eq!(shared.source.look(&[], true, true).await.unwrap(), []);
         assert!(matches!(stage.step(&shared).await.unwrap(), Outcome::Nothing | Outcome::Paused));
         assert_eq!(stage.count("pending").await, 5);
         stage.pair.legacy.run("DELETE FROM outbox_relay.pause").await;
