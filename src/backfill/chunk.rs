@@ -12,7 +12,7 @@ use crate::disposition::{self, Disposition, Said};
 use crate::event::Lane;
 use crate::failpoint::reach;
 use crate::lease::{self, LeaseError};
-use crate::source::{KeyAt, LegacyRow, OpenAggregates, RowKey};
+use crate::source::{KeyAt, LegacyRow, NO_AGGREGATE, OpenAggregates, RowKey};
 use crate::target::{LeftRow, Reason, Rows, TargetLane};
 
 /// What came of it.
@@ -170,9 +170,6 @@ struct Sorted {
     left: Vec<LeftRow>,
     again: Vec<RowKey>,
 }
-
-pub(crate) const NO_AGGREGATE: &str =
-    "entity.legacy.aggregate_id gives NULL for it: let it give a text for every row, such as coalesce(…, its key)";
 
 /// What may be copied under this lane's lock, and what may not.
 fn sort(lane: Lane, rows: Vec<LegacyRow>, open: &OpenAggregates) -> Sorted {

@@ -20,7 +20,6 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::chunk::NO_AGGREGATE;
 pub use self::error::BackfillError;
 use self::error::{legacy, new, sequence, sequence_late, tables_of_this_version};
 use self::gate::Gate;

@@ -34,6 +34,10 @@ impl std::fmt::Display for RowKey {
     }
 }
 
+/// What is said of a row whose aggregate is NULL.
+pub(crate) const NO_AGGREGATE: &str =
+    "entity.legacy.aggregate_id gives NULL for it: let it give a text for every row, such as coalesce(…, its key)";
+
 /// A key, and whose row it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyAt {

@@ -43,6 +43,7 @@ pub(crate) use self::compare::{SAMPLED_ROWS, percentage};
 pub use self::heal::{ForgottenBatch, ForgottenEvent, PutBack, Settled};
 pub use self::lane::{Entry, SourceLane};
 pub(crate) use self::lanes::{Disturbed, Known, Part, SourceLanes, lanes_of};
+pub(crate) use self::legacy::NO_AGGREGATE;
 pub use self::legacy::{
     Bringing, FirstWaiting, KeyAt, KeyQueue, KeyTrouble, Lanes, Legacy, LegacyRow, OpenAggregates, PageKeys, RowKey,
     Why,

@@ -30,10 +30,10 @@ struct Differing {
     rows: BTreeMap<i64, u64>,
 }
 
-/// The same in groups that are small enough to be held.
-pub(super) struct Groups {
+/// Some of them, with rows that are few enough to be held.
+pub(super) struct Group {
     out_of: i64,
-    pub(super) groups: Vec<Vec<i64>>,
+    buckets: Vec<i64>,
 }
 
 impl Differing {
@@ -50,20 +50,20 @@ impl Differing {
         self.rows.values().sum()
     }
 
-    fn groups(self) -> Groups {
-        let mut groups: Vec<Vec<i64>> = Vec::new();
+    fn groups(self) -> Vec<Group> {
+        let mut groups: Vec<Group> = Vec::new();
         let mut held = u64::MAX;
         for (bucket, rows) in self.rows {
             if held.saturating_add(rows) > HELD {
-                groups.push(Vec::new());
+                groups.push(Group { out_of: self.out_of, buckets: Vec::new() });
                 held = 0;
             }
             held += rows;
             if let Some(group) = groups.last_mut() {
-                group.push(bucket);
+                group.buckets.push(bucket);
             }
         }
-        Groups { out_of: self.out_of, groups }
+        groups
     }
 }
 
@@ -75,7 +75,10 @@ enum Side {
 
 impl Pass<'_> {
     /// The first walks in buckets: what differs, and whether the mapping hands keys through after all.
-    pub(super) async fn bucket_groups(&mut self, suspects: &mut Vec<Suspect>) -> Result<(Groups, bool), VerifyError> {
+    pub(super) async fn bucket_groups(
+        &mut self,
+        suspects: &mut Vec<Suspect>,
+    ) -> Result<(Vec<Group>, bool), VerifyError> {
         let (legacy, new, nameless) = self.bucket_sums(BUCKETS, None).await?;
         let mut nameless: HashSet<RowKey> = nameless.into_iter().collect();
         let mut differing = Differing::between(BUCKETS, &legacy, &new);
@@ -116,13 +119,12 @@ impl Pass<'_> {
     /// Another walk over both sides: the keys of this group's buckets that differ.
     pub(super) async fn bucket_keys(
         &mut self,
-        groups: &Groups,
-        group: usize,
+        group: &Group,
         identical: bool,
         suspects: &mut Vec<Suspect>,
     ) -> Result<(), VerifyError> {
         let (mut on_legacy, mut on_new, mut sums) = (Keys::default(), Keys::default(), Sums::default());
-        let buckets = (groups.out_of, groups.groups.get(group).map(Vec::as_slice));
+        let buckets = (group.out_of, Some(group.buckets.as_slice()));
         self.walk(Side::Legacy, Ask::Keys, buckets, &mut sums, &mut on_legacy).await?;
         self.walk(Side::New, Ask::Keys, buckets, &mut sums, &mut on_new).await?;
         suspects.extend(differing(on_legacy.hashed, on_new.hashed, identical));
@@ -131,14 +133,9 @@ impl Pass<'_> {
     }
 
     /// Which of these new keys, of a group's buckets, any legacy row yields now: a walk over all of them.
-    pub(super) async fn yielded(
-        &mut self,
-        groups: &Groups,
-        group: usize,
-        keys: &mut Vec<RowKey>,
-    ) -> Result<(), VerifyError> {
+    pub(super) async fn yielded(&mut self, group: &Group, keys: &mut Vec<RowKey>) -> Result<(), VerifyError> {
         let (mut found, mut sums) = (Keys::default(), Sums::default());
-        let buckets = (groups.out_of, groups.groups.get(group).map(Vec::as_slice));
+        let buckets = (group.out_of, Some(group.buckets.as_slice()));
         self.walk(Side::Legacy, Ask::Keys, buckets, &mut sums, &mut found).await?;
         let yielded: HashSet<RowKey> = found.hashed.into_iter().map(|(key, _, _)| key).collect();
         keys.retain(|key| !yielded.contains(key));
@@ -175,10 +172,11 @@ impl Pass<'_> {
                     Ok(found) => {
                         let rows = if wanted.is_none() { found.rows() } else { size };
                         // The first walk counts them.
-                        match side {
-                            _ if out_of != BUCKETS => {}
-                            Side::Legacy => self.legacy_rows += rows,
-                            Side::New => self.new_rows += rows,
+                        if out_of == BUCKETS {
+                            match side {
+                                Side::Legacy => self.legacy_rows += rows,
+                                Side::New => self.new_rows += rows,
+                            }
                         }
                         sums.merge(found);
                         (rows, Ok(()))

@@ -103,7 +103,7 @@ impl Look<'_> {
                     Some(from) if unequal.contains(suspect) => {
                         all.unequal.insert(suspect.clone());
                         let key = suspect.named();
-                        let message = Some(crate::backfill::NO_AGGREGATE.to_owned());
+                        let message = Some(crate::source::NO_AGGREGATE.to_owned());
                         let refused = Difference::new(Kind::Refused, key, Some(from.clone()), None);
                         all.differences.push(Difference { message, ..refused });
                     }

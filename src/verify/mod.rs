@@ -573,19 +573,20 @@ impl Verification<'_> {
         let (groups, identical) = walk.bucket_groups(&mut suspects).await?;
         look.through = identical;
         self.look_again(look, std::mem::take(&mut suspects)).await?;
-        for group in 0..groups.groups.len() {
-            walk.bucket_keys(&groups, group, identical, &mut suspects).await?;
+        let mut groups = groups.iter().peekable();
+        while let Some(group) = groups.next() {
+            walk.bucket_keys(group, identical, &mut suspects).await?;
             let homeless = self.look_again(look, std::mem::take(&mut suspects)).await?;
             if !homeless.is_empty() {
                 let judgement = look
                     .fenced(&homeless, |mut keys| async {
-                        walk.yielded(&groups, group, &mut keys).await?;
+                        walk.yielded(group, &mut keys).await?;
                         Ok(keys)
                     })
                     .await?;
                 self.note(judgement).await?;
             }
-            if group + 1 < groups.groups.len() && self.is_full() {
+            if groups.peek().is_some() && self.is_full() {
                 return Ok(());
             }
         }
