@@ -277,12 +277,19 @@ async fn until_empty(shared: &Shared, give_up: Option<Instant>) -> Ended {
         if give_up.is_some_and(|at| at <= Instant::now()) {
             return Ended::TimedOut;
         }
-        // While a large backlog drains, the question itself walks over what was settled: it may cost a twentieth of the time.
-        let pause = Duration::from_millis(50).max(started.elapsed() * 20).min(Duration::from_secs(2));
-        let left = give_up.map_or(pause, |at| at.saturating_duration_since(Instant::now()));
-        tokio::time::sleep(pause.min(left)).await;
+        // The question walks over what was settled: it may cost a twentieth of the time, and is asked when nothing is seen to be done, or now and then.
+        let pause = Duration::from_millis(50).max(started.elapsed() * 20).min(SELDOM);
+        let seen = async {
+            tokio::time::sleep(pause).await;
+            let _ = tokio::time::timeout(SELDOM, shared.nothing_to_do.notified()).await;
+        };
+        let left = give_up.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
+        let _ = tokio::time::timeout(left, seen).await;
     }
 }
+
+/// How often it is asked whether a drain is over while there is something to do.
+const SELDOM: Duration = Duration::from_secs(2);
 
 /// A second signal this soon came together with the first: `timeout`, `make` and terminals signal a whole group.
 const TOGETHER: Duration = Duration::from_millis(500);

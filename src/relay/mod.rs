@@ -53,6 +53,8 @@ pub struct Shared {
     state: Mutex<State>,
     /// Asks for a sweep at once: an event type was mapped, or something was unblocked.
     pub(crate) sweep_now: tokio::sync::Notify,
+    /// A look found nothing to do in any lane, and no worker is on its way to one.
+    pub(crate) nothing_to_do: tokio::sync::Notify,
 }
 
 /// What pages and readiness show of a running relay.
@@ -85,6 +87,7 @@ impl Shared {
             entities: RwLock::default(),
             state: Mutex::default(),
             sweep_now: tokio::sync::Notify::new(),
+            nothing_to_do: tokio::sync::Notify::new(),
         };
         // A relay that starts sweeps anyway.
         shared.exchange_entities(entities, true).await?;
@@ -347,6 +350,12 @@ impl Board {
         self.lock().values().all(Place::joins_rounds)
     }
 
+    /// Lanes of these many that no worker is on its way to: what is written in the others is found by who is there.
+    fn free_lanes(&self, of: u16) -> Vec<Lane> {
+        let places = self.lock();
+        (0..i32::from(of)).map(Lane).filter(|lane| places.get(lane).is_none_or(|place| !place.taken)).collect()
+    }
+
     fn round_is_open(&self) -> bool {
         self.rounds.open.load(Ordering::Relaxed) > 0
     }
@@ -529,6 +538,23 @@ mod tests {
         assert_eq!(last.then(None, false), LastRound { flows: false, ..last });
         // It is forgotten.
         assert_eq!(rest(&[&[3][..], &[9; 200_000]].concat()), 3);
+    }
+
+    #[test]
+    fn nothing_is_asked_of_a_lane_that_a_worker_is_on_its_way_to() {
+        let (queue, _workers) = tokio::sync::mpsc::unbounded_channel();
+        let board = Board::new(queue);
+        let free = || board.free_lanes(4).into_iter().map(|lane| lane.0).collect::<Vec<_>>();
+        assert_eq!(free(), [0, 1, 2, 3]);
+        board.offer(Lane(1), Errand::default());
+        board.offer_together([Lane(2), Lane(3)].into_iter());
+        assert_eq!(free(), [0]);
+        // It is somebody else's just now: whether it still has work is asked.
+        board.done(Lane(1), Some(Errand::default()), |place| {
+            place.not_before = Some(Instant::now() + Duration::from_secs(60));
+        });
+        board.done(Lane(2), None, |_| {});
+        assert_eq!(free(), [0, 1, 2]);
     }
 
     #[test]

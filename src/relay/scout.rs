@@ -19,6 +19,8 @@ const POLL_MIN: Duration = Duration::from_millis(2);
 const PATIENCE: Duration = Duration::from_millis(100);
 /// The longest pause while all workers are busy and lanes queue for them: a look takes its share of the processors from them.
 const POLL_CROWDED: Duration = Duration::from_millis(50);
+/// Until the next glance while a worker is on its way to each lane, so that nothing is asked.
+const GLANCE: Duration = Duration::from_millis(10);
 /// How often lanes are looked at while round follows round: for retries that are due, and what lies below a lane's start.
 const LOOK_WHILE_IT_FLOWS: Duration = Duration::from_millis(100);
 /// The same while some lanes are left to batches: what is written there waits for a look.
@@ -78,11 +80,20 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
                 continue;
             }
         }
-        looked = Instant::now();
         let stopped = shared.stops.excluded();
         let look_due = due.is_due();
+        let lanes = board.free_lanes(shared.config.relay.lanes);
+        if lanes.is_empty() && !look_due {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(GLANCE) => {}
+            }
+            continue;
+        }
+        looked = Instant::now();
+        let all_are_free = lanes.len() == usize::from(shared.config.relay.lanes);
         let started = Instant::now();
-        match shared.source.look_again(&mut own, &stopped, look_due).await {
+        match shared.source.look_again(&mut own, &stopped, look_due, &lanes).await {
             Ok(sightings) => {
                 away.reset();
                 shared.source_answers();
@@ -95,7 +106,11 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
                     let lanes = 0..i32::from(shared.config.relay.lanes);
                     lanes.for_each(|lane| board.offer(Lane(lane), Errand { advance: true, ..Errand::default() }));
                 }
-                pause = if sightings.is_empty() {
+                let nothing = sightings.is_empty() && all_are_free;
+                if nothing {
+                    shared.nothing_to_do.notify_one();
+                }
+                pause = if nothing {
                     (pause * 3 / 2).min(shared.config.relay.poll_max)
                 } else if board.is_crowded(shared.config.relay.workers.into()) {
                     (started.elapsed() * 20).clamp(POLL_MIN, POLL_CROWDED)

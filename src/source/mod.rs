@@ -189,16 +189,20 @@ impl Source {
 
     /// Lanes with work. `full` scans from the very start, for what lies below the lanes' positions; `due` looks for retries.
     pub async fn look(&self, stopped: &[String], full: bool, due: bool) -> sqlx::Result<Vec<Sighting>> {
-        self.ask(PLANS, self.looking(stopped, full, due)).await?.iter().map(sighting).collect()
+        let question = self.query(&self.statements.look).bind(stopped).bind(full).bind(due).bind(None::<&[Lane]>);
+        self.ask(PLANS, question).await?.iter().map(sighting).collect()
     }
 
-    /// As [`Source::look`] not from the start, for whoever looks all the time.
-    pub async fn look_again(&self, own: &mut Own, stopped: &[String], due: bool) -> sqlx::Result<Vec<Sighting>> {
-        own.ask(self.limits, PLANS, self.looking(stopped, false, due)).await?.iter().map(sighting).collect()
-    }
-
-    fn looking<'q>(&self, stopped: &'q [String], full: bool, due: bool) -> Query<'q, Postgres, PgArguments> {
-        self.query(&self.statements.look).bind(stopped).bind(full).bind(due)
+    /// As [`Source::look`] not from the start, for whoever looks all the time: for pending events in these lanes, for retries in all.
+    pub async fn look_again(
+        &self,
+        own: &mut Own,
+        stopped: &[String],
+        due: bool,
+        lanes: &[Lane],
+    ) -> sqlx::Result<Vec<Sighting>> {
+        let question = self.query(&self.statements.look).bind(stopped).bind(false).bind(due).bind(Some(lanes));
+        own.ask(self.limits, PLANS, question).await?.iter().map(sighting).collect()
     }
 
     /// The newest entry of every lane.
