@@ -1,5 +1,7 @@
 //! Numbers, times and spans as people read them at three in the morning.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 
 /// `1234567` as `1,234,567`.
@@ -13,6 +15,17 @@ pub(crate) fn thousands(n: u64) -> String {
         out.push(digit);
     }
     out
+}
+
+/// `1,234 rows`, or where it is known about how many there are `1,234 of about 5,000 rows`.
+pub(crate) fn rows_of(rows: u64, estimate: Option<u64>) -> String {
+    let of = estimate.map(|all| format!(" of about {}", thousands(all))).unwrap_or_default();
+    format!("{}{of} rows", thousands(rows))
+}
+
+/// So many in so long: how many a second.
+pub(crate) fn per_second(many: u64, took: Duration) -> f64 {
+    many as f64 / took.as_secs_f64().max(0.001)
 }
 
 /// `1 event`, `2 events`.

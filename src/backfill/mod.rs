@@ -37,6 +37,7 @@ use crate::retry::Pause;
 use crate::session::is_late;
 use crate::source::{Legacy, Source};
 use crate::target::{Copied, CopyId, LeftRow, OverRows, Progress, Reason, Target};
+use crate::words::per_second;
 
 /// What is to be done.
 #[derive(Debug, Clone)]
@@ -152,7 +153,7 @@ struct Counts {
 
 impl Counts {
     fn rate(&self) -> f64 {
-        self.rows.load(Ordering::Relaxed) as f64 / self.began.elapsed().as_secs_f64().max(0.001)
+        per_second(self.rows.load(Ordering::Relaxed), self.began.elapsed())
     }
 
     fn waits_for(&self, why: Option<String>) {

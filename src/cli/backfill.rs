@@ -15,6 +15,7 @@ use crate::connect;
 use crate::map;
 use crate::run::on_signals;
 use crate::target::{Copied, Reason};
+use crate::words::rows_of;
 
 /// Copies; Ctrl-C ends it between two chunks, and the same command goes on from there.
 pub(super) async fn command(args: &BackfillArgs, mut config: Config) -> anyhow::Result<Exit> {
@@ -131,9 +132,9 @@ async fn steer(args: &BackfillArgs, config: &Config) -> anyhow::Result<Exit> {
 }
 
 fn line(copy: &Copied) -> String {
-    let of = copy.estimate.map(|rows| format!(" of about {}", HumanCount(rows.unsigned_abs()))).unwrap_or_default();
+    let rows = rows_of(copy.rows.unsigned_abs(), copy.estimate.map(i64::unsigned_abs));
     let left = if copy.left() > 0 { format!("; {} left out", copy.left()) } else { String::new() };
-    format!("{}: {}, {} rows{of}{left}", copy.entity, copy.state, HumanCount(copy.rows.unsigned_abs()))
+    format!("{}: {}, {rows}{left}", copy.entity, copy.state)
 }
 
 /// On stderr; one that is closed leaves nobody to tell.
@@ -232,8 +233,7 @@ impl View {
             return;
         }
         *last = Some(Instant::now());
-        let of = estimate.map(|all| format!(" of about {}", HumanCount(all))).unwrap_or_default();
-        say(&format!("{entity}: {} rows{of}, {text}", HumanCount(rows)));
+        say(&format!("{entity}: {}, {text}", rows_of(rows, estimate)));
     }
 
     fn end(&self) {

@@ -7,7 +7,7 @@ use crate::config::{Config, Entity};
 use crate::connect;
 use crate::job::{Kind, Via};
 use crate::map;
-use crate::repair::{By, Repair, Repaired, Since, Task, Wanted, render, render_dry};
+use crate::repair::{By, Repair, Repaired, Since, Task, Wanted, odd_key, render, render_dry};
 use crate::run::on_signals;
 use crate::source::RowKey;
 use crate::target::ReportId;
@@ -37,13 +37,13 @@ pub(super) async fn resync(args: &ResyncArgs, config: Config) -> anyhow::Result<
     run(&args.how, &config, Kind::Resync, &Task::Resync(entity, wanted)).await
 }
 
-/// The same, each of as many parts as the legacy key: another one is no row's, and would be resynced without a word.
+/// The same, each of as many parts as the legacy key.
 fn keys_of(entity: &Entity, given: &[String]) -> anyhow::Result<Vec<RowKey>> {
     let keys = keys(given)?;
     // An entity without legacy rows is refused in its own words.
     let Some(rows) = &entity.legacy else { return Ok(keys) };
-    let parts = rows.key.len();
-    if let Some(other) = keys.iter().find(|key| key.0.len() != parts) {
+    if let Some(other) = odd_key(rows, &keys) {
+        let parts = rows.key.len();
         let columns = rows.key.join(", ");
         let example = rows.key.iter().map(|column| format!("\"{column}\"")).collect::<Vec<_>>().join(",");
         let remedy = if parts == 1 { "--keys 1,2".to_owned() } else { format!("--keys '[{example}]', with values") };

@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanCount, HumanDuration};
+use indicatif::HumanDuration;
 
 use super::args::VerifyArgs;
 use super::{Exit, output, shell};
@@ -13,7 +13,8 @@ use crate::connect;
 use crate::migration;
 use crate::run::on_signals;
 use crate::target::{ReportId, Target};
-use crate::verify::{self, Far, Options, Outcome, Report};
+use crate::verify::{self, Again, Far, Options, Outcome, Report};
+use crate::words::{rows_of, several, thousands};
 
 /// Verifies, and prints the report; or the last reports.
 pub(super) async fn command(args: &VerifyArgs, config: Config) -> anyhow::Result<Exit> {
@@ -104,9 +105,16 @@ impl ProgressLine {
 }
 
 fn line(far: &Far<'_>) -> String {
-    let of = far.estimate.map(|all| format!(" of about {}", HumanCount(all))).unwrap_or_default();
     let left = far.left().map(|left| format!(", {} left", HumanDuration(left))).unwrap_or_default();
-    format!("{}: {}{of} rows, {} a second{left}", far.entity, HumanCount(far.rows), HumanCount(far.rate() as u64))
+    let rows = rows_of(far.rows, far.estimate);
+    if let Some(Again { walk, rows: so_far }) = far.again {
+        return format!(
+            "{}: {rows}; read again to find what differs: walk {walk}, {}",
+            far.entity,
+            several(so_far, "row")
+        );
+    }
+    format!("{}: {rows}, {} a second{left}", far.entity, thousands(far.rate() as u64))
 }
 
 #[cfg(test)]
@@ -115,11 +123,16 @@ mod tests {
 
     #[test]
     fn the_line_tells_what_is_known() {
-        let far = |rows, estimate| Far { entity: "users", rows, estimate, took: Duration::from_secs(10) };
+        let far = |rows, estimate| Far { entity: "users", rows, estimate, took: Duration::from_secs(10), again: None };
+        let again = Some(Again { walk: 2, rows: 1_200_000 });
         for (far, told) in [
             (far(250_000, Some(1_000_000)), "users: 250,000 of about 1,000,000 rows, 25,000 a second, 30 seconds left"),
             (far(250_000, None), "users: 250,000 rows, 25,000 a second"),
             (far(0, Some(10)), "users: 0 of about 10 rows, 0 a second"),
+            (
+                Far { again, ..far(1_000_000, Some(1_000_000)) },
+                "users: 1,000,000 of about 1,000,000 rows; read again to find what differs: walk 2, 1,200,000 rows",
+            ),
         ] {
             assert_eq!(line(&far), told);
         }

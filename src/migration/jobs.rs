@@ -16,7 +16,7 @@ use crate::config::{Config, Entity};
 use crate::connect;
 use crate::job::{Ending, Kind, Order, Place, Taken, Who, Working};
 use crate::relay::Shared;
-use crate::repair::{self, Apply, By, Repair, Task, Wanted};
+use crate::repair::{self, Apply, By, Repair, Task, Wanted, odd_key};
 use crate::source::Source;
 use crate::target::{JobId, ReportId, Target};
 use crate::verify;
@@ -176,11 +176,11 @@ fn order(config: &Config, work: &Work, who: &Who) -> Result<(Order, &'static [Ki
         }
         Work::Rows { rows, how } => {
             let (task, by) = task(config, rows, who)?;
-            if let Task::Resync(entity, Wanted::Keys(keys)) = &task {
-                let parts = entity.legacy.as_ref().map_or(1, |rows| rows.key.len());
-                if keys.iter().any(|key| key.0.len() != parts) {
-                    return Err(MigrationError::Keys { entity: entity.name.clone(), parts });
-                }
+            if let Task::Resync(entity, Wanted::Keys(keys)) = &task
+                && let Some(rows) = &entity.legacy
+                && odd_key(rows, keys).is_some()
+            {
+                return Err(MigrationError::Keys { entity: entity.name.clone(), parts: rows.key.len() });
             }
             let unless: &[Kind] = if how.apply { &[Kind::Repair, Kind::Resync] } else { &[] };
             (repair::order(config, &task, &by, *how), unless)

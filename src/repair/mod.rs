@@ -13,13 +13,13 @@ use serde_json::json;
 use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub use self::wanted::{Since, Wanted};
+pub use self::wanted::{Since, Wanted, odd_key};
 use crate::config::{Config, Entity};
 use crate::job::{self, Ending, Order, Via, Who, Working};
 use crate::source::{RowKey, Source};
 use crate::target::{Progress, ReportId, Target, Which};
 use crate::verify::{Difference, Ground, Kind, Look, Rule, Suspect, VerifyError};
-use crate::words::several;
+use crate::words::{per_second, several};
 
 /// Who wants it, and why.
 #[derive(Debug, Clone)]
@@ -378,7 +378,7 @@ impl Repair<'_> {
     fn tell(&self, entity: &Entity, repaired: &Repaired, began: Instant, before: u64, all: usize) {
         if let Some(job) = &self.job {
             let rows = repaired.seen().saturating_sub(before);
-            let rate = rows as f64 / began.elapsed().as_secs_f64().max(0.001);
+            let rate = per_second(rows, began.elapsed());
             let entity = entity.name.clone();
             job.tell(Progress { entity, rows, estimate: Some(all as u64), rate, waits_for: None });
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use chrono::{DateTime, Utc};
 
 use super::Repair;
-use crate::config::Entity;
+use crate::config::{Entity, LegacyRows};
 use crate::source::RowKey;
 use crate::verify::VerifyError;
 
@@ -18,6 +18,11 @@ pub enum Wanted {
     Since(Since),
     /// The rows of divergent aggregates.
     Divergent,
+}
+
+/// A key that is of another number of parts than these rows': it is no row's, and would be resynced without a word.
+pub fn odd_key<'k>(rows: &LegacyRows, keys: &'k [RowKey]) -> Option<&'k RowKey> {
+    keys.iter().find(|key| key.0.len() != rows.key.len())
 }
 
 /// A span of time, both ends included.

@@ -8,9 +8,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Instant;
 
-use super::VerifyError;
 use super::judge::{Suspect, differing};
 use super::pass::{Buckets, CHUNKS, Keys, Pass, Sums, Trouble};
+use super::{Again, VerifyError};
 use crate::mapping::compare::Ask;
 use crate::source::{Range, RowKey};
 
@@ -154,6 +154,10 @@ impl Pass<'_> {
         let buckets = Some((out_of, wanted));
         let all_fine = what == Ask::Sums && out_of == FINE_BUCKETS && wanted.is_none();
         let most = if all_fine { FINE_CHUNK } else { u64::MAX };
+        let is_first = what == Ask::Sums && out_of == BUCKETS;
+        if side == Side::Legacy && !is_first {
+            self.again = Some(Again { walk: self.again.map_or(1, |again| again.walk) + 1, rows: 0 });
+        }
         let mut size = self.first_size();
         // Down to a single row, if one of them may be refused.
         let least = if side == Side::Legacy { 1 } else { *CHUNKS.start() };
@@ -172,7 +176,7 @@ impl Pass<'_> {
                     Ok(found) => {
                         let rows = if wanted.is_none() { found.rows() } else { size };
                         // The first walk counts them.
-                        if out_of == BUCKETS {
+                        if is_first {
                             match side {
                                 Side::Legacy => self.legacy_rows += rows,
                                 Side::New => self.new_rows += rows,

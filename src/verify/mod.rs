@@ -34,7 +34,7 @@ use crate::mapping::compare::{Comparison, Hash};
 use crate::redact::Quoting;
 use crate::source::{Legacy, RowKey, Source};
 use crate::target::{Progress as Told, ReportId, Target};
-use crate::words::several;
+use crate::words::{per_second, several};
 
 /// How it is done.
 #[derive(Debug, Clone, Default)]
@@ -55,8 +55,8 @@ pub struct Options {
     pub job: Option<Working>,
 }
 
-/// Rows so far, and the time since the entity was begun.
-pub type Progress<'a> = dyn Fn(u64, Duration) + Sync + 'a;
+/// Rows so far, the time since the entity was begun, and how far a further walk is.
+pub type Progress<'a> = dyn Fn(u64, Duration, Option<Again>) + Sync + 'a;
 
 /// Why it could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -157,12 +157,23 @@ pub struct Far<'a> {
     pub estimate: Option<u64>,
     /// Since it was begun.
     pub took: Duration,
+    /// Once all was read, if it is read again to find what differs.
+    pub again: Option<Again>,
+}
+
+/// A further walk over both sides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Again {
+    /// Which: the second at least.
+    pub walk: u32,
+    /// About how many rows it has read, of both sides together.
+    pub rows: u64,
 }
 
 impl Far<'_> {
     /// Rows a second.
     pub fn rate(&self) -> f64 {
-        self.rows as f64 / self.took.as_secs_f64().max(0.001)
+        per_second(self.rows, self.took)
     }
 
     /// How long the rest will take; `None` where nobody knows, as once all was read and what differs is looked at again.
@@ -265,7 +276,9 @@ async fn each(
         };
         let began = Instant::now();
         let estimate = of.estimate().await;
-        let told_progress = |rows: u64, took: Duration| progress(&Far { entity: &entity.name, rows, estimate, took });
+        let told_progress = |rows: u64, took: Duration, again: Option<Again>| {
+            progress(&Far { entity: &entity.name, rows, estimate, took, again });
+        };
         let done = of.run(&told_progress).await;
         of.report.seconds = began.elapsed().as_secs_f64();
         if of.report.differences() + of.report.stuck > 0 {
@@ -397,7 +410,7 @@ pub(crate) async fn hands_all_keys_through(
         return Ok(true);
     }
     let by_legacy = by_legacy(source, &mut comparison).await?;
-    let mut walk = Pass::new((source, target), &legacy, &comparison, by_legacy, stop, &|_, _| {});
+    let mut walk = Pass::new((source, target), &legacy, &comparison, by_legacy, stop, &|_, _, _| {});
     walk.hands_keys_through(None).await
 }
 

@@ -9,7 +9,7 @@ use sqlx::postgres::PgRow;
 use tokio_util::sync::CancellationToken;
 
 use super::judge::Hashed;
-use super::{Progress, VerifyError};
+use super::{Again, Progress, VerifyError};
 use crate::disposition::{self, Disposition, said};
 use crate::mapping::compare::{Ask, Comparison, Hash};
 use crate::session::is_statement_timeout;
@@ -76,6 +76,8 @@ pub(super) struct Pass<'a> {
     pub(super) new_rows: u64,
     /// The sides are read one after the other.
     pub(super) one_by_one: bool,
+    /// All was read, and is read again.
+    pub(super) again: Option<Again>,
     /// Where the range after this key ends: looked up while the one before it is summed up.
     pub(super) ahead: Option<(RowKey, Option<RowKey>)>,
 }
@@ -134,6 +136,7 @@ impl<'a> Pass<'a> {
             legacy_rows: 0,
             new_rows: 0,
             one_by_one: false,
+            again: None,
             ahead: None,
         }
     }
@@ -173,7 +176,10 @@ impl Pass<'_> {
     /// Waits so that no more rows a second are read than allowed.
     pub(super) async fn pace(&mut self, rows: u64) -> Result<(), VerifyError> {
         self.read += rows;
-        (self.progress)(self.rows(), self.started.elapsed());
+        if let Some(again) = &mut self.again {
+            again.rows += rows;
+        }
+        (self.progress)(self.rows(), self.started.elapsed(), self.again);
         if let Some(rate) = self.rate {
             let due = Duration::from_secs_f64(self.read as f64 / f64::from(rate.max(1)));
             tokio::select! {
