@@ -396,7 +396,7 @@ impl Repair<'_> {
             target: self.target,
             legacy: &ground.legacy,
             comparison: &ground.comparison,
-            rule: Rule { columns, rules: &entity.verify, replaces: !entity.replace_by.is_empty() },
+            rule: Rule::of(entity, columns),
             pass,
             batch: self.config.relay.batch,
             stop: self.stop,

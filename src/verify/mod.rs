@@ -466,7 +466,7 @@ impl Verification<'_> {
             target: self.target,
             legacy: &legacy,
             comparison: &comparison,
-            rule: Rule { columns: &columns, rules: &self.entity.verify, replaces: !self.entity.replace_by.is_empty() },
+            rule: Rule::of(self.entity, &columns),
             pass: &pass,
             batch: self.config.relay.batch,
             stop: self.stop,
