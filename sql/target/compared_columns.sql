@@ -1,8 +1,9 @@
 -- How the values of a table's columns are compared: their type below any domain, with and without its length or precision; whether it
--- is an enum (compared as its word); whether every Postgres has it. $1 schema, $2 table.
+-- is an enum (compared as its word); whether every Postgres has it; whether they may be NULL. $1 schema, $2 table.
 SELECT a.attname::text AS name, format_type(b.oid, -1) AS base_type, b.oid::bigint AS base_oid,
        format_type(b.oid, CASE WHEN t.typtype = 'd' THEN t.typtypmod ELSE a.atttypmod END) AS full_type,
-       b.typtype = 'e' AS is_enum, b.oid::bigint < 16384 AS is_builtin, CASE WHEN t.typtype = 'd' THEN t.typtypmod ELSE a.atttypmod END AS typmod
+       b.typtype = 'e' AS is_enum, b.oid::bigint < 16384 AS is_builtin, CASE WHEN t.typtype = 'd' THEN t.typtypmod ELSE a.atttypmod END AS typmod,
+       NOT a.attnotnull AS may_be_null
 FROM pg_attribute a
 JOIN pg_class c ON c.oid = a.attrelid
 JOIN pg_namespace n ON n.oid = c.relnamespace

@@ -203,8 +203,17 @@ impl<'a> Capture<'a> {
         Ok((state, row.try_get("unfilled")?))
     }
 
-    /// What would have events wait, or the application's own writes fail, once the triggers stand.
-    async fn refuse(&self, source: &Source, unfilled: Option<String>) -> Result<(), CaptureError> {
+    /// What the configuration alone says would be wrong with the events.
+    fn refuse_words(&self, config: &Config) -> Result<(), CaptureError> {
+        for other in shared_with(config, self.entity) {
+            if Capture::new(config, other)?.definition().0 != self.definition().0 {
+                return Err(CaptureError::Refused(format!(
+                    "entities {} and {} are made of the same table's rows and are of one aggregate type, so the same triggers write their \
+                     events; but what these are to write differs: give both the same legacy.key, legacy.aggregate_id and [entity.capture]",
+                    self.entity.name, other.name
+                )));
+            }
+        }
         let words = &self.rows.capture;
         let types = [("insert", &words.insert), ("update", &words.update), ("delete", &words.delete)];
         for (what, name) in types {
@@ -216,6 +225,11 @@ impl<'a> Capture<'a> {
                 )));
             }
         }
+        Ok(())
+    }
+
+    /// What would have the application's own writes fail, once the triggers stand.
+    async fn refuse(&self, source: &Source, unfilled: Option<String>) -> Result<(), CaptureError> {
         if let Some(columns) = unfilled {
             return Err(CaptureError::Refused(format!(
                 "the outbox's column {columns} may not be NULL and has no default: every write to {} would fail. Give it a default, \
@@ -233,9 +247,22 @@ impl<'a> Capture<'a> {
     }
 }
 
-/// What `install` would run: for a DBA.
+/// The other entities whose events the same triggers write.
+pub fn shared_with<'c>(config: &'c Config, entity: &Entity) -> Vec<&'c Entity> {
+    let table = |of: &Entity| match of.legacy.as_ref().map(|rows| &rows.from) {
+        Some(RowsFrom::Table(table)) => Some((of.aggregate_type.clone(), table.clone())),
+        _ => None,
+    };
+    let this = table(entity);
+    config.entities.iter().filter(|of| of.name != entity.name && this.is_some() && table(of) == this).collect()
+}
+
+/// What `install` or `remove` would run: for a DBA. Asks no database, so what only that can tell is left to `check`.
 pub fn print(config: &Config, entity: &Entity, remove: bool) -> Result<String, CaptureError> {
     let capture = Capture::new(config, entity)?;
+    if !remove {
+        capture.refuse_words(config)?;
+    }
     let source = if remove { capture.remove_steps() } else { capture.install_steps() };
     Ok(init::steps_script(&Plan { source, ..Plan::default() }))
 }
@@ -243,6 +270,7 @@ pub fn print(config: &Config, entity: &Entity, remove: bool) -> Result<String, C
 /// Installs the triggers, or replaces them by those that are configured now. False: they stood there already.
 pub async fn install(config: &Config, entity: &Entity, source: &Source, who: &Who) -> Result<bool, CaptureError> {
     let capture = Capture::new(config, entity)?;
+    capture.refuse_words(config)?;
     let (state, unfilled) = capture.state(&source.pool).await?;
     capture.refuse(source, unfilled).await?;
     if state == State::Installed {

@@ -86,7 +86,12 @@ async fn change(
             (true, true) => "removed",
             (true, false) => "was not there",
         };
-        output::print(format_args!("{}: capture {what}\n", entity.name))?;
+        let others: Vec<&str> = capture::shared_with(config, entity).iter().map(|of| of.name.as_str()).collect();
+        let with = match (removes && changed, others.is_empty()) {
+            (true, false) => format!(", and with it that of {}, which the same triggers wrote", others.join(", ")),
+            _ => String::new(),
+        };
+        output::print(format_args!("{}: capture {what}{with}\n", entity.name))?;
     }
     if args.json {
         output::json(&done)?;

@@ -132,7 +132,7 @@ fn entity(mut item: Item<'_, '_>, search_path: &str) -> Option<Entity> {
     let on_failure = item.get("on_failure", ON_FAILURE, "\"hold\"");
     let events = events(&mut item);
     let legacy = rows::read(&mut item, aggregate_type.as_deref());
-    let verify = verify::read(&mut item, &key);
+    let verify = verify::read(&mut item, &key, &replace_by);
     let writes: Vec<&str> = events
         .iter()
         .flatten()

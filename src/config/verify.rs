@@ -8,22 +8,24 @@ use super::{Ignored, Tolerance, VerifyRules};
 const EXAMPLE: &str = "{ ignore = [{ column = \"updated_at\", reason = \"set by a trigger\" }] }";
 const TOLERANCE: &str = "[{ column = \"balance\", within = \"0.01\", reason = \"rounded by the old system\" }]";
 
-/// Reads it. `key` is what is always compared.
-pub(super) fn read(item: &mut Item<'_, '_>, key: &[String]) -> Option<VerifyRules> {
+/// Reads it. `key` is what is always compared, and so is what names an owner.
+pub(super) fn read(item: &mut Item<'_, '_>, key: &[String], owner: &[String]) -> Option<VerifyRules> {
     let mut inner = item.inner("verify", "entity.verify", EXAMPLE)?;
     let mut rules = VerifyRules::default();
     for (table, place) in inner.tables("ignore", EXAMPLE) {
         let mut of = inner.within("entity.verify.ignore", table, place);
         let column = of.require("column", NAME, "\"updated_at\"");
         let reason = of.require("reason", PHRASE, "\"set by a trigger\"");
-        if let Some(column) = column.clone().filter(|column| key.contains(column)) {
-            let place = of.at("column");
-            of.reader.report(
-                Code::Conflict,
-                place,
-                format!("`entity.verify.ignore` names the key column {column}"),
-                "a key is always compared: remove it",
-            );
+        for (names, what, remedy) in [
+            (key, "the key column", "a key is always compared: remove it"),
+            (owner, "the column of replace_by", "whose a row is is always compared: remove it"),
+        ] {
+            if let Some(column) = column.as_ref().filter(|column| names.contains(column)) {
+                let place = of.at("column");
+                let said = format!("`entity.verify.ignore` names {what} {column}");
+                of.reader.report(Code::Conflict, place, said, remedy);
+                break;
+            }
         }
         of.finish();
         rules.ignore.extend(column.zip(reason).map(|(column, reason)| Ignored { column, reason }));

@@ -65,6 +65,7 @@ struct Compared {
     base_oid: u32,
     is_enum: bool,
     typmod: i32,
+    may_be_null: bool,
 }
 
 const NUMERIC: u32 = 1700;
@@ -206,6 +207,7 @@ async fn described(entity: &Entity, connection: &mut PgConnection) -> Result<Vec
             base_oid,
             is_enum: row.try_get("is_enum")?,
             typmod: row.try_get("typmod")?,
+            may_be_null: row.try_get("may_be_null")?,
         };
         Ok((of, row.try_get("is_builtin")?))
     };
@@ -352,10 +354,10 @@ impl Comparison {
     }
 
     /// Deletes the rows of the table that have these keys; each as it was. Parameters as [`Comparison::found`], and after them the
-    /// versions that may be deleted, an array, or NULL: whoever waits for another's change of the row looks again.
+    /// versions that may be deleted, an array: whoever waits for another's change of the row looks again.
     pub fn delete(&self) -> String {
         format!(
-            "DELETE FROM {} AS t USING {} WHERE {} AND (${versions}::text[] IS NULL OR t.xmin::pg_catalog.text = ANY (${versions})) \
+            "DELETE FROM {} AS t USING {} WHERE {} AND t.xmin::pg_catalog.text = ANY (${versions}::text[]) \
              RETURNING {} AS row_key, pg_catalog.to_jsonb(t)::pg_catalog.text AS before",
             self.table,
             self.given(),
@@ -400,7 +402,22 @@ impl Comparison {
                 self.key_types.iter().enumerate().map(|(at, t)| format!("(${n}::text[])[{}]::{t}", at + 1)).collect();
             format!("({}) {comparison} ({})", key.join(", "), values.join(", "))
         };
-        format!("{} AND {}", bound(after, 2, ">"), bound(until, 3, "<="))
+        let mut conditions = vec![bound(after, 2, ">"), bound(until, 3, "<=")];
+        // Else such a row would be in a range or not by what else stands in its key.
+        conditions.extend(self.nullable_keys().map(|column| format!("t.{column} IS NOT NULL")));
+        conditions.join(" AND ")
+    }
+
+    fn nullable_keys(&self) -> impl Iterator<Item = String> {
+        let keys = self.compared.iter().take(self.entity.key.len());
+        keys.filter(|c| c.may_be_null).map(|c| ident(&c.name))
+    }
+
+    /// Counts the table's rows that have NULL in their key; `None`: none can.
+    pub fn without_key(&self) -> Option<String> {
+        let any: Vec<String> = self.nullable_keys().map(|column| format!("t.{column} IS NULL")).collect();
+        (!any.is_empty())
+            .then(|| format!("SELECT pg_catalog.count(*) FROM {} AS t WHERE {}", self.table, any.join(" OR ")))
     }
 
     fn given(&self) -> String {

@@ -19,7 +19,7 @@ const POLL_MIN: Duration = Duration::from_millis(2);
 const PATIENCE: Duration = Duration::from_millis(100);
 /// The longest pause while all workers are busy and lanes queue for them: a look takes its share of the processors from them.
 const POLL_CROWDED: Duration = Duration::from_millis(50);
-/// Until the next glance while a worker is on its way to each lane, so that nothing is asked.
+/// Until the next glance while a worker is on its way to each lane, and more are than there are workers: nothing is asked.
 const GLANCE: Duration = Duration::from_millis(10);
 /// How often lanes are looked at while round follows round: for retries that are due, and what lies below a lane's start.
 const LOOK_WHILE_IT_FLOWS: Duration = Duration::from_millis(100);
@@ -73,10 +73,7 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
         if looked.elapsed() < enough && board.flows() && rounds_make_sense(&shared) {
             board.offer_together((0..i32::from(shared.config.relay.lanes)).map(Lane));
             if board.round_is_open() {
-                tokio::select! {
-                    () = stop.cancelled() => {}
-                    () = after_the_round(&board) => {}
-                }
+                rest(&board, Duration::ZERO, &stop).await;
                 continue;
             }
         }
@@ -84,10 +81,8 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
         let look_due = due.is_due();
         let lanes = board.free_lanes(shared.config.relay.lanes);
         if lanes.is_empty() && !look_due {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = tokio::time::sleep(GLANCE) => {}
-            }
+            let crowded = board.is_crowded(shared.config.relay.workers.into());
+            rest(&board, if crowded { GLANCE } else { POLL_MIN }, &stop).await;
             continue;
         }
         looked = Instant::now();
@@ -123,16 +118,21 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
                 shared.source_away(&error);
             }
         }
-        let rest = async {
-            match board.round_is_open() {
-                true => after_the_round(&board).await,
-                false => tokio::time::sleep(pause).await,
-            }
-        };
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = rest => {}
+        rest(&board, pause, &stop).await;
+    }
+}
+
+/// Until the next look: so long, or until the round that is open has ended and was rested after.
+async fn rest(board: &Board, pause: Duration, stop: &CancellationToken) {
+    let rested = async {
+        match board.round_is_open() {
+            true => after_the_round(board).await,
+            false => tokio::time::sleep(pause).await,
         }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = rested => {}
     }
 }
 

@@ -118,7 +118,7 @@ impl Repair<'_> {
         let Some((source, mut target)) = look.take(Lane(0)).await? else {
             return Err(VerifyError::Busy(Lane(0)));
         };
-        let delete = Act::Delete(look.comparison, Some(&judgement.versions));
+        let delete = Act::Delete(look.comparison, &judgement.versions);
         let (before, refused) = in_parts(&mut target, &delete, keys).await?;
         let kept = before.iter().map(|(key, before)| Written::deleted(&entity.name, key, before));
         let kept = kept.map(|row| self.shown(entity, row)).collect();
@@ -180,12 +180,14 @@ impl Repair<'_> {
         let (seen, mut again, later) = look.seen_locked(source, target, suspects).await?;
         again.extend(later);
         let here: Vec<Suspect> = suspects.iter().filter(|s| !again.contains(s)).cloned().collect();
-        let judgement = look.judged(&here, &seen);
+        let mut judgement = look.judged(&here, &seen);
         let right = (here.len() - judgement.unequal.len().min(here.len())) as u64;
-        let mut judgement = judgement;
+        again.extend(judgement.take_anothers());
         if self.apply && !judgement.differences.is_empty() {
             reach("repair_judged");
-            let refused = self.change(entity, look, mapping, &judgement.differences, seen.rows, target).await?;
+            let versions: Vec<String> = seen.found.into_values().map(|found| found.version).collect();
+            let change = (&judgement.differences[..], &versions[..]);
+            let refused = self.change(entity, look, mapping, change, seen.rows, target).await?;
             for (at, said) in refused {
                 let of = &mut judgement.differences[at];
                 (of.kind, of.message) = (Kind::Refused, Some(said));
@@ -204,7 +206,7 @@ impl Repair<'_> {
         entity: &Entity,
         look: &Look<'_>,
         mapping: &Mapping,
-        differences: &[Difference],
+        (differences, versions): (&[Difference], &[String]),
         mut rows: HashMap<RowKey, Event>,
         target: &mut TargetLane,
     ) -> Result<Vec<(usize, String)>, VerifyError> {
@@ -213,10 +215,20 @@ impl Repair<'_> {
         let of = |kind| differences.iter().enumerate().filter(move |(_, d)| d.kind == kind);
         let gone: HashMap<RowKey, usize> =
             of(Kind::MissingInLegacy).filter_map(|(at, d)| Some((whole_key(d)?, at))).collect();
-        let (deleted, left) =
-            in_parts(target, &Act::Delete(look.comparison, None), gone.keys().cloned().collect()).await?;
+        // Another owner's event, in another lane, may have brought such a key meanwhile: only what was judged is deleted.
+        let delete = Act::Delete(look.comparison, versions);
+        let (deleted, left) = in_parts(target, &delete, gone.keys().cloned().collect()).await?;
         kept.extend(deleted.iter().map(|(key, before)| Written::deleted(&entity.name, key, before)));
-        refused.extend(left.into_iter().filter_map(|(key, said)| Some((*gone.get(&key)?, said))));
+        let left: HashMap<RowKey, String> = left.into_iter().collect();
+        let stays = gone.iter().filter(|(key, _)| !deleted.contains_key(*key));
+        refused.extend(stays.map(|(key, at)| {
+            (
+                *at,
+                left.get(key)
+                    .cloned()
+                    .unwrap_or_else(|| "it was changed since it was looked at: run this again".to_owned()),
+            )
+        }));
         let to_write: Vec<(usize, &Difference)> = of(Kind::MissingInNew).chain(of(Kind::Differs)).collect();
         if let (false, Some(upsert)) = (to_write.is_empty(), &mapping.upsert) {
             let keys: Vec<RowKey> = to_write.iter().filter_map(|(_, d)| whole_key(d)).collect();
@@ -288,7 +300,7 @@ fn stand<'s>(here: &'s [Suspect], judgement: &Judgement) -> Vec<&'s RowKey> {
 /// What is done to rows of the new table.
 enum Act<'a> {
     /// Those of these keys are deleted, if they are of one of these versions.
-    Delete(&'a Comparison, Option<&'a [String]>),
+    Delete(&'a Comparison, &'a [String]),
     /// What the legacy rows of these keys yield is written.
     Write(&'a Prepared, &'a HashMap<RowKey, Event>),
 }
@@ -297,7 +309,7 @@ impl Act<'_> {
     /// Does it; what stood before a row was deleted.
     async fn on(&self, target: &mut TargetLane, keys: &[RowKey]) -> sqlx::Result<HashMap<RowKey, String>> {
         let before = match self {
-            Act::Delete(comparison, versions) => target.delete_rows(comparison, keys, *versions).await?,
+            Act::Delete(comparison, versions) => target.delete_rows(comparison, keys, versions).await?,
             Act::Write(upsert, rows) => {
                 let events = keys.iter().filter_map(|key| rows.get(key)).collect();
                 target.run(upsert, &events).await.map(|_| HashMap::new())?

@@ -145,6 +145,13 @@ impl Target {
         self.read(bind_keys(&sql, comparison, keys)).await?.iter().map(found).collect()
     }
 
+    /// How many rows of the table have NULL in their key.
+    pub async fn without_key(&self, comparison: &Comparison) -> sqlx::Result<u64> {
+        let Some(sql) = comparison.without_key() else { return Ok(0) };
+        let rows = self.read(query(&sql, false)).await?;
+        rows.first().map_or(Ok(0), |row| row.try_get::<i64, _>(0).map(i64::unsigned_abs))
+    }
+
     /// Some keys of the table at random.
     pub async fn sample(&self, comparison: &Comparison, rows: u32) -> sqlx::Result<Vec<RowKey>> {
         let rows_of = query(crate::source::SAMPLED_ROWS, false).bind(comparison.table_name());
@@ -180,12 +187,12 @@ impl TargetLane {
         rows.iter().map(|row| Ok((RowKey(row.try_get("row_key")?), row.try_get("row")?))).collect()
     }
 
-    /// Deletes the rows that have these keys; each as it was. With `versions` only those that are none else by now.
+    /// Deletes the rows that have these keys and are still of one of these versions; each as it was.
     pub async fn delete_rows(
         &mut self,
         comparison: &Comparison,
         keys: &[RowKey],
-        versions: Option<&[String]>,
+        versions: &[String],
     ) -> sqlx::Result<HashMap<RowKey, String>> {
         let sql = comparison.delete();
         let delete = bind_keys(&sql, comparison, keys).bind(versions);

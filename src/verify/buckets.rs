@@ -159,6 +159,9 @@ impl Pass<'_> {
             self.again = Some(Again { walk: self.again.map_or(1, |again| again.walk) + 1, rows: 0 });
         }
         let mut size = self.first_size();
+        // Only the first walk counts the rows; of others it is known how many there were.
+        let all = if side == Side::Legacy { self.legacy_rows } else { self.new_rows };
+        let mut told = 0;
         // Down to a single row, if one of them may be refused.
         let least = if side == Side::Legacy { 1 } else { *CHUNKS.start() };
         let mut range = Range::default();
@@ -204,6 +207,8 @@ impl Pass<'_> {
                 }
             }
             self.adapt(&mut size, began.elapsed());
+            let rows = if is_first { rows } else { rows.min(all.saturating_sub(told)) };
+            told += rows;
             self.pace(rows).await?;
             if range.until.is_none() {
                 return Ok(());

@@ -73,6 +73,14 @@ impl Judgement {
             .collect()
     }
 
+    /// Takes out what stands under a key that an owner no longer has and another one has by now, or nobody: that is not to be told under the
+    /// lock of the first.
+    pub(crate) fn take_anothers(&mut self) -> Vec<Suspect> {
+        let is_anothers = |d: &mut Difference| d.kind == Kind::MissingInLegacy && d.legacy_key.is_none();
+        let key = |d: Difference| d.key.into_iter().collect::<Option<Vec<String>>>().map(RowKey);
+        self.differences.extract_if(.., is_anothers).map(|d| Suspect { from: None, key: key(d) }).collect()
+    }
+
     /// Takes out what is too much under a legacy row that is not there: another one may yield it.
     pub(crate) fn take_homeless(&mut self, seen: &Seen) -> Vec<Suspect> {
         let is_homeless = |d: &Difference| {
@@ -103,16 +111,22 @@ impl<'a> Rule<'a> {
         Rule { columns, rules: &entity.verify, key: &entity.key, owner: &entity.replace_by }
     }
 
-    /// Whose a row of the new table is; `None` where a column that says so is not compared.
-    fn owner(&self, key: &[Option<String>], values: &[Option<String>]) -> Option<Vec<Option<String>>> {
+    /// Whose a row of the new table is; `None` where that is NULL, or not compared.
+    fn owner(&self, key: &[Option<String>], values: &[Option<String>]) -> Option<Vec<String>> {
         let value = |of: &String| {
             let of_key = self.key.iter().position(|column| column == of).map(|at| key.get(at));
-            of_key.or_else(|| self.columns.iter().position(|column| column == of).map(|at| values.get(at)))?.cloned()
+            of_key.or_else(|| self.columns.iter().position(|column| column == of).map(|at| values.get(at)))??.clone()
         };
         self.owner.iter().map(value).collect()
     }
 
-    /// Whether what stands under this key is, by what this legacy row yields, another owner's: it is that one's to say whether it is right.
+    /// Whether this is no row, but how a mapping names an owner that has none.
+    fn names_only_the_owner(&self, key: &[Option<String>]) -> bool {
+        let mut rest = self.key.iter().zip(key).filter(|(column, _)| !self.owner.contains(column)).peekable();
+        !self.owner.is_empty() && rest.peek().is_some() && rest.all(|(_, part)| part.is_none())
+    }
+
+    /// Whether what stands under this key is, by what this legacy row yields, another owner's.
     fn is_anothers(&self, key: &RowKey, found: &Found, from: &RowKey, looked: &[Looked]) -> bool {
         let owners: Vec<_> =
             looked.iter().filter(|l| l.from == *from).filter_map(|l| self.owner(&l.key, &l.expected)).collect();
@@ -182,7 +196,7 @@ pub(crate) fn judge(suspects: &[Suspect], seen: &Seen, rule: &Rule<'_>) -> Judge
                 ..Difference::new(Kind::Refused, texts(from), Some((*from).clone()), aggregate_id.clone())
             });
         }
-        for looked in seen.looked.iter().filter(|l| l.from == **from) {
+        for looked in seen.looked.iter().filter(|l| l.from == **from && !rule.names_only_the_owner(&l.key)) {
             differences.extend(row(looked, rule, aggregate_id.clone()));
         }
         let mut left_over = 0;
@@ -193,7 +207,9 @@ pub(crate) fn judge(suspects: &[Suspect], seen: &Seen, rule: &Rule<'_>) -> Judge
                 let is_there = seen.there.contains_key(*from);
                 if is_there && rule.owner.is_empty() {
                     left_over += 1;
-                } else if !(is_there && rule.is_anothers(key, found, from, &seen.looked)) {
+                } else if is_there && rule.is_anothers(key, found, from, &seen.looked) {
+                    differences.push(extra(key, None, None));
+                } else {
                     differences.push(extra(key, Some((*from).clone()), aggregate_id.clone()));
                 }
             }
@@ -346,12 +362,31 @@ mod tests {
             found: [(key("7"), Found { values: values("7", now_of), version: "1".into() })].into(),
             ..Seen::default()
         };
-        assert_eq!(judge(&suspects, &seen("b"), &rule), Judgement::default());
-        let differences = judge(&suspects, &seen("a"), &rule).differences;
-        assert_eq!(differences.iter().map(|d| d.kind).collect::<Vec<_>>(), [Kind::MissingInLegacy]);
+        let mut of_b = judge(&suspects, &seen("b"), &rule);
+        assert_eq!(of_b.take_anothers(), [Suspect { key: Some(key("7")), from: None }]);
+        assert_eq!((of_b.differences, of_b.unequal.len()), (vec![], 1));
+        let mut of_a = judge(&suspects, &seen("a"), &rule);
+        assert_eq!(of_a.take_anothers(), []);
+        assert_eq!(of_a.differences.iter().map(|d| d.kind).collect::<Vec<_>>(), [Kind::MissingInLegacy]);
         // Whose it is cannot be told: the column is not compared.
         let rule = Rule { columns: &columns[..1], ..rule };
-        assert_eq!(judge(&suspects, &seen("b"), &rule).differences.len(), 1);
+        let mut of_b = judge(&suspects, &seen("b"), &rule);
+        assert_eq!((of_b.take_anothers(), of_b.differences.len()), (vec![], 1));
+    }
+
+    #[test]
+    fn an_owner_without_rows_lacks_none() {
+        let columns = ["owner".to_owned(), "line".to_owned()];
+        let rules = VerifyRules::default();
+        let rule = Rule { columns: &columns, rules: &rules, key: &columns, owner: &columns[..1] };
+        let yields = |line: Option<&str>| {
+            let row = vec![Some("a".to_owned()), line.map(str::to_owned)];
+            let looked = vec![Looked { from: key("a"), key: row.clone(), expected: row, found: None }];
+            Seen { there: there(&["a"]), looked, ..Seen::default() }
+        };
+        let suspects = [Suspect { key: None, from: Some(key("a")) }];
+        assert_eq!(judge(&suspects, &yields(None), &rule), Judgement::default());
+        assert_eq!(judge(&suspects, &yields(Some("1")), &rule).differences.len(), 1);
     }
 
     #[test]

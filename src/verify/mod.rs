@@ -491,7 +491,26 @@ impl Verification<'_> {
         };
         self.report.legacy_rows = walk.legacy_rows;
         self.report.new_rows = walk.new_rows;
-        done
+        done?;
+        if self.options.sample.is_none() { self.without_key(&comparison).await } else { Ok(()) }
+    }
+
+    /// Rows of the new table whose key is NULL are found in no range, and no legacy row can yield them.
+    async fn without_key(&mut self, comparison: &Comparison) -> Result<(), VerifyError> {
+        let rows = self.target.without_key(comparison).await.map_err(VerifyError::Target)?;
+        if rows > 0 {
+            self.report.missing_in_legacy += rows;
+            let message = format!(
+                "{} of the new table with NULL in the key ({}), which no legacy row yields and repair does not find: delete them, or give \
+                 them a key",
+                several(rows, "row"),
+                self.entity.key.join(", ")
+            );
+            self.report.logged = Some(message.clone());
+            self.report.message =
+                Some(self.report.message.take().map_or(message.clone(), |said| format!("{said}; {message}")));
+        }
+        Ok(())
     }
 
     /// By which hash both servers can be asked.
@@ -705,6 +724,7 @@ impl Verification<'_> {
             for (lane, suspects) in homes.by_lane {
                 let (mut judgement, elsewhere) = look.locked(lane, &suspects).await?;
                 left.extend(elsewhere);
+                homeless.extend(judgement.take_anothers());
                 if n < ATTEMPTS {
                     left.extend(judgement.on_their_way(&suspects));
                 }

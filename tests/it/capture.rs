@@ -362,6 +362,12 @@ async fn what_stands_there_is_told_and_taken_away() {
     assert_eq!(state(&stage).await, State::Absent);
     stage.pair.legacy.run("UPDATE users SET version = 3").await;
     assert_eq!(events(&stage).await.len(), 1);
+    let done: String = stage
+        .pair
+        .legacy
+        .value("SELECT string_agg(action || ' ' || (subject->>'entity'), ', ' ORDER BY id) FROM outbox_relay.audit WHERE action LIKE 'capture%'")
+        .await;
+    assert_eq!(done, "capture.install users, capture.install users, capture.remove users");
     // What is printed for a DBA is what is run.
     let script = capture::print(&stage.config, &stage.config.entities[0], false).unwrap();
     stage.pair.legacy.run(&script).await;
@@ -376,7 +382,18 @@ async fn what_would_fail_the_applications_own_writes_is_refused() {
     let sound = stage.config.entities[0].clone();
     stage.config.entities[0].events.remove("UserDeleted");
     assert!(refusal(&stage).await.contains("takes no event type UserDeleted"));
+    let printed = capture::print(&stage.config, &stage.config.entities[0], false);
+    assert!(printed.unwrap_err().to_string().contains("takes no event type UserDeleted"));
     stage.config.entities[0] = sound.clone();
+    // The same triggers write the events of both.
+    let mut other = outbox_relay::config::Entity { name: "others".to_owned(), ..sound.clone() };
+    stage.config.entities.push(other.clone());
+    assert_eq!(capture::shared_with(&stage.config, &sound), [&other]);
+    assert!(capture::print(&stage.config, &other, false).is_ok());
+    other.legacy.as_mut().unwrap().aggregate_id = "'u-' || id".into();
+    *stage.config.entities.last_mut().unwrap() = other;
+    assert!(refusal(&stage).await.contains("entities users and others are made of the same table's rows"));
+    stage.config.entities.pop();
     stage.config.entities[0].legacy.as_mut().unwrap().aggregate_id = "no_such(id)".into();
     assert!(refusal(&stage).await.contains("no_such"));
     stage.config.entities[0] = sound.clone();

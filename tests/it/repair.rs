@@ -1,5 +1,6 @@
 //! repair and resync: what verify found is made right from the legacy database, and nothing else is touched.
 
+use outbox_relay::config::{Action, Entity};
 use outbox_relay::connect;
 use outbox_relay::event::Lane;
 use outbox_relay::job::{Kind, Via};
@@ -13,7 +14,7 @@ use crate::support::past::Past;
 use crate::support::program::{folder_of, said};
 use crate::support::stage::{Stage, file, users};
 use crate::support::{copying, pair};
-use crate::verify::{Writers, inject, stage_of, table, verified, verify_with};
+use crate::verify::{Writers, found, inject, stage_of, table, verified, verify_with};
 
 /// `None`: the last report.
 pub(crate) async fn repaired(stage: &Stage, wanted: Option<&Wanted>, apply: bool) -> Result<Repaired, VerifyError> {
@@ -105,6 +106,91 @@ async fn resync_takes_keys_and_a_span_of_time() {
     let left: String =
         stage.pair.new.value("SELECT string_agg(id::text, ',' ORDER BY id) FROM users WHERE name IN ('x', 'y')").await;
     assert_eq!(left, "9");
+}
+
+/// An order's lines, each with a number of its own: a line may go over to another order, and an order may have none.
+async fn orders() -> Stage {
+    let pair = pair().await;
+    pair.legacy
+        .run(
+            r#"CREATE TABLE orders (id int PRIMARY KEY, lines jsonb NOT NULL);
+             INSERT INTO orders VALUES (1, '[7]'), (2, '[8]'), (3, '[]')"#,
+        )
+        .await;
+    pair.new.run("CREATE TABLE lines (line int PRIMARY KEY, order_id int NOT NULL)").await;
+    let mapping = "SELECT (payload->>'id')::int AS order_id, l.line::int AS line
+                   FROM event LEFT JOIN LATERAL jsonb_array_elements_text(payload->'lines') AS l (line) ON true";
+    Stage::on(pair, |config| {
+        let lines = Entity::new("Order", table("lines"), &["line"]).made_of(table("orders"), "id");
+        let lines = lines.mapping("lines.sql", mapping).on("OrderUpdated", Action::Upsert);
+        config.entities = vec![Entity { replace_by: vec!["order_id".to_owned()], ..lines }];
+    })
+    .await
+}
+
+#[tokio::test]
+async fn rows_that_go_from_one_owner_to_another_are_neither_told_nor_deleted() {
+    let stage = orders().await;
+    assert!(copying::copy(&stage).await.is_whole());
+    // An order without lines lacks none.
+    let report = verified(&stage).await;
+    assert_eq!((report.outcome, report.entities[0].new_rows), (Outcome::Equal, 2), "{report:?}");
+    let mine = "UPDATE lines SET order_id = 9 WHERE line = 7; INSERT INTO lines VALUES (9, 1)";
+    stage.pair.new.run(mine).await;
+    let report = verified(&stage).await;
+    assert_eq!(found(&report), [(verify::Kind::MissingInLegacy, "9".into()), (verify::Kind::Differs, "7".into())]);
+    // Until it is repaired, the line goes over, and its new owner's event is applied.
+    stage
+        .pair
+        .legacy
+        .run("UPDATE orders SET lines = CASE id WHEN 1 THEN '[]'::jsonb ELSE '[7, 8]' END WHERE id < 3")
+        .await;
+    stage.pair.new.run("UPDATE lines SET order_id = 2 WHERE line = 7").await;
+    let done = repaired(&stage, None, true).await.unwrap();
+    assert_eq!((done.written, done.deleted), (0, 0), "{done:?}");
+    let lines = "SELECT string_agg(line || ' of ' || order_id, ', ' ORDER BY line) FROM lines";
+    assert_eq!(stage.pair.new.value::<String>(lines).await, "7 of 2, 8 of 2, 9 of 1");
+    let report = verified(&stage).await;
+    assert_eq!(found(&report), [(verify::Kind::MissingInLegacy, "9".into())]);
+}
+
+#[tokio::test]
+async fn keys_of_a_uuid_and_a_text_are_copied_compared_repaired_and_resynced() {
+    let pair = pair().await;
+    let parts = "CREATE TABLE parts (tenant uuid, name text, quantity int NOT NULL, PRIMARY KEY (tenant, name))";
+    pair.legacy.run(parts).await;
+    pair.new.run(parts).await;
+    pair.legacy
+        .run("INSERT INTO parts SELECT md5((i % 7)::text)::uuid, 'Part ' || chr(65 + i % 26) || i, i FROM generate_series(1, 3000) i")
+        .await;
+    let stage = Stage::on(pair, |config| {
+        let mut part = Entity::new("Part", table("parts"), &["tenant", "name"]).made_of(table("parts"), "name");
+        if let Some(rows) = &mut part.legacy {
+            rows.key = vec!["tenant".into(), "name".into()];
+            rows.aggregate_id = "tenant || '/' || name".into();
+        }
+        config.entities = vec![part.on("PartUpdated", Action::Upsert)];
+    })
+    .await;
+    assert!(copying::copy(&stage).await.is_whole());
+    let report = verified(&stage).await;
+    assert_eq!((report.outcome, report.entities[0].new_rows), (Outcome::Equal, 3000), "{report:?}");
+    let faults = "UPDATE parts SET quantity = -1 WHERE name IN ('Part B1', 'Part J2999');
+                  DELETE FROM parts WHERE name IN ('Part C2', 'Part I2998');
+                  INSERT INTO parts SELECT tenant, name || ' too much', 0 FROM (SELECT * FROM parts ORDER BY tenant, name LIMIT 1) p";
+    stage.pair.new.run(faults).await;
+    let of = verified(&stage).await.entities.remove(0);
+    assert_eq!((of.differing, of.missing_in_new, of.missing_in_legacy), (2, 2, 1), "{of:?}");
+    let done = repaired(&stage, None, true).await.unwrap();
+    assert_eq!((done.written, done.deleted, done.left), (4, 1, 0), "{done:?}");
+    assert_eq!(verified(&stage).await.outcome, Outcome::Equal);
+    stage.pair.new.run("UPDATE parts SET quantity = -1 WHERE name IN ('Part B1', 'Part C2')").await;
+    let key: Vec<String> =
+        stage.pair.new.value("SELECT ARRAY[tenant::text, name] FROM parts WHERE name = 'Part B1'").await;
+    let done = repaired(&stage, Some(&Wanted::Keys(vec![RowKey(key)])), true).await.unwrap();
+    assert_eq!((done.written, done.deleted), (1, 0), "{done:?}");
+    let wrong: String = stage.pair.new.value("SELECT string_agg(name, ', ') FROM parts WHERE quantity = -1").await;
+    assert_eq!(wrong, "Part C2");
 }
 
 /// Of 60,000 rows one has another key: a sample hardly ever shows it.

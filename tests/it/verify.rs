@@ -62,6 +62,36 @@ fn of(kind: Kind, keys: &[&str]) -> Vec<(Kind, String)> {
 }
 
 #[tokio::test]
+async fn a_row_of_the_new_table_with_null_in_its_key_is_too_much() {
+    for rows in [10, 25_000] {
+        let stage = stage_of(rows).await;
+        stage
+            .pair
+            .new
+            .run(
+                "ALTER TABLE users DROP CONSTRAINT users_pkey, ADD UNIQUE (id), ALTER id DROP NOT NULL;
+                 INSERT INTO users VALUES (NULL, 'nobody', 1), (NULL, 'nobody else', 1)",
+            )
+            .await;
+        let report = verified(&stage).await;
+        let of = &report.entities[0];
+        assert_eq!(
+            (report.outcome, of.missing_in_legacy, of.differences()),
+            (Outcome::Differs, 2, 2),
+            "{rows}: {report:?}"
+        );
+        assert!(
+            of.message.as_ref().unwrap().starts_with("2 rows of the new table with NULL in the key (id)"),
+            "{of:?}"
+        );
+        assert!(verify::render(&report).contains("NULL in the key"), "{report:?}");
+        stage.pair.new.run("DELETE FROM users WHERE id IS NULL").await;
+        let report = verified(&stage).await;
+        assert_eq!((report.outcome, &report.entities[0].message), (Outcome::Equal, &None), "{report:?}");
+    }
+}
+
+#[tokio::test]
 async fn equal_tables_are_equal_and_every_kind_of_difference_is_found_at_every_end() {
     let stage = stage_of(25_000).await;
     let report = verified(&stage).await;
