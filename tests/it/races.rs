@@ -158,6 +158,28 @@ async fn a_repair_writes_the_row_that_it_judged_whatever_comes_meanwhile() {
     }
 }
 
+/// Under its lane's lock, too: a key that went over to another owner is written in that one's lane.
+#[tokio::test]
+async fn a_row_that_is_too_much_is_deleted_only_as_it_was_judged() {
+    if !has_failpoints() {
+        return;
+    }
+    let stage = one_lane(12).await;
+    // Nothing but row 2 is wrong, so that it is what stands still.
+    stage.pair.new.run("INSERT INTO users SELECT i, 'n' || i, 1 FROM generate_series(-5, 6) i").await;
+    let lost = "BEGIN; SET LOCAL outbox_relay.applying = 'on'; DELETE FROM users WHERE id = 2; COMMIT";
+    stage.pair.legacy.run(lost).await;
+    let version = || stage.pair.new.value::<Option<i32>>("SELECT max(version) FROM users WHERE id = 2");
+    let mut repair = Copier::that("repairs", &stage, Some("repair_judged=stop"));
+    repair.stands_still().await;
+    stage.pair.new.run("UPDATE users SET version = 77 WHERE id = 2").await;
+    repair.go_on();
+    assert!(repair.ended().await);
+    assert_eq!(version().await, Some(77), "it was written since it was judged");
+    assert!(Copier::that("repairs", &stage, None).ended().await);
+    assert_eq!(version().await, None);
+}
+
 #[tokio::test]
 async fn a_row_whose_lane_nobody_can_tell_is_deleted_only_as_it_was_judged() {
     if !has_failpoints() {
