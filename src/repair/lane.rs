@@ -14,7 +14,7 @@ use crate::source::{RowKey, SourceLane};
 use crate::target::{Prepared, Repair as Written, TargetLane};
 use crate::verify::report::what;
 use crate::verify::{
-    Difference, Ground, Homes, Judgement, Kind, Look, Suspect, VerifyError, hands_all_keys_through, passing,
+    Difference, Ground, Homes, Judgement, Kind, Look, Seen, Suspect, VerifyError, hands_all_keys_through, passing,
 };
 
 /// Rows at a time under a lock.
@@ -112,8 +112,7 @@ impl Repair<'_> {
         look: &Look<'_>,
         judgement: &mut Judgement,
     ) -> Result<(), VerifyError> {
-        let key = |d: &Difference| d.key.iter().cloned().collect::<Option<Vec<String>>>().map(RowKey);
-        let keys: Vec<RowKey> = judgement.differences.iter().filter_map(key).collect();
+        let keys: Vec<RowKey> = judgement.differences.iter().filter_map(Difference::whole_key).collect();
         reach("repair_fenced");
         let Some((source, mut target)) = look.take(Lane(0)).await? else {
             return Err(VerifyError::Busy(Lane(0)));
@@ -127,7 +126,7 @@ impl Repair<'_> {
         target.commit().await.map_err(VerifyError::Target)?;
         source.release_lease().await;
         let refused: HashMap<RowKey, String> = refused.into_iter().collect();
-        judgement.differences.retain_mut(|d| match key(d) {
+        judgement.differences.retain_mut(|d| match d.whole_key() {
             Some(key) if before.contains_key(&key) => true,
             Some(key) => refused.get(&key).is_some_and(|said| {
                 (d.kind, d.message) = (Kind::Refused, Some(said.clone()));
@@ -185,9 +184,7 @@ impl Repair<'_> {
         again.extend(judgement.take_anothers());
         if self.apply && !judgement.differences.is_empty() {
             reach("repair_judged");
-            let versions: Vec<String> = seen.found.into_values().map(|found| found.version).collect();
-            let change = (&judgement.differences[..], &versions[..]);
-            let refused = self.change(entity, look, mapping, change, seen.rows, target).await?;
+            let refused = self.change(entity, look, mapping, &judgement.differences, seen, target).await?;
             for (at, said) in refused {
                 let of = &mut judgement.differences[at];
                 (of.kind, of.message) = (Kind::Refused, Some(said));
@@ -206,17 +203,17 @@ impl Repair<'_> {
         entity: &Entity,
         look: &Look<'_>,
         mapping: &Mapping,
-        (differences, versions): (&[Difference], &[String]),
-        mut rows: HashMap<RowKey, Event>,
+        differences: &[Difference],
+        seen: Seen,
         target: &mut TargetLane,
     ) -> Result<Vec<(usize, String)>, VerifyError> {
-        let whole_key = |d: &Difference| d.key.iter().cloned().collect::<Option<Vec<String>>>().map(RowKey);
         let (mut kept, mut refused): (Vec<Written>, Vec<(usize, String)>) = (Vec::new(), Vec::new());
         let of = |kind| differences.iter().enumerate().filter(move |(_, d)| d.kind == kind);
         let gone: HashMap<RowKey, usize> =
-            of(Kind::MissingInLegacy).filter_map(|(at, d)| Some((whole_key(d)?, at))).collect();
+            of(Kind::MissingInLegacy).filter_map(|(at, d)| Some((d.whole_key()?, at))).collect();
         // Another owner's event, in another lane, may have brought such a key meanwhile: only what was judged is deleted.
-        let delete = Act::Delete(look.comparison, versions);
+        let versions: Vec<String> = seen.found.into_values().map(|found| found.version).collect();
+        let delete = Act::Delete(look.comparison, &versions);
         let (deleted, left) = in_parts(target, &delete, gone.keys().cloned().collect()).await?;
         kept.extend(deleted.iter().map(|(key, before)| Written::deleted(&entity.name, key, before)));
         let left: HashMap<RowKey, String> = left.into_iter().collect();
@@ -231,10 +228,11 @@ impl Repair<'_> {
         }));
         let to_write: Vec<(usize, &Difference)> = of(Kind::MissingInNew).chain(of(Kind::Differs)).collect();
         if let (false, Some(upsert)) = (to_write.is_empty(), &mapping.upsert) {
-            let keys: Vec<RowKey> = to_write.iter().filter_map(|(_, d)| whole_key(d)).collect();
+            let keys: Vec<RowKey> = to_write.iter().filter_map(|(_, d)| d.whole_key()).collect();
             let before = target.whole(look.comparison, &keys).await.map_err(VerifyError::Target)?;
             // The rows that were judged, not what they are by now: since the look an event may have come that brings that.
             let froms: HashSet<RowKey> = to_write.iter().filter_map(|(_, d)| d.legacy_key.clone()).collect();
+            let mut rows = seen.rows;
             rows.retain(|from, _| froms.contains(from));
             let yielding = rows.keys().cloned().collect();
             let (_, left) = in_parts(target, &Act::Write(upsert, &rows), yielding).await?;
@@ -243,7 +241,7 @@ impl Repair<'_> {
             let stays = |d: &Difference| d.legacy_key.as_ref().and_then(|from| left.get(from));
             refused.extend(to_write.iter().filter_map(|(at, d)| Some((*at, stays(d)?.clone()))));
             let written: Vec<RowKey> =
-                to_write.iter().filter(|(_, d)| stays(d).is_none()).filter_map(|(_, d)| whole_key(d)).collect();
+                to_write.iter().filter(|(_, d)| stays(d).is_none()).filter_map(|(_, d)| d.whole_key()).collect();
             let after: HashMap<RowKey, String> =
                 target.whole(look.comparison, &written).await.map_err(VerifyError::Target)?;
             kept.extend(written.iter().map(|key| Written::written(&entity.name, key, before.get(key), after.get(key))));

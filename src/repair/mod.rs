@@ -431,8 +431,10 @@ impl Repair<'_> {
 
 /// Where to look for what a report found.
 fn suspect(difference: &Difference) -> Suspect {
-    let key = difference.key.iter().cloned().collect::<Option<Vec<_>>>().map(RowKey);
-    Suspect { key: key.filter(|_| difference.kind != Kind::Refused), from: difference.legacy_key.clone() }
+    Suspect {
+        key: difference.whole_key().filter(|_| difference.kind != Kind::Refused),
+        from: difference.legacy_key.clone(),
+    }
 }
 
 /// The plan, or what was done, for a terminal.

@@ -76,21 +76,17 @@ impl Judgement {
     /// Takes out what stands under a key that an owner no longer has and another one has by now, or nobody: that is not to be told under the
     /// lock of the first.
     pub(crate) fn take_anothers(&mut self) -> Vec<Suspect> {
-        let is_anothers = |d: &mut Difference| d.kind == Kind::MissingInLegacy && d.legacy_key.is_none();
-        let key = |d: Difference| d.key.into_iter().collect::<Option<Vec<String>>>().map(RowKey);
-        self.differences.extract_if(.., is_anothers).map(|d| Suspect { from: None, key: key(d) }).collect()
+        self.take_extra(|d| d.legacy_key.is_none())
     }
 
     /// Takes out what is too much under a legacy row that is not there: another one may yield it.
     pub(crate) fn take_homeless(&mut self, seen: &Seen) -> Vec<Suspect> {
-        let is_homeless = |d: &Difference| {
-            d.kind == Kind::MissingInLegacy && d.legacy_key.as_ref().is_none_or(|from| !seen.there.contains_key(from))
-        };
-        let (homeless, kept) =
-            std::mem::take(&mut self.differences).into_iter().partition::<Vec<_>, _>(|d| is_homeless(d));
-        self.differences = kept;
-        let key = |d: Difference| d.key.into_iter().collect::<Option<Vec<String>>>().map(RowKey);
-        homeless.into_iter().map(|d| Suspect { from: d.legacy_key.clone(), key: key(d) }).collect()
+        self.take_extra(|d| d.legacy_key.as_ref().is_none_or(|from| !seen.there.contains_key(from)))
+    }
+
+    fn take_extra(&mut self, which: impl Fn(&Difference) -> bool) -> Vec<Suspect> {
+        let taken = self.differences.extract_if(.., |d| d.kind == Kind::MissingInLegacy && which(d));
+        taken.map(|d| Suspect { key: d.whole_key(), from: d.legacy_key }).collect()
     }
 }
 
@@ -111,12 +107,9 @@ impl<'a> Rule<'a> {
         Rule { columns, rules: &entity.verify, key: &entity.key, owner: &entity.replace_by }
     }
 
-    /// Whose a row of the new table is; `None` where that is NULL, or not compared.
-    fn owner(&self, key: &[Option<String>], values: &[Option<String>]) -> Option<Vec<String>> {
-        let value = |of: &String| {
-            let of_key = self.key.iter().position(|column| column == of).map(|at| key.get(at));
-            of_key.or_else(|| self.columns.iter().position(|column| column == of).map(|at| values.get(at)))??.clone()
-        };
+    /// Whose a row of these values is; `None` where that is NULL, or not compared.
+    fn owner(&self, values: &[Option<String>]) -> Option<Vec<String>> {
+        let value = |of: &String| values.get(self.columns.iter().position(|column| column == of)?)?.clone();
         self.owner.iter().map(value).collect()
     }
 
@@ -126,12 +119,11 @@ impl<'a> Rule<'a> {
         !self.owner.is_empty() && rest.peek().is_some() && rest.all(|(_, part)| part.is_none())
     }
 
-    /// Whether what stands under this key is, by what this legacy row yields, another owner's.
-    fn is_anothers(&self, key: &RowKey, found: &Found, from: &RowKey, looked: &[Looked]) -> bool {
-        let owners: Vec<_> =
-            looked.iter().filter(|l| l.from == *from).filter_map(|l| self.owner(&l.key, &l.expected)).collect();
-        let owner = self.owner(&texts(key), &found.values);
-        !owners.is_empty() && owner.is_some_and(|owner| !owners.contains(&owner))
+    /// Whether what stands there is, by what this legacy row yields, another owner's.
+    fn is_anothers(&self, found: &Found, from: &RowKey, looked: &[Looked]) -> bool {
+        let yielded = looked.iter().filter(|looked| looked.from == *from);
+        let owners: Vec<_> = yielded.filter_map(|looked| self.owner(&looked.expected)).collect();
+        !owners.is_empty() && self.owner(&found.values).is_some_and(|owner| !owners.contains(&owner))
     }
 
     /// The columns whose texts differ beyond what is tolerated.
@@ -207,7 +199,7 @@ pub(crate) fn judge(suspects: &[Suspect], seen: &Seen, rule: &Rule<'_>) -> Judge
                 let is_there = seen.there.contains_key(*from);
                 if is_there && rule.owner.is_empty() {
                     left_over += 1;
-                } else if is_there && rule.is_anothers(key, found, from, &seen.looked) {
+                } else if is_there && rule.is_anothers(found, from, &seen.looked) {
                     differences.push(extra(key, None, None));
                 } else {
                     differences.push(extra(key, Some((*from).clone()), aggregate_id.clone()));

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::judge::{Judgement, Rule, Suspect};
+pub(crate) use self::judge::{Judgement, Rule, Seen, Suspect};
 pub(crate) use self::look::{Homes, Look};
 use self::pass::Pass;
 use self::ranges::Step;
@@ -506,9 +506,7 @@ impl Verification<'_> {
                 several(rows, "row"),
                 self.entity.key.join(", ")
             );
-            self.report.logged = Some(message.clone());
-            self.report.message =
-                Some(self.report.message.take().map_or(message.clone(), |said| format!("{said}; {message}")));
+            self.say(&message);
         }
         Ok(())
     }
@@ -682,8 +680,15 @@ impl Verification<'_> {
              (outbox-relay failures), then verify again",
             several(self.unknown, "row")
         );
-        let message = self.report.message.take().map_or(told.clone(), |before| format!("{before}; {told}"));
-        (self.report.message, self.report.logged, self.report.complete) = (Some(message), Some(told), false);
+        self.say(&told);
+        self.report.complete = false;
+    }
+
+    /// Besides what was said before; no value stands in it, so that the log may have it, too.
+    fn say(&mut self, told: &str) {
+        for said in [&mut self.report.message, &mut self.report.logged] {
+            *said = Some(said.take().map_or(told.to_owned(), |before| format!("{before}; {told}")));
+        }
     }
 
     /// Looks at suspects again, without a lock and then under it. Gives back those whose lane is not known and that a lookup by key

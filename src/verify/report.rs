@@ -80,6 +80,11 @@ impl Difference {
         Difference { entity: String::new(), kind, key, legacy_key, aggregate_id, columns: Vec::new(), message: None }
     }
 
+    /// The new key, if no part of it is NULL.
+    pub(crate) fn whole_key(&self) -> Option<RowKey> {
+        self.key.iter().cloned().collect::<Option<Vec<String>>>().map(RowKey)
+    }
+
     /// As whoever may see so much is shown it. Of an entity that is gone nobody knows what is to be hidden: all is.
     pub(crate) fn shown_to(mut self, sight: &Sight, entity: Option<&Entity>) -> Difference {
         let table = entity.and_then(|entity| entity.table.as_ref());
