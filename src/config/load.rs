@@ -393,6 +393,26 @@ mod tests {
     }
 
     #[test]
+    fn what_tells_rows_and_owners_apart_is_always_compared() {
+        let text = format!(
+            "{URLS}[[entity]]\naggregate_type = \"Order\"\ntable = \"lines\"\nkey = [\"line\"]\nreplace_by = [\"order_id\"]\n\
+             events = {{ OrderUpdated = \"upsert\" }}\nverify = {{ ignore = [{{ column = \"line\", reason = \"a\" }}, \
+             {{ column = \"order_id\", reason = \"b\" }}, {{ column = \"note\", reason = \"c\" }}] }}\n"
+        );
+        let found = problems(&text);
+        let told: Vec<_> =
+            found.iter().filter_map(|said| said.split_once("config.conflict: ").map(|(_, told)| told)).collect();
+        assert_eq!(
+            told,
+            [
+                "`entity.verify.ignore` names the key column line | a key is always compared: remove it",
+                "`entity.verify.ignore` names the column of replace_by order_id | whose a row is is always compared: remove it"
+            ]
+        );
+        assert_eq!(found.len(), 2, "{found:?}");
+    }
+
+    #[test]
     fn a_whole_file_is_read() {
         let folder = Folder::with(&[
             (
