@@ -27,8 +27,12 @@ BEGIN
             RETURN NULL;
         END IF;
     END IF;
-    -- A key that changes is one row gone, and another come.
-    IF TG_OP <> 'INSERT' THEN
+    -- A key that changes is one row gone, and another come. Where it is only written otherwise (1.5 and 1.50, citext) these may be one row of
+    -- the new table, so both are of one aggregate, whose events keep their order.
+    IF TG_OP = 'UPDATE' AND {key_is_equal} THEN
+        INSERT INTO {outbox} ({aggregate_type}, {aggregate_id}, {event_type}, {payload})
+        SELECT {kind}, ({aggregate})::text, {delete}, {deleted} FROM (SELECT NEW.*) AS relay_row;
+    ELSIF TG_OP <> 'INSERT' THEN
         INSERT INTO {outbox} ({aggregate_type}, {aggregate_id}, {event_type}, {payload})
         SELECT {kind}, ({aggregate})::text, {delete}, {deleted} FROM (SELECT OLD.*) AS relay_row;
     END IF;

@@ -121,15 +121,27 @@ pub(super) fn tables_of_this_version(error: sqlx::Error) -> BackfillError {
 }
 
 pub(super) fn sequence(entity: &Entity, error: sqlx::Error) -> BackfillError {
-    if crate::session::sqlstate(&error).as_deref() != Some("42501") {
-        return new(error);
+    let say = |said: String, remedy: &str| {
+        format!(
+            "entity {}: its rows are copied, but the sequences of its table could not be set past the highest value: {said}. {remedy}, \
+             then: outbox-relay backfill {0}",
+            entity.name
+        )
+    };
+    let code = crate::session::sqlstate(&error).unwrap_or_default().into_owned();
+    match code.as_str() {
+        "42501" => BackfillError::Refused(say(told(&error), "GRANT USAGE, SELECT, UPDATE on them to the relay's role")),
+        // The server names the value.
+        "22003" => {
+            let remedy = "Give the sequence room for that (ALTER SEQUENCE … AS bigint MAXVALUE …), or take the default off its column";
+            BackfillError::Rows {
+                code: code.clone(),
+                message: say(told(&error), remedy),
+                logged: say(logged(&error), remedy),
+            }
+        }
+        _ => new(error),
     }
-    BackfillError::Refused(format!(
-        "entity {}: its rows are copied, but the sequences of its table could not be set past the highest value: {}. GRANT USAGE, SELECT, \
-         UPDATE on them to the relay's role, then: outbox-relay backfill {0}",
-        entity.name,
-        told(&error)
-    ))
 }
 
 /// The same, where that took too long again and again.

@@ -1,7 +1,8 @@
 //! `capture`: triggers on a legacy table that write its outbox events, for applications that nobody will change.
 //!
 //! Guarantees: each change of a row is one event (two where its key changes), written in the transaction of the change and while
-//! the row is locked, so that the order of ids is the order of changes; no event for an update that changes nothing. Installing
+//! the row is locked, so that the order of ids is the order of changes, and before any other trigger of the row writes something that
+//! follows from it; no event for an update that changes nothing. Installing
 //! waits for the table's lock a moment at a time, and gives way to the application. Does not see what bypasses triggers:
 //! `session_replication_role = replica`, `ALTER TABLE … DISABLE TRIGGER`; TRUNCATE is refused, for it tells no rows.
 
@@ -75,7 +76,10 @@ struct Capture<'a> {
     table: &'a TableName,
     names: Vec<(&'static str, String)>,
     outbox: Names,
+    /// Of rows, and of TRUNCATE.
     triggers: [String; 2],
+    /// What the one of rows was called by earlier versions.
+    earlier: String,
     function: String,
 }
 
@@ -100,8 +104,11 @@ impl<'a> Capture<'a> {
         // One for an aggregate type and a table: a second entity made of the same rows takes the same events.
         let slug = slug(&entity.aggregate_type, table);
         let function = format!("{}.{}", outbox.relay, ident(&format!("capture_{slug}")));
-        let triggers = [format!("outbox_relay_capture_{slug}"), format!("outbox_relay_truncate_{slug}")];
-        let mut capture = Capture { entity, rows, table, names: Vec::new(), outbox, triggers, function };
+        // A row's triggers fire in the byte order of their names, and what one of them writes is captured before the next one fires. So this
+        // one is the first, before the application's and before RI_…, which cascade: or a change would get a later id than what follows from it.
+        let triggers = [format!("!outbox_relay_capture_{slug}"), format!("outbox_relay_truncate_{slug}")];
+        let earlier = format!("outbox_relay_capture_{slug}");
+        let mut capture = Capture { entity, rows, table, names: Vec::new(), outbox, triggers, earlier, function };
         capture.names = capture.names();
         Ok(capture)
     }
@@ -112,7 +119,10 @@ impl<'a> Capture<'a> {
 
     fn names(&self) -> Vec<(&'static str, String)> {
         let key = &self.rows.key;
-        let changes: Vec<String> = key.iter().map(|c| format!("OLD.{0} IS DISTINCT FROM NEW.{0}", ident(c))).collect();
+        let each = |template: &dyn Fn(&String) -> String| key.iter().map(template).collect::<Vec<_>>();
+        let changes = each(&|c| format!("OLD.{0}::text IS DISTINCT FROM NEW.{0}::text", ident(c)));
+        // Of arrays the element's own operator is taken, on whatever search path.
+        let equal = each(&|c| format!("ARRAY[OLD.{0}] OPERATOR(pg_catalog.=) ARRAY[NEW.{0}]", ident(c)));
         let pairs: Vec<String> = key.iter().map(|c| format!("{}, OLD.{}", literal(c), ident(c))).collect();
         let words = &self.rows.capture;
         vec![
@@ -120,6 +130,7 @@ impl<'a> Capture<'a> {
             ("table", self.table_name()),
             ("table_text", self.table.to_string().replace('\'', "''").replace('%', "%%")),
             ("row_trigger", ident(&self.triggers[0])),
+            ("earlier_trigger", ident(&self.earlier)),
             ("truncate_trigger", ident(&self.triggers[1])),
             ("aggregate", self.rows.aggregate_or_key()),
             ("kind", literal(&self.entity.aggregate_type)),
@@ -127,6 +138,7 @@ impl<'a> Capture<'a> {
             ("update", literal(&words.update)),
             ("delete", literal(&words.delete)),
             ("key_changes", format!("({})", changes.join(" OR "))),
+            ("key_is_equal", format!("({})", equal.join(" AND "))),
             (
                 "deleted",
                 match words.delete_payload {
@@ -151,18 +163,46 @@ impl<'a> Capture<'a> {
 
     fn install_steps(&self) -> Vec<Step> {
         let (text, version) = self.definition();
-        vec![
-            Step::together(
-                format!("the function that writes the events of {}", self.table),
-                "nothing of the application's",
-                render(&text, &[("version", literal(&version))]),
+        let function = render(&text, &[("version", literal(&version))]);
+        // Together, so that a refusal changes nothing of what stands there.
+        vec![Step::together(
+            format!("the triggers on {}, and the function that writes its events", self.table),
+            "SHARE ROW EXCLUSIVE for a moment, once transactions that have written it have ended: writers wait, readers go on \
+                 (ACCESS EXCLUSIVE, and the table's owner, where a trigger of an earlier version is replaced)",
+            format!(
+                "{}{function}{}",
+                self.guard_sql(),
+                render(include_str!("../../sql/capture/triggers.sql"), &self.names)
             ),
-            Step::together(
-                format!("the triggers on {}", self.table),
-                "SHARE ROW EXCLUSIVE for a moment, once transactions that have written it have ended: writers wait, readers go on",
-                render(include_str!("../../sql/capture/triggers.sql"), &self.names),
-            ),
-        ]
+        )]
+    }
+
+    /// An error, if something would: nobody else asks before a script that was printed.
+    fn guard_sql(&self) -> String {
+        render(include_str!("../../sql/capture/guard.sql"), &[("unfit", self.unfit_sql())])
+    }
+
+    /// What would have the application's writes fail, or events wrong, as sentences.
+    fn unfit_sql(&self) -> String {
+        let array = |names: &[String]| {
+            let names: Vec<String> = names.iter().map(|name| literal(name)).collect();
+            format!("ARRAY[{}]::text[]", names.join(", "))
+        };
+        let names = [
+            ("function_name", literal(&self.function)),
+            ("table_name", literal(&self.table_name())),
+            ("table_shown", literal(&self.table.to_string())),
+            ("outbox_name", literal(&self.outbox.outbox)),
+            ("filled", array(&self.filled())),
+            ("key", array(&self.rows.key)),
+        ];
+        render(include_str!("../../sql/capture/unfit.sql"), &names)
+    }
+
+    /// The columns of the outbox that the function fills.
+    fn filled(&self) -> Vec<String> {
+        let columns = ["{aggregate_type}", "{aggregate_id}", "{event_type}", "{payload}"];
+        columns.iter().map(|name| self.outbox.render(name).trim_matches('"').replace("\"\"", "\"")).collect()
     }
 
     fn remove_steps(&self) -> Vec<Step> {
@@ -174,16 +214,14 @@ impl<'a> Capture<'a> {
     }
 
     async fn state(&self, pool: &PgPool) -> Result<(State, Option<String>), CaptureError> {
-        let columns = ["{aggregate_type}", "{aggregate_id}", "{event_type}", "{payload}"];
-        let filled: Vec<String> =
-            columns.iter().map(|name| self.outbox.render(name).trim_matches('"').replace("\"\"", "\"")).collect();
         let state = query(include_str!("../../sql/capture/state.sql"), false)
             .bind(self.table_name())
             .bind(&self.function)
             .bind(&self.triggers[0])
             .bind(&self.triggers[1])
             .bind(&self.outbox.outbox)
-            .bind(filled);
+            .bind(self.filled())
+            .bind(&self.earlier);
         let rows = ask(pool, LIMITS, "", state).await?;
         let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
         if !row.try_get::<bool, _>("has_table")? {
@@ -194,10 +232,10 @@ impl<'a> Capture<'a> {
         }
         let version: Option<String> = row.try_get("version")?;
         let (enabled, disabled): (i64, i64) = (row.try_get("enabled")?, row.try_get("disabled")?);
-        let state = match (version, enabled, disabled) {
-            (_, 0, 0) => State::Absent,
-            (Some(version), 2, 0) if version == self.definition().1 => State::Installed,
-            (_, _, 1..) => State::Disabled,
+        let state = match (version, enabled, disabled, row.try_get::<bool, _>("has_earlier")?) {
+            (_, 0, 0, false) => State::Absent,
+            (Some(version), 2, 0, false) if version == self.definition().1 => State::Installed,
+            (_, _, 1.., _) => State::Disabled,
             _ => State::Outdated,
         };
         Ok((state, row.try_get("unfilled")?))
@@ -228,7 +266,7 @@ impl<'a> Capture<'a> {
         Ok(())
     }
 
-    /// What would have the application's own writes fail, once the triggers stand.
+    /// What would have the application's own writes fail, or events wrong, once the triggers stand.
     async fn refuse(&self, source: &Source, unfilled: Option<String>) -> Result<(), CaptureError> {
         if let Some(columns) = unfilled {
             return Err(CaptureError::Refused(format!(
@@ -236,6 +274,10 @@ impl<'a> Capture<'a> {
                  then install",
                 self.table
             )));
+        }
+        let unfit = ask(&source.pool, LIMITS, "", query(&self.unfit_sql(), false)).await?;
+        if let Some(row) = unfit.first() {
+            return Err(CaptureError::Refused(row.try_get("what")?));
         }
         // The expression and the key must be right before a trigger says so to the application.
         source.legacy(self.entity).await.map(drop).map_err(|error| {

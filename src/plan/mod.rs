@@ -398,6 +398,16 @@ fn quoted(table: &TableName) -> String {
     format!("{}.{}", ident(&table.schema), ident(&table.table))
 }
 
+/// What follows the parent's columns in a definition, the second list: `ON DELETE SET NULL (…)` and the like.
+fn after_columns(definition: &str) -> &str {
+    let mut quoted = false;
+    let mut closing = definition.char_indices().filter(|(_, c)| {
+        quoted ^= *c == '"';
+        *c == ')' && !quoted
+    });
+    closing.nth(1).map_or("", |(at, _)| &definition[at + 1..])
+}
+
 fn list(columns: &[String]) -> String {
     columns.iter().map(|c| ident(c)).collect::<Vec<_>>().join(", ")
 }
@@ -454,8 +464,7 @@ fn moving(
     let mut create_sql = Vec::new();
     if let (None, Some((child, parent))) = (&kept_by, named_alike) {
         let (columns, parent_columns) = (list(&key.columns), list(&key.parent_columns));
-        // What follows the parent's columns: ON DELETE and the like.
-        let rest = key.definition.rsplit_once(')').map_or("", |(_, rest)| rest);
+        let rest = after_columns(&key.definition);
         let definition = format!("FOREIGN KEY ({columns}) REFERENCES {} ({parent_columns}){rest}", quoted(parent));
         create_sql = create(child, &key.name, &definition, of(child).is_some_and(|of| of.partitioned));
         references.push(Reference {
@@ -506,5 +515,33 @@ fn some_name<S: Serializer>(table: &Option<TableName>, to: S) -> Result<S::Ok, S
     match table {
         Some(table) => to.collect_str(table),
         None => to.serialize_none(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_follows_the_parents_columns_is_kept_whole() {
+        for (definition, rest) in [
+            ("FOREIGN KEY (a) REFERENCES public.t(id)", ""),
+            (
+                "FOREIGN KEY (a, b) REFERENCES public.t(x, y) MATCH FULL ON UPDATE CASCADE ON DELETE SET NULL DEFERRABLE",
+                " MATCH FULL ON UPDATE CASCADE ON DELETE SET NULL DEFERRABLE",
+            ),
+            ("FOREIGN KEY (a, b) REFERENCES public.t(x, y) ON DELETE SET NULL (b)", " ON DELETE SET NULL (b)"),
+            (
+                "FOREIGN KEY (a, b) REFERENCES public.t(x, y) ON DELETE SET DEFAULT (a, \"b)\") DEFERRABLE INITIALLY DEFERRED",
+                " ON DELETE SET DEFAULT (a, \"b)\") DEFERRABLE INITIALLY DEFERRED",
+            ),
+            (
+                "FOREIGN KEY (\"a)\", \"b\"\")\") REFERENCES \"s)\".\"t (old)\"(\"x)\", y) ON DELETE CASCADE",
+                " ON DELETE CASCADE",
+            ),
+            ("FOREIGN KEY (\"ü)\") REFERENCES public.\"ß\"(\"é\") ON DELETE RESTRICT", " ON DELETE RESTRICT"),
+        ] {
+            assert_eq!(after_columns(definition), rest, "{definition}");
+        }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Guarantees: a page goes on after the key at which the last one ended, whatever the key's types, and skips no key that was there
 //! all the time; rows are read whole, as JSON, in the transaction that holds the lane, so they are as of after everything that
-//! was applied. What a row looks like does not depend on settings of the role. Text is ordered as its column's collation says.
+//! was applied. What a row looks like does not depend on settings of the role. Text is ordered as its column's collation says, and a
+//! key is compared as its own type says, also where that is an extension's.
 
 mod key;
 mod queue;
@@ -118,6 +119,8 @@ pub struct Legacy {
     /// The type of each column of the key, without a length: a key is cast to it, and must not be cut.
     pub key_types: Vec<String>,
     pub(super) key: Vec<String>,
+    /// The schema of the operators of each of these types.
+    key_schemas: Vec<String>,
     pub(super) names: Vec<(&'static str, String)>,
     pub(super) settings: String,
     telling: Telling,
@@ -137,6 +140,7 @@ fn names(entity: &Entity, rows: &LegacyRows) -> Vec<(&'static str, String)> {
         ("key_order", each(&|n, _| format!("k.relay_k{n}")).join(", ")),
         ("key_texts", each(&|n, _| format!("k.relay_k{n}::text")).join(", ")),
         ("key_types", each(&|n, _| format!("format_type(pg_typeof(k.relay_k{n}), -1)")).join(", ")),
+        ("key_oids", each(&|n, _| format!("pg_typeof(k.relay_k{n})")).join(", ")),
         ("row_texts", each(&|_, c| format!("relay_row.{c}::text")).join(", ")),
         ("key_parts", each(&|n, c| format!("relay_row.{c}::text AS relay_t{n}")).join(", ")),
         ("key_arrays", each(&|n, _| format!("array_agg(k.relay_t{n})")).join(", ")),
@@ -204,6 +208,8 @@ impl Source {
         let described = self.ask(&settings, crate::sql::query(&sql, false)).await?;
         let row = described.first().ok_or(sqlx::Error::RowNotFound)?;
         let key_types: Vec<String> = row.try_get("key_types")?;
+        let key_schemas: Vec<String> = row.try_get("key_schemas")?;
+        let equal = |n: usize| operator(&key_schemas, n, "=");
         let given = |n: usize| format!("relay_key.relay_k{n}");
         let columns: Vec<String> = (1..=rows.key.len()).map(|n| format!("relay_k{n}")).collect();
         let arrays: Vec<String> = (1..=rows.key.len()).map(|n| format!("unnest(${}::text[])", n + 1)).collect();
@@ -224,17 +230,18 @@ impl Source {
             ),
         ));
         let is_given = rows.key.iter().zip(&key_types).enumerate();
-        let is_given = is_given.map(|(n, (c, t))| format!("relay_row.{} = {}::{t}", ident(c), given(n + 1)));
+        let is_given = is_given.map(|(n, (c, t))| format!("relay_row.{} {} {}::{t}", ident(c), equal(n), given(n + 1)));
         names.push(("key_is_given", is_given.collect::<Vec<_>>().join(" AND ")));
-        let payloads = rows.key.iter().zip(&key_types);
-        let payloads =
-            payloads.map(|(c, t)| format!("relay_row.{} = (e.relay_payload->>{})::{t}", ident(c), literal(c)));
+        let payloads = rows.key.iter().zip(&key_types).enumerate();
+        let payloads = payloads
+            .map(|(n, (c, t))| format!("relay_row.{} {} (e.relay_payload->>{})::{t}", ident(c), equal(n), literal(c)));
         names.push(("key_is_payloads", payloads.collect::<Vec<_>>().join(" AND ")));
         Ok(Some(Legacy {
             aggregate_type: entity.aggregate_type.clone(),
             event_type: rows.capture.insert.clone(),
             key: rows.key.clone(),
             key_types,
+            key_schemas,
             names,
             settings,
             telling: Telling::of(entity, rows),
@@ -386,7 +393,7 @@ impl Legacy {
             let types = self.key_types.iter().enumerate();
             let values: Vec<String> = types.map(|(at, t)| format!("(${n}::text[])[{}]::{t}", at + 1)).collect();
             let key: Vec<String> = self.key.iter().map(|c| format!("relay_row.{}", ident(c))).collect();
-            format!("({}) {comparison} ({})", key.join(", "), values.join(", "))
+            beyond(&key, comparison, &values, &self.key_schemas)
         };
         let range = format!("{} AND {}", bound(after, 2, ">"), bound(until, 3, "<="));
         let mut names = self.names.clone();
@@ -450,8 +457,64 @@ impl Legacy {
     }
 }
 
+/// An operator on a column of the key: its type's own.
+fn operator(schemas: &[String], column: usize, name: &str) -> String {
+    match schemas.get(column).map(String::as_str) {
+        None | Some("pg_catalog") => name.to_owned(),
+        Some(schema) => format!("OPERATOR({}.{name})", ident(schema)),
+    }
+}
+
+/// `(a, b) > (x, y)`, for `>` and `<=`. Where the columns' operators are in several schemas, which no comparison of rows can name, column
+/// by column: first by what the index can be walked by, then by what decides.
+fn beyond(key: &[String], comparison: &str, values: &[String], schemas: &[String]) -> String {
+    if schemas.windows(2).all(|two| two[0] == two[1]) {
+        return format!("({}) {} ({})", key.join(", "), operator(schemas, 0, comparison), values.join(", "));
+    }
+    let pairs: Vec<(&String, &String)> = key.iter().zip(values).collect();
+    let one = |n: usize, name: &str| {
+        pairs
+            .get(n)
+            .map_or_else(String::new, |(column, value)| format!("{column} {} {value}", operator(schemas, n, name)))
+    };
+    // Only the last column may be equal, and of a comparison that takes that.
+    let strict = comparison.trim_end_matches('=');
+    let last = pairs.len().saturating_sub(1);
+    let decided = (0..last)
+        .rev()
+        .fold(one(last, comparison), |rest, n| format!("({} OR ({} AND {rest}))", one(n, strict), one(n, "=")));
+    format!("({} AND {decided})", one(0, &format!("{strict}=")))
+}
+
 pub(super) fn key_at(row: &PgRow) -> sqlx::Result<KeyAt> {
     let aggregate_id: Option<String> = row.try_get("aggregate_id")?;
     let lane = if aggregate_id.is_some() { row.try_get("lane")? } else { None };
     Ok(KeyAt { key: RowKey(row.try_get("key")?), aggregate_id, lane })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_compared_by_the_operators_of_their_own_types() {
+        let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        let compared = |schemas: &[&str], comparison: &str| {
+            let (key, values) = (["a", "b", "c"], ["x", "y", "z"]);
+            let n = schemas.len();
+            beyond(&texts(&key[..n]), comparison, &texts(&values[..n]), &texts(schemas))
+        };
+        assert_eq!(compared(&["pg_catalog"], ">"), "(a) > (x)");
+        assert_eq!(compared(&["pg_catalog", "pg_catalog"], "<="), "(a, b) <= (x, y)");
+        assert_eq!(compared(&["my own"], ">"), "(a) OPERATOR(\"my own\".>) (x)");
+        assert_eq!(compared(&["ext", "ext"], "<="), "(a, b) OPERATOR(\"ext\".<=) (x, y)");
+        assert_eq!(
+            compared(&["pg_catalog", "ext", "pg_catalog"], ">"),
+            "(a >= x AND (a > x OR (a = x AND (b OPERATOR(\"ext\".>) y OR (b OPERATOR(\"ext\".=) y AND c > z)))))"
+        );
+        assert_eq!(
+            compared(&["ext", "pg_catalog"], "<="),
+            "(a OPERATOR(\"ext\".<=) x AND (a OPERATOR(\"ext\".<) x OR (a OPERATOR(\"ext\".=) x AND b <= y)))"
+        );
+    }
 }

@@ -334,7 +334,7 @@ impl Target {
         self.ask(self.query(&sql).bind(&copy.entity).bind(copy.generation).bind(sequences)).await.map(drop)
     }
 
-    /// The sequences behind a table's columns: a column and its sequence, each.
+    /// The sequences behind a table's columns of numbers: a column and its sequence, each.
     pub async fn sequences(&self, table: &TableName) -> sqlx::Result<Vec<(String, String)>> {
         let quoted = format!("{}.{}", ident(&table.schema), ident(&table.table));
         let rows = self.ask(query(include_str!("../../sql/target/sequences.sql"), false).bind(&quoted)).await?;

@@ -74,6 +74,122 @@ async fn every_change_of_a_row_is_an_event_and_no_other_statement_is() {
 }
 
 #[tokio::test]
+async fn what_the_applications_triggers_and_cascades_do_to_a_row_comes_after_the_change_that_they_follow() {
+    let stage = copying::stage(pair().await, 0, |_| {}).await;
+    stage
+        .pair
+        .legacy
+        .run(
+            "ALTER TABLE users ADD boss bigint REFERENCES users ON UPDATE CASCADE;
+             CREATE FUNCTION after_user_insert() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 UPDATE users SET version = 2 WHERE id = NEW.id AND name <> 'gone';
+                 DELETE FROM users WHERE id = NEW.id AND name = 'gone';
+                 RETURN NULL;
+             END $$;
+             CREATE TRIGGER after_user_insert AFTER INSERT ON users FOR EACH ROW EXECUTE FUNCTION after_user_insert();",
+        )
+        .await;
+    install(&stage).await;
+    stage
+        .pair
+        .legacy
+        .run(
+            "INSERT INTO users VALUES (1, 'one', 1); INSERT INTO users VALUES (2, 'gone', 1);
+             INSERT INTO users VALUES (3, 'three', 1, NULL, 3)",
+        )
+        .await;
+    stage.pair.legacy.run("UPDATE users SET id = 4 WHERE id = 3").await;
+    let found: Vec<_> = events(&stage).await.into_iter().map(|(kind, id, _)| format!("{kind} {id}")).collect();
+    let expected = [
+        "UserCreated 1",
+        "UserUpdated 1",
+        "UserCreated 2",
+        "UserDeleted 2",
+        "UserCreated 3",
+        "UserUpdated 3",
+        "UserDeleted 3",
+        "UserCreated 4",
+        "UserUpdated 4",
+    ];
+    assert_eq!(found, expected);
+    let relay = stage.start().await;
+    stage.drained().await;
+    relay.stop().await;
+    agree(&stage).await;
+}
+
+/// By the name that the trigger of rows has, and the one that it had before.
+async fn as_before(stage: &Stage) {
+    let name: String = stage
+        .pair
+        .legacy
+        .value(
+            "SELECT tgname::text FROM pg_trigger WHERE tgrelid = 'users'::regclass AND starts_with(tgname::text, '!')",
+        )
+        .await;
+    let before = name.trim_start_matches('!');
+    stage.pair.legacy.run(&format!("ALTER TRIGGER \"{name}\" ON users RENAME TO \"{before}\"")).await;
+}
+
+#[tokio::test]
+async fn a_trigger_that_an_earlier_version_installed_is_outdated_and_replaced_or_taken_away() {
+    let stage = copying::stage(pair().await, 1, |_| {}).await;
+    let triggers =
+        "SELECT count(*) FROM pg_trigger WHERE tgrelid = 'users'::regclass AND tgname::text LIKE '%outbox_relay_%'";
+    install(&stage).await;
+    as_before(&stage).await;
+    assert_eq!(state(&stage).await, State::Outdated);
+    install(&stage).await;
+    assert_eq!(state(&stage).await, State::Installed);
+    assert_eq!(stage.pair.legacy.value::<i64>(triggers).await, 2);
+    stage.pair.legacy.run("UPDATE users SET version = 2").await;
+    assert_eq!(events(&stage).await.len(), 1);
+    as_before(&stage).await;
+    stage.pair.legacy.run(&capture::print(&stage.config, &stage.config.entities[0], false).unwrap()).await;
+    assert_eq!(state(&stage).await, State::Installed);
+    as_before(&stage).await;
+    let source = source(&stage).await;
+    assert!(capture::remove(&stage.config, &stage.config.entities[0], &source, &Who::default()).await.unwrap());
+    assert_eq!(state(&stage).await, State::Absent);
+    assert_eq!(stage.pair.legacy.value::<i64>(triggers).await, 0);
+}
+
+#[tokio::test]
+async fn a_key_that_is_only_written_otherwise_leaves_no_row_under_its_old_text() {
+    let pair = pair().await;
+    for (database, of) in [(&pair.legacy, "numeric"), (&pair.new, "text")] {
+        database.run(&format!("CREATE TABLE codes (code {of} PRIMARY KEY, n int NOT NULL)")).await;
+    }
+    let stage = Stage::on(pair, |config| {
+        let table = TableName { schema: "public".into(), table: "codes".into() };
+        let mut codes = Entity::new("Code", table.clone(), &["code"]).made_of(table, "code");
+        for (name, action) in [("Created", Action::Upsert), ("Updated", Action::Upsert), ("Deleted", Action::Delete)] {
+            codes = codes.on(&format!("Code{name}"), action);
+        }
+        config.entities[0] = codes;
+    })
+    .await;
+    install(&stage).await;
+    let relay = stage.start().await;
+    stage.pair.legacy.run("INSERT INTO codes VALUES (1.5, 1)").await;
+    stage.drained().await;
+    stage.pair.legacy.run("UPDATE codes SET code = 1.50").await;
+    stage.drained().await;
+    relay.stop().await;
+    let found: Vec<_> =
+        events(&stage).await.into_iter().map(|(kind, id, payload)| format!("{kind} {id} {payload}")).collect();
+    let expected = [
+        r#"CodeCreated 1.5 {"n": 1, "code": 1.5}"#,
+        // Of one aggregate with what comes, for where both are one row.
+        r#"CodeDeleted 1.50 {"code": 1.5}"#,
+        r#"CodeCreated 1.50 {"n": 1, "code": 1.50}"#,
+    ];
+    assert_eq!(found, expected);
+    let codes: String = stage.pair.new.value("SELECT string_agg(code, ', ' ORDER BY code) FROM codes").await;
+    assert_eq!(codes, "1.50");
+}
+
+#[tokio::test]
 async fn a_row_whose_aggregate_is_null_is_written_as_before_and_its_event_has_the_keys_text() {
     let noise = |config: &mut Config| config.entities[0].legacy.as_mut().unwrap().aggregate_id = "noise".into();
     let stage = copying::stage(pair().await, 0, noise).await;
@@ -316,7 +432,7 @@ async fn installing_gives_way_to_the_application_and_misses_nothing_of_who_wrote
     let who = Who::default();
     let installing = capture::install(&stage.config, &stage.config.entities[0], &source, &who);
     let application = async {
-        let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%CREATE OR REPLACE TRIGGER%' \
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%DO $guard$%' \
                      AND datname = current_database()";
         eventually(DEADLINE, "the triggers wait", || async { stage.pair.legacy.value::<i64>(waits).await > 0 }).await;
         // Queued behind it for a moment, and then served although the first writer is still there.
@@ -402,6 +518,79 @@ async fn what_would_fail_the_applications_own_writes_is_refused() {
     stage.pair.legacy.run("ALTER TABLE outbox DROP tenant; DROP TABLE users").await;
     assert!(refusal(&stage).await.contains("there is no table public.users"));
     assert_eq!(events(&stage).await, []);
+}
+
+/// What the printed script says where it is run.
+async fn refusal_of_the_script(stage: &Stage) -> String {
+    let script = capture::print(&stage.config, &stage.config.entities[0], false).unwrap();
+    let mut connection = PgConnection::connect(&stage.pair.legacy.url).await.unwrap();
+    connection.execute(AssertSqlSafe(script)).await.unwrap_err().to_string()
+}
+
+#[tokio::test]
+async fn a_function_whose_owner_may_not_write_the_outbox_is_refused_with_the_grant() {
+    let mut stage = copying::stage(pair().await, 1, |_| {}).await;
+    install(&stage).await;
+    let role = format!("owner_{}", uuid::Uuid::new_v4().simple());
+    let function: String =
+        stage.pair.legacy.value("SELECT oid::regprocedure::text FROM pg_proc WHERE proname LIKE 'capture%'").await;
+    stage.pair.legacy.run(&format!("CREATE ROLE {role}; ALTER FUNCTION {function} OWNER TO {role}")).await;
+    // What is to be written has changed.
+    stage.config.entities[0].legacy.as_mut().unwrap().aggregate_id = "'u-' || id".into();
+    let grant =
+        format!("GRANT INSERT (aggregate_type, aggregate_id, event_type, payload) ON \"public\".\"outbox\" TO {role};");
+    for said in [refusal(&stage).await, refusal_of_the_script(&stage).await] {
+        for part in [grant.as_str(), role.as_str(), "may not insert into the outbox", "public.users"] {
+            assert!(said.contains(part), "{part}\n{said}");
+        }
+    }
+    stage.pair.legacy.run(&grant).await;
+    install(&stage).await;
+    stage.pair.legacy.run("UPDATE users SET version = 2").await;
+    assert_eq!(events(&stage).await.len(), 1);
+    stage
+        .pair
+        .legacy
+        .run(&format!("REASSIGN OWNED BY {role} TO CURRENT_USER; DROP OWNED BY {role}; DROP ROLE {role}"))
+        .await;
+}
+
+#[tokio::test]
+async fn a_key_whose_rows_may_change_places_within_a_statement_is_refused() {
+    let stage = copying::stage(pair().await, 1, |_| {}).await;
+    stage
+        .pair
+        .legacy
+        .run("ALTER TABLE users DROP CONSTRAINT users_pkey; ALTER TABLE users ADD CONSTRAINT late PRIMARY KEY (id) DEFERRABLE")
+        .await;
+    for said in [refusal(&stage).await, refusal_of_the_script(&stage).await] {
+        for part in
+            ["public.users", "late", "DEFERRABLE", "CREATE UNIQUE INDEX CONCURRENTLY ON \"public\".\"users\" (id);"]
+        {
+            assert!(said.contains(part), "{part}\n{said}");
+        }
+    }
+    // To be copied it is good enough, and beside another one to be captured.
+    assert!(source(&stage).await.legacy(&stage.config.entities[0]).await.unwrap().is_some());
+    stage.pair.legacy.run("CREATE UNIQUE INDEX ON users (id)").await;
+    install(&stage).await;
+}
+
+#[tokio::test]
+async fn columns_that_are_null_to_a_trigger_are_refused() {
+    let stage = copying::stage(pair().await, 1, |_| {}).await;
+    let stored = "ALTER TABLE users ADD shown text GENERATED ALWAYS AS (upper(name)) STORED";
+    if stage.pair.legacy.value::<i32>("SELECT current_setting('server_version_num')::int").await >= 180_000 {
+        stage.pair.legacy.run(&stored.replace("STORED", "VIRTUAL")).await;
+        for said in [refusal(&stage).await, refusal_of_the_script(&stage).await] {
+            assert!(said.contains("public.users has VIRTUAL generated columns") && said.contains(": shown."), "{said}");
+        }
+        stage.pair.legacy.run("ALTER TABLE users DROP shown").await;
+    }
+    stage.pair.legacy.run(stored).await;
+    install(&stage).await;
+    stage.pair.legacy.run("UPDATE users SET name = 'one'").await;
+    assert!(events(&stage).await[0].2.contains(r#""shown": "ONE""#));
 }
 
 /// By hand: what capture costs a writer.

@@ -181,6 +181,69 @@ async fn keys_of_types_with_a_length_or_of_ones_own_are_read_copied_and_compared
 }
 
 #[tokio::test]
+async fn keys_of_an_extensions_type_are_passed_over_by_no_page_and_are_walked_by_their_index() {
+    let pair = pair().await;
+    let tables = "CREATE TABLE mails (mail citext COLLATE \"C\" PRIMARY KEY, n int NOT NULL);
+                  CREATE TABLE theirs (tenant int, mail mail, n int NOT NULL, PRIMARY KEY (tenant, mail));
+                  CREATE TABLE twins (mail mail, other citext COLLATE \"C\", n int NOT NULL, PRIMARY KEY (mail, other));";
+    let (extension, own) = ("\"An Extension\".citext", "CREATE DOMAIN mail AS citext COLLATE \"C\"; ");
+    pair.legacy.run("CREATE SCHEMA \"An Extension\"; CREATE EXTENSION citext SCHEMA \"An Extension\"").await;
+    pair.legacy.run(&format!("{own}{tables}").replace("citext", extension)).await;
+    pair.new.run(&format!("{own}{tables}").replace("citext", "text")).await;
+    // By their bytes: A Z m x. As the type has them: A m x Z.
+    pair.legacy
+        .run(
+            "INSERT INTO mails SELECT m, 1 FROM unnest(ARRAY['m', 'Z', 'A', 'x']) m;
+             INSERT INTO theirs SELECT t, m, 1 FROM unnest(ARRAY['m', 'Z', 'A', 'x']) m, generate_series(-1, 1) t;
+             INSERT INTO twins SELECT m, o, 1 FROM unnest(ARRAY['m', 'Z', 'A', 'x']) m, unnest(ARRAY['m', 'Z', 'x']) o;",
+        )
+        .await;
+    let of = [("mails", &["mail"][..], 4), ("theirs", &["tenant", "mail"], 12), ("twins", &["mail", "other"], 12)];
+    let stage = Stage::on(pair, |config| {
+        config.relay.lanes = 1;
+        config.entities = of
+            .iter()
+            .map(|(name, key, _)| {
+                let entity = Entity::new(name, table(name), key).on("Written", Action::Upsert);
+                Entity { legacy: Some(rows(RowsFrom::Table(table(name)), key, "mail::text")), ..entity }
+            })
+            .collect();
+    })
+    .await;
+    let source = source(&stage).await;
+    let names = Names::new(&stage.config.legacy, stage.config.relay.lanes);
+    for (entity, (name, _, expected)) in stage.config.entities.iter().zip(of) {
+        let legacy = source.legacy(entity).await.unwrap().unwrap();
+        for page in [1, 2, 5, 100] {
+            let keys = all_keys(&source, &legacy, page).await;
+            assert_eq!(keys.len(), expected, "{name} by {page}: {keys:?}");
+            let until = &keys[keys.len() / 2];
+            let below = source.legacy_keys(&legacy, None, Some(until), 100).await.unwrap();
+            assert_eq!(below.last().map(|at| &at.key), Some(until), "{name}");
+        }
+        for (statement, sql) in legacy.statements(&names) {
+            let types = if statement.starts_with("compared") { "(bigint)" } else { "" };
+            stage.pair.legacy.run(&format!("PREPARE {statement} {types} AS {sql}; DEALLOCATE {statement}")).await;
+        }
+        let keys = legacy.statements(&names).into_iter().find(|(statement, _)| *statement == "keys").unwrap().1;
+        let parts =
+            entity.key.iter().map(|part| if part == "tenant" { "0" } else { "m" }).collect::<Vec<_>>().join(",");
+        let script = format!(
+            "BEGIN; {} SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; PREPARE walk AS {keys};
+             EXPLAIN EXECUTE walk (10, '{{{parts}}}', '{{{parts}}}'); DEALLOCATE walk; ROLLBACK",
+            legacy.settings()
+        );
+        let plan = stage.pair.legacy.pool.fetch_all(sqlx::raw_sql(AssertSqlSafe(script))).await.unwrap();
+        let plan: Vec<String> = plan.iter().map(|row| sqlx::Row::get(row, 0)).collect();
+        assert!(plan.iter().any(|line| line.contains("Index Cond:")), "{name}: {plan:#?}");
+    }
+    let summary = copying::copy(&stage).await;
+    assert!(summary.is_whole(), "{summary:?}");
+    let report = verified(&stage).await;
+    assert_eq!(report.outcome, Outcome::Equal, "{report:?}");
+}
+
+#[tokio::test]
 async fn a_sample_reads_a_part_of_a_large_table_that_nobody_analysed() {
     let pair = pair().await;
     let large = "CREATE TABLE large (id bigint PRIMARY KEY, note text) PARTITION BY RANGE (id);
