@@ -381,10 +381,47 @@ impl Comparison {
     /// Some keys of the table at random; `$1` how many, `$2` which percentage of its pages to read.
     pub fn sample(&self) -> String {
         format!(
-            "SELECT {} AS key FROM {} AS t TABLESAMPLE SYSTEM ($2::float4) ORDER BY pg_catalog.random() LIMIT $1",
+            "SELECT {} AS key FROM {} AS t TABLESAMPLE SYSTEM ($2::float4) WHERE {} ORDER BY pg_catalog.random() LIMIT $1",
             self.key(|c| format!("t.{}", ident(&c.name))),
             self.table,
+            std::iter::once("true".to_owned()).chain(self.whole_key()).collect::<Vec<_>>().join(" AND "),
         )
+    }
+
+    /// Any keys of the table; `$1` how many.
+    pub fn some(&self) -> String {
+        format!(
+            "SELECT {} AS key FROM {} AS t WHERE {} LIMIT $1",
+            self.key(|c| format!("t.{}", ident(&c.name))),
+            self.table,
+            std::iter::once("true".to_owned()).chain(self.whole_key()).collect::<Vec<_>>().join(" AND "),
+        )
+    }
+
+    /// With `replace_by`, the rows of the table that have these owners: `row_key`, `found` (their owner's texts), `version`. `$1` and on: the
+    /// owners, an array a column.
+    pub fn owned(&self) -> String {
+        let owner: Vec<&Compared> = self.owner().collect();
+        let same: Vec<String> = owner
+            .iter()
+            .enumerate()
+            .map(|(n, c)| format!("t.{} = g.k{}::{}", ident(&c.name), n + 1, c.type_name))
+            .collect();
+        let texts: Vec<String> = owner.iter().map(|c| c.canonical(&format!("t.{}", ident(&c.name)))).collect();
+        format!(
+            "SELECT {} AS row_key, ARRAY[{}]::pg_catalog.text[] AS found, t.xmin::pg_catalog.text AS version \
+             FROM {} JOIN {} AS t ON {}",
+            self.key(|c| format!("t.{}", ident(&c.name))),
+            texts.join(", "),
+            given(owner.len()),
+            self.table,
+            same.join(" AND "),
+        )
+    }
+
+    /// The columns that name a row's owner.
+    fn owner(&self) -> impl Iterator<Item = &Compared> {
+        self.entity.replace_by.iter().filter_map(|column| self.compared.iter().find(|c| c.name == *column))
     }
 
     /// The table, quoted.
@@ -402,10 +439,17 @@ impl Comparison {
                 self.key_types.iter().enumerate().map(|(at, t)| format!("(${n}::text[])[{}]::{t}", at + 1)).collect();
             format!("({}) {comparison} ({})", key.join(", "), values.join(", "))
         };
-        let mut conditions = vec![bound(after, 2, ">"), bound(until, 3, "<=")];
-        // Else such a row would be in a range or not by what else stands in its key.
-        conditions.extend(self.nullable_keys().map(|column| format!("t.{column} IS NOT NULL")));
-        conditions.join(" AND ")
+        // Else a row with NULL in its key would be in a range or not by what else stands there.
+        [bound(after, 2, ">"), bound(until, 3, "<=")]
+            .into_iter()
+            .chain(self.whole_key())
+            .collect::<Vec<_>>()
+            .join(" AND ")
+    }
+
+    /// That no part of a row's key is NULL.
+    fn whole_key(&self) -> impl Iterator<Item = String> {
+        self.nullable_keys().map(|column| format!("t.{column} IS NOT NULL"))
     }
 
     fn nullable_keys(&self) -> impl Iterator<Item = String> {
@@ -421,10 +465,7 @@ impl Comparison {
     }
 
     fn given(&self) -> String {
-        let arrays: Vec<String> =
-            (1..=self.entity.key.len()).map(|n| format!("pg_catalog.unnest(${n}::text[])")).collect();
-        let names: Vec<String> = (1..=self.entity.key.len()).map(|n| format!("k{n}")).collect();
-        format!("ROWS FROM ({}) AS g ({})", arrays.join(", "), names.join(", "))
+        given(self.entity.key.len())
     }
 
     fn is_given(&self) -> String {
@@ -456,6 +497,13 @@ impl Comparison {
             hash.after(&text, &before)
         })
     }
+}
+
+/// Parameters `$1` and on, an array a column, as the relation `g (k1, …)`.
+fn given(columns: usize) -> String {
+    let arrays: Vec<String> = (1..=columns).map(|n| format!("pg_catalog.unnest(${n}::text[])")).collect();
+    let names: Vec<String> = (1..=columns).map(|n| format!("k{n}")).collect();
+    format!("ROWS FROM ({}) AS g ({})", arrays.join(", "), names.join(", "))
 }
 
 /// Whether the mapping gives a row another key than that of the legacy row that it comes from.

@@ -37,9 +37,10 @@ impl Repair<'_> {
         let mut look = self.look(entity, &ground, &pass, &ground.comparison.columns);
         let (all, began, before) = (suspects.len(), Instant::now(), repaired.seen());
         let (mut left, mut asked) = (suspects, false);
+        let (mut by_hand, mut told): (Vec<Suspect>, HashSet<RowKey>) = (Vec::new(), HashSet::new());
         for _ in 0..10 {
             if left.is_empty() {
-                return Ok(());
+                break;
             }
             let Homes { by_lane, homeless, unowned } = look.by_lane(&left).await?;
             let standing = look.standing(&homeless).await?;
@@ -54,17 +55,29 @@ impl Repair<'_> {
                     hands_all_keys_through(self.config, (self.source, self.target), entity, self.stop).await?;
                 left.extend(standing);
             } else {
-                self.homeless(entity, &look, &standing, repaired).await?;
+                by_hand.extend(self.homeless(entity, &look, standing, repaired).await?);
             }
             for (lane, suspects) in by_lane {
-                for some in suspects.chunks(ROWS) {
+                for some in together(suspects) {
                     if self.stop.is_cancelled() {
                         return Err(VerifyError::Stopped);
                     }
-                    left.extend(self.lane(entity, &look, &mapping, lane, some, repaired).await?);
+                    let (again, changed) = self.lane(entity, &look, &mapping, lane, &some, repaired).await?;
+                    left.extend(again);
+                    told.extend(changed);
                     self.tell(entity, repaired, began, before, all);
                 }
             }
+        }
+        // What an owner no longer yields has gone with the owner's other rows.
+        for suspect in by_hand.into_iter().filter(|s| s.key.as_ref().is_none_or(|key| !told.contains(key))) {
+            let message = "which legacy row it would come from cannot be told from its key: delete it by hand, if verify finds it again";
+            repaired.add(Change {
+                entity: entity.name.clone(),
+                action: Action::Waits,
+                key: suspect.key.map_or(Vec::new(), |k| k.0.into_iter().map(Some).collect()),
+                message: Some(message.to_owned()),
+            });
         }
         for suspect in left {
             let message = Some("its aggregate is another one at every look: run it again".to_owned());
@@ -75,50 +88,52 @@ impl Repair<'_> {
     }
 
     /// Rows whose legacy row is gone or not known, and so their aggregate: fenced, as verification does it, and told; they are deleted only
-    /// if no other legacy row can yield them.
+    /// if no other legacy row can yield them. Gives back those of which that cannot be told.
     async fn homeless(
         &self,
         entity: &Entity,
         look: &Look<'_>,
-        suspects: &[Suspect],
+        suspects: Vec<Suspect>,
         repaired: &mut Repaired,
-    ) -> Result<(), VerifyError> {
+    ) -> Result<Vec<Suspect>, VerifyError> {
         let (by_key, by_hand): (Vec<Suspect>, Vec<Suspect>) =
-            suspects.iter().cloned().partition(|suspect| look.through && suspect.from.is_some());
-        for suspect in by_hand {
-            let message = "which legacy row it would come from cannot be told from its key: delete it by hand, if verify finds it again";
-            repaired.add(Change {
-                entity: entity.name.clone(),
-                action: Action::Waits,
-                key: suspect.key.map_or(Vec::new(), |k| k.0.into_iter().map(Some).collect()),
-                message: Some(message.to_owned()),
-            });
-        }
+            suspects.into_iter().partition(|suspect| look.through && suspect.from.is_some());
         for some in by_key.chunks(ROWS) {
-            let mut judgement = look.fenced(some, |keys| look.without_row(keys)).await?;
+            let mut judgement = look.nobodys(some).await?;
             if self.apply && !judgement.differences.is_empty() {
                 self.delete_fenced(entity, look, &mut judgement).await?;
             }
             self.note(entity, &judgement, repaired);
         }
-        Ok(())
+        Ok(by_hand)
     }
 
     /// No lane keeps these rows apart from their events, for nobody can tell their aggregate: each is deleted only if it still is the
-    /// row that was judged, and nothing that an event has brought since. The transaction is one of lane 0 for want of another.
+    /// row that was judged, and nothing that an event has brought since; and only if it still has no legacy row once it is deleted: an event
+    /// that brought it again may have written nothing, and one that comes from then on waits for the commit. The transaction is one of lane
+    /// 0 for want of another.
     async fn delete_fenced(
         &self,
         entity: &Entity,
         look: &Look<'_>,
         judgement: &mut Judgement,
     ) -> Result<(), VerifyError> {
-        let keys: Vec<RowKey> = judgement.differences.iter().filter_map(Difference::whole_key).collect();
+        let mut keys = judgement.extra();
         reach("repair_fenced");
-        let Some((source, mut target)) = look.take(Lane(0)).await? else {
-            return Err(VerifyError::Busy(Lane(0)));
-        };
         let delete = Act::Delete(look.comparison, &judgement.versions);
-        let (before, refused) = in_parts(&mut target, &delete, keys).await?;
+        let (source, mut target, before, refused) = loop {
+            let Some((source, mut target)) = look.take(Lane(0)).await? else {
+                return Err(VerifyError::Busy(Lane(0)));
+            };
+            let (before, refused) = in_parts(&mut target, &delete, keys.clone()).await?;
+            let still = look.without_row(before.keys().cloned().collect()).await?;
+            if still.len() == before.len() {
+                break (source, target, before, refused);
+            }
+            target.abandon().await;
+            source.release_lease().await;
+            keys.retain(|key| !before.contains_key(key) || still.contains(key));
+        };
         let kept = before.iter().map(|(key, before)| Written::deleted(&entity.name, key, before));
         let kept = kept.map(|row| self.shown(entity, row)).collect();
         let by = (&self.by.actor, &self.by.reason, self.by.command.as_str());
@@ -137,7 +152,7 @@ impl Repair<'_> {
         Ok(())
     }
 
-    /// One chunk of a lane. Gives back what is another lane's by now.
+    /// One chunk of a lane. Gives back what is another lane's by now, and the keys of the new table of which something is told.
     async fn lane(
         &self,
         entity: &Entity,
@@ -146,7 +161,7 @@ impl Repair<'_> {
         lane: Lane,
         suspects: &[Suspect],
         repaired: &mut Repaired,
-    ) -> Result<Vec<Suspect>, VerifyError> {
+    ) -> Result<(Vec<Suspect>, Vec<RowKey>), VerifyError> {
         let Some((mut source, mut target)) = look.take(lane).await? else { return Err(VerifyError::Busy(lane)) };
         let done = self.locked(entity, look, mapping, suspects, (&mut source, &mut target)).await;
         let (judgement, again, right) = match done {
@@ -165,7 +180,7 @@ impl Repair<'_> {
         source.release_lease().await;
         repaired.right += right;
         self.note(entity, &judgement, repaired);
-        Ok(again)
+        Ok((again, judgement.differences.iter().filter_map(Difference::whole_key).collect()))
     }
 
     async fn locked(
@@ -176,12 +191,13 @@ impl Repair<'_> {
         suspects: &[Suspect],
         (source, target): (&mut SourceLane, &mut TargetLane),
     ) -> Result<(Judgement, Vec<Suspect>, u64), VerifyError> {
-        let (seen, mut again, later) = look.seen_locked(source, target, suspects).await?;
+        let (mut seen, mut again, later) = look.seen_locked(source, target, suspects).await?;
         again.extend(later);
         let here: Vec<Suspect> = suspects.iter().filter(|s| !again.contains(s)).cloned().collect();
         let mut judgement = look.judged(&here, &seen);
         let right = (here.len() - judgement.unequal.len().min(here.len())) as u64;
         again.extend(judgement.take_anothers());
+        replaced(look, &mut judgement, &mut seen, target).await?;
         if self.apply && !judgement.differences.is_empty() {
             reach("repair_judged");
             let refused = self.change(entity, look, mapping, &judgement.differences, seen, target).await?;
@@ -284,6 +300,53 @@ impl Repair<'_> {
             });
         }
     }
+}
+
+/// With `replace_by`, what is written takes the owner's other rows away: those are told, and kept, as deleted.
+async fn replaced(
+    look: &Look<'_>,
+    judgement: &mut Judgement,
+    seen: &mut Seen,
+    target: &mut TargetLane,
+) -> Result<(), VerifyError> {
+    let is_written = |d: &&Difference| matches!(d.kind, Kind::MissingInNew | Kind::Differs);
+    let writing: HashSet<&RowKey> =
+        judgement.differences.iter().filter(is_written).filter_map(|d| d.legacy_key.as_ref()).collect();
+    let (mut owners, mut stay): (HashMap<Vec<String>, RowKey>, HashSet<RowKey>) = (HashMap::new(), HashSet::new());
+    for looked in seen.looked.iter().filter(|looked| writing.contains(&looked.from)) {
+        if let Some(owner) = look.rule.owner(&looked.expected).filter(|owner| !owner.is_empty()) {
+            owners.insert(owner, looked.from.clone());
+        }
+        stay.extend(looked.key.iter().cloned().collect::<Option<Vec<String>>>().map(RowKey));
+    }
+    if owners.is_empty() {
+        return Ok(());
+    }
+    stay.extend(judgement.extra());
+    let given: Vec<Vec<String>> = owners.keys().cloned().collect();
+    let rows = target.owned(look.comparison, &given).await.map_err(VerifyError::Target)?;
+    for (key, found) in rows.into_iter().filter(|(key, _)| !stay.contains(key)) {
+        let owner: Option<Vec<String>> = found.values.iter().cloned().collect();
+        let from = owner.and_then(|owner| owners.get(&owner).cloned());
+        let aggregate_id = from.as_ref().and_then(|from| seen.there.get(from).cloned());
+        let texts = key.0.iter().cloned().map(Some).collect();
+        judgement.differences.push(Difference::new(Kind::MissingInLegacy, texts, from, aggregate_id));
+        seen.found.insert(key, found);
+    }
+    Ok(())
+}
+
+/// In chunks; what looks different of one legacy row stays together, for all that it yields is made right at once.
+fn together(mut suspects: Vec<Suspect>) -> Vec<Vec<Suspect>> {
+    suspects.sort_by(|a, b| a.from.cmp(&b.from));
+    let mut chunks: Vec<Vec<Suspect>> = Vec::new();
+    for of_one in suspects.chunk_by(|a, b| a.from == b.from) {
+        match chunks.last_mut() {
+            Some(last) if last.len() + of_one.len() <= ROWS => last.extend_from_slice(of_one),
+            _ => chunks.push(of_one.to_vec()),
+        }
+    }
+    chunks
 }
 
 /// The legacy keys of those that stand as they should by now: they were right, or were made so.

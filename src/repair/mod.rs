@@ -325,9 +325,8 @@ impl Repair<'_> {
         match wanted {
             Wanted::Keys(keys) => {
                 let ground = Ground::of(self.config, self.source, self.target, entity).await?;
-                let through = self.hands_keys_through(entity, &ground).await?;
-                let of = |key: &RowKey| Suspect { key: through.then(|| key.clone()), from: Some(key.clone()) };
-                self.rows(entity, keys.iter().map(of).collect(), &mut repaired).await?;
+                let suspects = self.of_keys(entity, &ground, keys, &mut repaired).await?;
+                self.rows(entity, suspects, &mut repaired).await?;
             }
             Wanted::Since(since) => {
                 let ids = self.aggregates_since(entity, since).await?;
@@ -338,6 +337,35 @@ impl Repair<'_> {
             Wanted::Divergent => self.divergent(entity, &mut repaired).await?,
         }
         Ok(repaired)
+    }
+
+    /// The rows of these legacy keys, which may be written otherwise than the rows have them.
+    async fn of_keys(
+        &self,
+        entity: &Entity,
+        ground: &Ground,
+        keys: &[RowKey],
+        repaired: &mut Repaired,
+    ) -> Result<Vec<Suspect>, VerifyError> {
+        let (there, gone) = self.source.keys_of_rows(&ground.legacy, keys).await.map_err(VerifyError::Source)?;
+        let through = self.hands_keys_through(entity, ground).await?;
+        let of = |key: RowKey, through: bool| Suspect { key: through.then(|| key.clone()), from: Some(key) };
+        // Where no legacy row shows it, it may: what has none is deleted only after all were asked.
+        let suspects: Vec<Suspect> = gone.into_iter().map(|key| of(key, through != Some(false))).collect();
+        let look = self.look(entity, ground, &[], &ground.comparison.columns);
+        let mut wanted = look.standing(&suspects).await?;
+        let nowhere = (suspects.len() - wanted.len()) as u64;
+        if nowhere > 0 {
+            let of_keys = several(nowhere, "key");
+            repaired.notes.push(if through == Some(false) {
+                format!("{of_keys} without a legacy row: where such a row would stand in the new table cannot be told from its key")
+            } else {
+                let verb = if nowhere == 1 { "stands" } else { "stand" };
+                format!("{of_keys} {verb} on neither side")
+            });
+        }
+        wanted.extend(there.into_iter().map(|key| of(key, through == Some(true))));
+        Ok(wanted)
     }
 
     /// Every entity of the type, and then the events that made its aggregates divergent are forgotten.
@@ -369,7 +397,7 @@ impl Repair<'_> {
 
     /// Whether rows of the new table are to be looked for under their legacy keys, as a sample of the legacy rows shows. Before one is
     /// deleted, all of them are asked.
-    async fn hands_keys_through(&self, entity: &Entity, ground: &Ground) -> Result<bool, VerifyError> {
+    async fn hands_keys_through(&self, entity: &Entity, ground: &Ground) -> Result<Option<bool>, VerifyError> {
         const SAMPLE: u32 = 200;
         let rows = self.source.legacy_sample(&ground.legacy, entity, SAMPLE).await.map_err(VerifyError::Source)?;
         self.look(entity, ground, &[], &ground.comparison.columns).hands_keys_through(&rows).await
@@ -409,7 +437,7 @@ impl Repair<'_> {
     async fn aggregates(&self, entity: &Entity, ids: &[String], repaired: &mut Repaired) -> Result<bool, VerifyError> {
         let ground = Ground::of(self.config, self.source, self.target, entity).await?;
         let by_key = self.source.is_its_key(&ground.legacy, ids).await.map_err(VerifyError::Source)?
-            && self.hands_keys_through(entity, &ground).await?;
+            && self.hands_keys_through(entity, &ground).await? == Some(true);
         let suspects = if by_key {
             // Also where there is no row: what stands under that key is then too much.
             ids.iter()

@@ -2,19 +2,54 @@
 //!
 //! Guarantees: every statement is short, in a read-only transaction of its own, and holds no snapshot beyond itself.
 
+use std::collections::HashMap;
+
 use sqlx::Row;
-use sqlx::postgres::PgRow;
+use sqlx::postgres::{PgArguments, PgRow, Postgres};
+use sqlx::query::Query;
 
 use super::legacy::key_at;
 use super::{KeyAt, Legacy, LegacyRow, RowKey, Source, SourceLane};
 use crate::config::{Entity, RowsFrom};
 use crate::mapping::compare::{Ask, CANONICAL, Comparison, Hash, PROBE};
-use crate::session::{Session, ask, is_late, sqlstate};
+use crate::session::{Session, ask, is_late, sqlstate, within};
 use crate::sql::{ident, render};
 
 /// `unnest($1::text[]), …`
 pub(super) fn key_arrays(columns: usize) -> String {
     (1..=columns).map(|n| format!("unnest(${n}::text[])")).collect::<Vec<_>>().join(", ")
+}
+
+/// Keys that are read as their types at a time.
+const AT_ONCE: usize = 1_000;
+
+pub(super) fn bind_keys<'q>(
+    mut query: Query<'q, Postgres, PgArguments>,
+    legacy: &Legacy,
+    keys: &'q [RowKey],
+) -> Query<'q, Postgres, PgArguments> {
+    for n in 0..legacy.key.len() {
+        query = query.bind(keys.iter().filter_map(|key| key.0.get(n).map(String::as_str)).collect::<Vec<_>>());
+    }
+    query
+}
+
+/// Whether a value is not what a type, or a domain, takes.
+fn is_of_a_value(error: &sqlx::Error) -> bool {
+    sqlstate(error).is_some_and(|code| code.starts_with("22") || code == "23514")
+}
+
+fn aggregates_or_none(answer: sqlx::Result<Vec<PgRow>>) -> sqlx::Result<Option<Vec<KeyAt>>> {
+    match answer {
+        Ok(rows) => rows.iter().map(key_at).collect::<sqlx::Result<_>>().map(Some),
+        // No such column; or the expression refuses the key.
+        Err(error)
+            if sqlstate(&error).is_some_and(|code| code == "42703" || code == "42P01" || code.starts_with("22")) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// A range of keys: after one, up to and including another; an end that is not given is open.
@@ -35,7 +70,7 @@ impl Range {
 }
 
 impl Source {
-    fn read_only(legacy: &Legacy) -> String {
+    pub(super) fn read_only(legacy: &Legacy) -> String {
         format!("SET TRANSACTION READ ONLY; {} {CANONICAL}", legacy.settings)
     }
 
@@ -113,40 +148,99 @@ impl Source {
         ask(&self.pool, self.limits, &Self::read_only(legacy), question).await.map(Some)
     }
 
-    /// The rows that these keys have now, without a lock. What lies beyond the bytes has no payload.
+    /// The rows that these keys have now, without a lock. What lies beyond the bytes has no payload. A key that is none of the key's types
+    /// has no row.
     pub async fn legacy_rows(
         &self,
         legacy: &Legacy,
         keys: &[RowKey],
         payload_bytes: u64,
     ) -> sqlx::Result<Vec<LegacyRow>> {
-        let sql = render(include_str!("../../sql/legacy/rows.sql"), &legacy.names);
-        let mut query = crate::sql::query(&sql, false).bind(i64::try_from(payload_bytes).unwrap_or(i64::MAX));
-        for n in 0..legacy.key.len() {
-            query = query.bind(keys.iter().filter_map(|key| key.0.get(n).map(String::as_str)).collect::<Vec<_>>());
-        }
-        let rows = ask(&self.pool, self.limits, &Self::read_only(legacy), query).await?;
+        let rows = match self.rows_of_keys(legacy, keys, payload_bytes).await {
+            Err(error) if is_of_a_value(&error) => {
+                let possible = self.possible(legacy, keys).await?;
+                // Else it is a value of a row: which must not be taken for no row.
+                if possible.len() == keys.len() {
+                    return Err(error);
+                }
+                self.rows_of_keys(legacy, &possible, payload_bytes).await?
+            }
+            rows => rows?,
+        };
         legacy.rows_of(futures_util::stream::iter(rows.into_iter().map(Ok))).await
     }
 
-    /// Whose these keys are, where no row has them: `None` if the aggregate's expression needs more than the key.
+    async fn rows_of_keys(&self, legacy: &Legacy, keys: &[RowKey], payload_bytes: u64) -> sqlx::Result<Vec<PgRow>> {
+        let sql = render(include_str!("../../sql/legacy/rows.sql"), &legacy.names);
+        let query = crate::sql::query(&sql, false).bind(i64::try_from(payload_bytes).unwrap_or(i64::MAX));
+        ask(&self.pool, self.limits, &Self::read_only(legacy), bind_keys(query, legacy, keys)).await
+    }
+
+    /// Of these keys, those that are of the key's types: no row can have another one.
+    async fn possible(&self, legacy: &Legacy, keys: &[RowKey]) -> sqlx::Result<Vec<RowKey>> {
+        let written = self.keys_as_written(legacy, keys).await?;
+        Ok(keys.iter().filter(|key| written.contains_key(*key)).cloned().collect())
+    }
+
+    /// Each of these keys that is of the key's types, as these write it: `007` is `7`. What is not is found by halves.
+    pub async fn keys_as_written(&self, legacy: &Legacy, keys: &[RowKey]) -> sqlx::Result<HashMap<RowKey, RowKey>> {
+        let given: Vec<String> = (1..=legacy.key.len()).map(|n| format!("relay_key.relay_k{n}")).collect();
+        let sql = format!(
+            "SELECT relay_row.relay_given AS given, ARRAY[{{row_texts}}]::text[] AS key \
+             FROM (SELECT ARRAY[{}]::text[] AS relay_given, {{given_columns}} FROM {{keys_only}}) AS relay_row",
+            given.join(", ")
+        );
+        let sql = render(&sql, &legacy.names);
+        let script = format!("{} {} SAVEPOINT relay;", self.limits.sql(), Self::read_only(legacy));
+        let mut written = HashMap::new();
+        for some in keys.chunks(AT_ONCE) {
+            within(self.limits.deadline, async {
+                let (mut session, _) = Session::begin(&self.pool, &script).await?;
+                let mut parts = vec![some];
+                while let Some(part) = parts.pop() {
+                    let query = bind_keys(crate::sql::query(&sql, false), legacy, part);
+                    match query.fetch_all(session.connection()).await {
+                        Ok(rows) => {
+                            for row in &rows {
+                                written.insert(RowKey(row.try_get("given")?), RowKey(row.try_get("key")?));
+                            }
+                        }
+                        Err(error) if is_of_a_value(&error) => {
+                            session.script("ROLLBACK TO SAVEPOINT relay").await?;
+                            if part.len() > 1 {
+                                let (lower, upper) = part.split_at(part.len() / 2);
+                                parts.extend([lower, upper]);
+                            }
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
+                session.commit().await
+            })
+            .await?;
+        }
+        Ok(written)
+    }
+
+    /// Whose these keys are, where no row has them: `None` if the aggregate's expression needs more than the key. A key that is none of the
+    /// key's types is nobody's, and left out.
     pub async fn aggregates_of(&self, legacy: &Legacy, keys: &[RowKey]) -> sqlx::Result<Option<Vec<KeyAt>>> {
-        let sql = render(include_str!("../../sql/legacy/aggregates.sql"), &legacy.names);
-        let mut query = crate::sql::query(&sql, false);
-        for n in 0..legacy.key.len() {
-            query = query.bind(keys.iter().filter_map(|key| key.0.get(n).map(String::as_str)).collect::<Vec<_>>());
-        }
-        match ask(&self.pool, self.limits, &Self::read_only(legacy), query).await {
-            Ok(rows) => rows.iter().map(key_at).collect::<sqlx::Result<_>>().map(Some),
-            // No such column; or a key that is none of these types: no row can have it.
-            Err(error)
-                if sqlstate(&error)
-                    .is_some_and(|code| code == "42703" || code == "42P01" || code.starts_with("22")) =>
-            {
-                Ok(None)
+        match self.aggregates_of_keys(legacy, keys).await {
+            Err(error) if is_of_a_value(&error) => {
+                let possible = self.possible(legacy, keys).await?;
+                if possible.len() == keys.len() {
+                    return Ok(None);
+                }
+                aggregates_or_none(self.aggregates_of_keys(legacy, &possible).await)
             }
-            Err(error) => Err(error),
+            answer => aggregates_or_none(answer),
         }
+    }
+
+    async fn aggregates_of_keys(&self, legacy: &Legacy, keys: &[RowKey]) -> sqlx::Result<Vec<PgRow>> {
+        let sql = render(include_str!("../../sql/legacy/aggregates.sql"), &legacy.names);
+        let query = bind_keys(crate::sql::query(&sql, false), legacy, keys);
+        ask(&self.pool, self.limits, &Self::read_only(legacy), query).await
     }
 
     /// Some keys at random.
@@ -162,12 +256,19 @@ impl Source {
             }
             RowsFrom::Query(_) => format!("{} AS relay_row", of.relation()),
         };
-        let sql = format!("SELECT ARRAY[{}]::text[] AS key FROM {from} ORDER BY random() LIMIT $1", texts.join(", "));
-        let found = crate::sql::query(&sql, false).bind(i64::from(rows));
-        let found = ask(&self.pool, self.limits, &Self::read_only(legacy), found).await.map_err(|error| {
+        let key = format!("ARRAY[{}]::text[] AS key", texts.join(", "));
+        let sql = format!("SELECT {key} FROM {from} ORDER BY random() LIMIT $1");
+        let drawn = crate::sql::query(&sql, false).bind(i64::from(rows));
+        let mut found = ask(&self.pool, self.limits, &Self::read_only(legacy), drawn).await.map_err(|error| {
             let whole = matches!(of.from, RowsFrom::Query(_)) && is_late(&error);
             if whole { sampled_whole(self.limits.deadline) } else { error }
         })?;
+        if found.is_empty() && matches!(of.from, RowsFrom::Table(_)) {
+            // By statistics of another time no page may be drawn: then any rows, for none at all would pass for an empty table.
+            let sql = format!("SELECT {key} FROM {} AS relay_row LIMIT $1", of.relation());
+            let any = crate::sql::query(&sql, false).bind(i64::from(rows));
+            found = ask(&self.pool, self.limits, &Self::read_only(legacy), any).await?;
+        }
         found.iter().map(|row| row.try_get("key").map(RowKey)).collect()
     }
 

@@ -1,12 +1,15 @@
 //! What a resync asks: which aggregates, and which rows are theirs.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use sqlx::Row;
 use uuid::Uuid;
 
-use super::{Legacy, RowKey, Source};
+use super::compare::bind_keys;
+use super::{KeyAt, Legacy, RowKey, Source};
+use crate::session::ask;
+use crate::sql::render;
 
 impl Source {
     /// A type's divergent aggregates, and the events by which they are.
@@ -44,7 +47,43 @@ impl Source {
         }
         let keys: Vec<RowKey> = ids.iter().map(|id| RowKey(vec![id.clone()])).collect();
         let found = self.aggregates_of(legacy, &keys).await?;
-        Ok(found.is_some_and(|found| found.iter().all(|at| at.aggregate_id.as_ref() == at.key.0.first())))
+        let each = |found: Vec<KeyAt>| {
+            // Of an id that no key can be nothing was found.
+            found.len() == ids.len() && found.iter().all(|at| at.aggregate_id.as_ref() == at.key.0.first())
+        };
+        Ok(found.is_some_and(each))
+    }
+
+    /// These keys as their rows have them, each once, however they were written; and those that no row has, as the key's types write them, or
+    /// as they were given where they are none of these.
+    pub async fn keys_of_rows(&self, legacy: &Legacy, keys: &[RowKey]) -> sqlx::Result<(Vec<RowKey>, Vec<RowKey>)> {
+        const AT_ONCE: usize = 1_000;
+        let written = self.keys_as_written(legacy, keys).await?;
+        let possible: Vec<RowKey> = written.values().cloned().collect();
+        let given: Vec<String> = (1..=legacy.key.len()).map(|n| format!("relay_key.relay_k{n}")).collect();
+        let sql = format!(
+            "SELECT ARRAY[{}]::text[] AS given, ARRAY[{{row_texts}}]::text[] AS key \
+             FROM {{keys_only}} JOIN {{rows}} AS relay_row ON {{key_is_given}}",
+            given.join(", ")
+        );
+        let sql = render(&sql, &legacy.names);
+        let mut of_rows: HashMap<RowKey, RowKey> = HashMap::new();
+        for some in possible.chunks(AT_ONCE) {
+            let query = bind_keys(crate::sql::query(&sql, false), legacy, some);
+            for row in &ask(&self.pool, self.limits, &Self::read_only(legacy), query).await? {
+                of_rows.insert(RowKey(row.try_get("given")?), RowKey(row.try_get("key")?));
+            }
+        }
+        let (mut there, mut not, mut seen) = (Vec::new(), Vec::new(), HashSet::new());
+        for key in keys {
+            let key = written.get(key).unwrap_or(key);
+            let of_row = of_rows.get(key);
+            if seen.insert(of_row.unwrap_or(key)) {
+                let side = if of_row.is_some() { &mut there } else { &mut not };
+                side.push(of_row.unwrap_or(key).clone());
+            }
+        }
+        Ok((there, not))
     }
 
     /// The keys of the rows of these aggregates, by a walk over all keys.

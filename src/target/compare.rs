@@ -158,7 +158,11 @@ impl Target {
         let tuples = self.read(rows_of).await?;
         let tuples: f64 = tuples.first().map_or(Ok(0.0), |row| row.try_get(0))?;
         let share = crate::source::percentage(tuples, rows);
-        let found = self.read(query(&comparison.sample(), false).bind(i64::from(rows)).bind(share)).await?;
+        let mut found = self.read(query(&comparison.sample(), false).bind(i64::from(rows)).bind(share)).await?;
+        if found.is_empty() {
+            // As with legacy rows: any, where by statistics of another time no page is drawn.
+            found = self.read(query(&comparison.some(), false).bind(i64::from(rows))).await?;
+        }
         found.iter().map(|row| row.try_get("key").map(RowKey)).collect()
     }
 }
@@ -185,6 +189,19 @@ impl TargetLane {
         let sql = comparison.whole();
         let rows = bind_keys(&sql, comparison, keys).fetch_all(self.session.connection()).await?;
         rows.iter().map(|row| Ok((RowKey(row.try_get("row_key")?), row.try_get("row")?))).collect()
+    }
+
+    /// The rows of these owners, as [`Comparison::owned`] has them.
+    pub async fn owned(
+        &mut self,
+        comparison: &Comparison,
+        owners: &[Vec<String>],
+    ) -> sqlx::Result<HashMap<RowKey, Found>> {
+        let mut question = query(&comparison.owned(), false);
+        for n in 0..comparison.entity.replace_by.len() {
+            question = question.bind(owners.iter().filter_map(|of| of.get(n).map(String::as_str)).collect::<Vec<_>>());
+        }
+        question.fetch_all(self.session.connection()).await?.iter().map(found).collect()
     }
 
     /// Deletes the rows that have these keys and are still of one of these versions; each as it was.

@@ -8,9 +8,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Instant;
 
+use super::VerifyError;
 use super::judge::{Suspect, differing};
 use super::pass::{Buckets, CHUNKS, Keys, Pass, Sums, Trouble};
-use super::{Again, VerifyError};
 use crate::mapping::compare::Ask;
 use crate::source::{Range, RowKey};
 
@@ -156,7 +156,7 @@ impl Pass<'_> {
         let most = if all_fine { FINE_CHUNK } else { u64::MAX };
         let is_first = what == Ask::Sums && out_of == BUCKETS;
         if side == Side::Legacy && !is_first {
-            self.again = Some(Again { walk: self.again.map_or(1, |again| again.walk) + 1, rows: 0 });
+            self.read_again();
         }
         let mut size = self.first_size();
         // Only the first walk counts the rows; of others it is known how many there were.

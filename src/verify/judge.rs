@@ -84,6 +84,18 @@ impl Judgement {
         self.take_extra(|d| d.legacy_key.as_ref().is_none_or(|from| !seen.there.contains_key(from)))
     }
 
+    /// The keys of what is too much.
+    pub(crate) fn extra(&self) -> Vec<RowKey> {
+        self.differences.iter().filter(|d| d.kind == Kind::MissingInLegacy).filter_map(Difference::whole_key).collect()
+    }
+
+    /// Of what is too much, only these keys are.
+    pub(crate) fn keep_extra(&mut self, keys: &[RowKey]) {
+        let still: HashSet<&RowKey> = keys.iter().collect();
+        let is_still = |d: &Difference| d.whole_key().is_some_and(|key| still.contains(&key));
+        self.differences.retain(|d| d.kind != Kind::MissingInLegacy || is_still(d));
+    }
+
     fn take_extra(&mut self, which: impl Fn(&Difference) -> bool) -> Vec<Suspect> {
         let taken = self.differences.extract_if(.., |d| d.kind == Kind::MissingInLegacy && which(d));
         taken.map(|d| Suspect { key: d.whole_key(), from: d.legacy_key }).collect()
@@ -108,7 +120,7 @@ impl<'a> Rule<'a> {
     }
 
     /// Whose a row of these values is; `None` where that is NULL, or not compared.
-    fn owner(&self, values: &[Option<String>]) -> Option<Vec<String>> {
+    pub(crate) fn owner(&self, values: &[Option<String>]) -> Option<Vec<String>> {
         let value = |of: &String| values.get(self.columns.iter().position(|column| column == of)?)?.clone();
         self.owner.iter().map(value).collect()
     }

@@ -19,7 +19,7 @@ use crate::lease;
 use crate::mapping::compare::Comparison;
 use crate::session::sqlstate;
 use crate::source::{KeyAt, Legacy, LegacyRow, RowKey, Source, SourceLane};
-use crate::target::{Looked, Shipped, Target, TargetLane};
+use crate::target::{Found, Looked, Shipped, Target, TargetLane};
 
 /// Legacy rows that are read at a time under a lock, and their bytes.
 const ROWS: usize = 200;
@@ -131,8 +131,7 @@ impl Look<'_> {
         if suspects.is_empty() {
             return Ok(Vec::new());
         }
-        let found = self.target.found(self.comparison, &keys(suspects)).await;
-        let found = found.or_else(no_such_key).map_err(VerifyError::Target)?;
+        let found = self.found(keys(suspects)).await?;
         let stands = |suspect: &&Suspect| suspect.key.as_ref().is_some_and(|key| found.contains_key(key));
         Ok(suspects.iter().filter(stands).cloned().collect())
     }
@@ -157,10 +156,20 @@ impl Look<'_> {
                 }
             }
         }
-        let keys = keys(suspects);
-        seen.found =
-            self.target.found(self.comparison, &keys).await.or_else(no_such_key).map_err(VerifyError::Target)?;
+        seen.found = self.found(keys(suspects)).await?;
         Ok((seen, at))
+    }
+
+    /// What stands under these keys, without a lock. A key that the new table's types do not take is found by halves.
+    async fn found(&self, keys: Vec<RowKey>) -> Result<HashMap<RowKey, Found>, VerifyError> {
+        let (mut all, mut parts) = (HashMap::new(), vec![keys]);
+        while let Some(part) = parts.pop() {
+            match self.target.found(self.comparison, &part).await {
+                Ok(found) => all.extend(found),
+                Err(error) => parts.extend(without_such_keys(error, part)?),
+            }
+        }
+        Ok(all)
     }
 
     fn note_rows(&self, rows: &[(KeyAt, String)], seen: &mut Seen) {
@@ -293,14 +302,16 @@ impl Look<'_> {
                 }
             }
         }
-        let found = target.found(self.comparison, &keys(suspects)).await;
-        seen.found = match found {
-            Err(error) => {
-                target.undo().await.map_err(VerifyError::Target)?;
-                no_such_key(error).map_err(VerifyError::Target)?
+        let mut parts = vec![keys(suspects)];
+        while let Some(part) = parts.pop() {
+            match target.found(self.comparison, &part).await {
+                Ok(found) => seen.found.extend(found),
+                Err(error) => {
+                    target.undo().await.map_err(VerifyError::Target)?;
+                    parts.extend(without_such_keys(error, part)?);
+                }
             }
-            Ok(found) => found,
-        };
+        }
         let elsewhere: HashSet<RowKey> = elsewhere.union(&homeless).cloned().collect();
         Ok((seen, of(suspects, &elsewhere), of(suspects, &later)))
     }
@@ -333,10 +344,19 @@ impl Look<'_> {
         Ok(())
     }
 
+    /// Rows of the new table for which there is no lane to lock, where keys are handed through.
+    pub(crate) async fn nobodys(&self, suspects: &[Suspect]) -> Result<Judgement, VerifyError> {
+        let mut judgement = self.fenced(suspects, |keys| self.without_row(keys)).await?;
+        judgement.keep_extra(&self.without_row(judgement.extra()).await?);
+        Ok(judgement)
+    }
+
     /// Rows of the new table for which there is no lane to lock. `still` tells which of their keys no legacy row yields now. What stands
     /// before that question, unchanged once all events of the type that were committed by then are applied, is too much: whoever took
     /// the legacy row away before the question has written its event before the mark, and that event would have removed or
     /// rewritten the row. Without events there is nothing to wait for: what stands unchanged for a moment is too much.
+    /// Whoever asks does so once more of what is told ([`Judgement::keep_extra`]): a row that came to legacy meanwhile need not change what
+    /// stands, where an event that brings it again writes nothing.
     pub(crate) async fn fenced<F>(
         &self,
         suspects: &[Suspect],
@@ -358,6 +378,7 @@ impl Look<'_> {
         } else {
             self.events_are_stuck(kind).await?
         };
+        reach("look_fenced");
         let unchanged = |key: &RowKey, version: &str| before.get(key).is_some_and(|found| found.version == version);
         let alone: Vec<RowKey> = alone.into_iter().collect();
         let after = self.target.found(self.comparison, &alone).await.map_err(VerifyError::Target)?;
@@ -376,7 +397,8 @@ impl Look<'_> {
                 });
                 continue;
             }
-            left.push(Suspect { key: Some(key.clone()), from: None });
+            // Where every key is handed through it is that of the legacy row that there would be: repair finds it again by that.
+            left.push(Suspect { from: self.through.then(|| key.clone()), key: Some(key.clone()) });
             judgement.versions.push(found.version.clone());
             seen.found.insert(key, found);
         }
@@ -405,14 +427,14 @@ impl Look<'_> {
         }
     }
 
-    /// Whether the mapping hands the legacy key through as the new one, as far as these rows show: at least one, and all of them.
-    pub(crate) async fn hands_keys_through(&self, rows: &[RowKey]) -> Result<bool, VerifyError> {
+    /// Whether the mapping hands the legacy key through as the new one, as far as these rows show; `None`: none of them yields anything.
+    pub(crate) async fn hands_keys_through(&self, rows: &[RowKey]) -> Result<Option<bool>, VerifyError> {
         if self.legacy.key_types.len() != self.comparison.key_types.len() {
-            return Ok(false);
+            return Ok(Some(false));
         }
         let suspects: Vec<Suspect> = rows.iter().map(|from| Suspect { key: None, from: Some(from.clone()) }).collect();
         let (seen, _) = self.seen_unlocked(&suspects).await?;
-        Ok(!seen.looked.is_empty() && seen.looked.iter().all(keeps_key))
+        Ok((!seen.looked.is_empty()).then(|| seen.looked.iter().all(keeps_key)))
     }
 
     /// The suspects without a legacy row now, and those with one.
@@ -485,7 +507,14 @@ pub(crate) fn refused(
     Ok(())
 }
 
-/// A key that the new table's types do not take stands in no row of it.
-fn no_such_key<T: Default>(error: sqlx::Error) -> sqlx::Result<T> {
-    if sqlstate(&error).is_some_and(|code| code.starts_with("22")) { Ok(T::default()) } else { Err(error) }
+/// A key that the new table's types do not take stands in no row of it: these keys in halves, or none of a single one.
+fn without_such_keys(error: sqlx::Error, mut keys: Vec<RowKey>) -> Result<Vec<Vec<RowKey>>, VerifyError> {
+    if !sqlstate(&error).is_some_and(|code| code.starts_with("22")) {
+        return Err(VerifyError::Target(error));
+    }
+    if keys.len() < 2 {
+        return Ok(Vec::new());
+    }
+    let upper = keys.split_off(keys.len() / 2);
+    Ok(vec![keys, upper])
 }

@@ -492,7 +492,7 @@ impl Verification<'_> {
         self.report.legacy_rows = walk.legacy_rows;
         self.report.new_rows = walk.new_rows;
         done?;
-        if self.options.sample.is_none() { self.without_key(&comparison).await } else { Ok(()) }
+        self.without_key(&comparison).await
     }
 
     /// Rows of the new table whose key is NULL are found in no range, and no legacy row can yield them.
@@ -549,13 +549,20 @@ impl Verification<'_> {
     /// then.
     async fn ranges(&mut self, walk: &mut Pass<'_>, look: &mut Look<'_>) -> Result<bool, VerifyError> {
         let (mut after, mut size, mut suspects, mut alone) = (None, walk.first_size(), Vec::new(), Vec::new());
+        let (mut left, mut through) = (None, false);
         loop {
-            match walk.chunk(after, &mut size, &mut suspects).await? {
+            let step = match left.take() {
+                Some(narrowing) => walk.narrow(narrowing, &mut suspects).await?,
+                None => walk.chunk(after.clone(), &mut size, &mut suspects).await?,
+            };
+            let mut ended = false;
+            match step {
                 Step::Moved => return Ok(false),
-                Step::On(next) => after = next,
+                Step::On(next) => (ended, after) = (next.is_none(), next),
+                Step::Part(narrowing) => left = Some(narrowing),
             }
-            if suspects.len() >= GATHER || after.is_none() {
-                look.through = false;
+            if suspects.len() >= GATHER || ended {
+                look.through = through;
                 let (without, with) = look.parted(std::mem::take(&mut suspects)).await?;
                 alone.extend(without);
                 alone.extend(self.look_again(look, with).await?);
@@ -563,24 +570,26 @@ impl Verification<'_> {
                     return Ok(false);
                 }
             }
-            if after.is_none() || self.is_full() {
+            if ended {
                 break;
+            }
+            if self.is_full() {
+                return Ok(true);
             }
             if self.report.differences() + alone.len() as u64 >= KEPT {
-                // No more are held: of the rows that are not compared any more, only this is asked.
-                if !walk.hands_keys_through(after.clone()).await? {
+                // No more are held: they are judged now, and of the rows that may not be compared any more, this is asked.
+                if !through && !walk.hands_keys_through(after.clone()).await? {
                     return Ok(false);
                 }
-                break;
+                (through, look.through) = (true, true);
+                self.look_again(look, std::mem::take(&mut alone)).await?;
+                if self.is_full() {
+                    return Ok(true);
+                }
             }
         }
-        if after.is_none() || self.report.differences() < KEPT {
-            look.through = true;
-            self.look_again(look, alone).await?;
-            if after.is_some() {
-                self.is_cut_off();
-            }
-        }
+        look.through = true;
+        self.look_again(look, alone).await?;
         Ok(true)
     }
 
@@ -608,12 +617,17 @@ impl Verification<'_> {
             walk.bucket_keys(group, identical, &mut suspects).await?;
             let homeless = self.look_again(look, std::mem::take(&mut suspects)).await?;
             if !homeless.is_empty() {
-                let judgement = look
+                let mut judgement = look
                     .fenced(&homeless, |mut keys| async {
                         walk.yielded(group, &mut keys).await?;
                         Ok(keys)
                     })
                     .await?;
+                let mut extra = judgement.extra();
+                if !extra.is_empty() {
+                    walk.yielded(group, &mut extra).await?;
+                    judgement.keep_extra(&extra);
+                }
                 self.note(judgement).await?;
             }
             if groups.peek().is_some() && self.is_full() {
@@ -623,35 +637,76 @@ impl Verification<'_> {
         Ok(())
     }
 
+    /// Legacy rows chosen at random, and of the new table, too, where the mapping hands keys through.
     async fn sample(&mut self, look: &mut Look<'_>, rows: u32, walk: &mut Pass<'_>) -> Result<(), VerifyError> {
         let froms = self.source.legacy_sample(look.legacy, self.entity, rows).await.map_err(VerifyError::Source)?;
-        look.through = look.hands_keys_through(&froms).await?;
-        let mut new_rows = 0;
-        let drawn: std::collections::HashSet<&RowKey> = froms.iter().collect();
-        let mut suspects: Vec<Suspect> =
+        let of_legacy: Vec<Suspect> =
             froms.iter().map(|from| Suspect { key: None, from: Some(from.clone()) }).collect();
-        if look.through {
-            let keys = self.target.sample(look.comparison, rows).await.map_err(VerifyError::Target)?;
-            new_rows = keys.len() as u64;
-            let others = keys.into_iter().filter(|key| !drawn.contains(key));
-            suspects.extend(others.map(|key| Suspect { from: Some(key.clone()), key: Some(key) }));
-        } else {
-            self.report.message = Some(
-                "only legacy rows were sampled: which legacy row a row of the new table comes from cannot be told from its key"
-                    .to_owned(),
-            );
+        // These show whether it may, as it may where they show nothing; whether it does is asked of all, before a row is called nobody's.
+        let may = look.hands_keys_through(&froms).await? != Some(false);
+        self.look_at_sample(look, &of_legacy, walk).await?;
+        walk.legacy_rows = froms.len() as u64;
+        if may {
+            let mut others = self.target.sample(look.comparison, rows).await.map_err(VerifyError::Target)?;
+            walk.new_rows = others.len() as u64;
+            let drawn: std::collections::HashSet<&RowKey> = froms.iter().collect();
+            others.retain(|key| !drawn.contains(key));
+            if self.look_at_others(look, others, walk).await? {
+                return Ok(());
+            }
+            // What was told of a legacy row that yields another's key is not to be trusted.
+            self.forget().await?;
+            self.report.method = "sample".to_owned();
+            self.look_at_sample(look, &of_legacy, walk).await?;
+            walk.new_rows = 0;
         }
-        let mut chunks = suspects.chunks(GATHER).peekable();
-        while let Some(some) = chunks.next() {
-            self.look_again(look, some.to_vec()).await?;
-            if chunks.peek().is_some() && self.is_full() {
+        self.say("only legacy rows were sampled: which legacy row a row of the new table comes from cannot be told from its key");
+        Ok(())
+    }
+
+    /// Gives back those that no legacy row of the same key settles.
+    async fn look_at_sample(
+        &mut self,
+        look: &Look<'_>,
+        suspects: &[Suspect],
+        walk: &mut Pass<'_>,
+    ) -> Result<Vec<Suspect>, VerifyError> {
+        let mut homeless = Vec::new();
+        for some in suspects.chunks(GATHER) {
+            if self.is_full() {
                 break;
             }
-            walk.legacy_rows += some.len() as u64;
+            homeless.extend(self.look_again(look, some.to_vec()).await?);
             walk.pace(some.len() as u64).await?;
         }
-        (walk.legacy_rows, walk.new_rows) = (froms.len() as u64, new_rows);
-        Ok(())
+        Ok(homeless)
+    }
+
+    /// Rows of the new table. False: there are legacy rows that yield another's key, so that nothing can be told of these.
+    async fn look_at_others(
+        &mut self,
+        look: &mut Look<'_>,
+        keys: Vec<RowKey>,
+        walk: &mut Pass<'_>,
+    ) -> Result<bool, VerifyError> {
+        let suspects = keys.into_iter().map(|key| Suspect { from: Some(key.clone()), key: Some(key) }).collect();
+        let (mut alone, with) = look.parted(suspects).await?;
+        alone.extend(self.look_at_sample(look, &with, walk).await?);
+        if self.moved || alone.is_empty() {
+            return Ok(!self.moved);
+        }
+        // An event that is on its way to take a row away is waited for first.
+        let left = look.nobodys(&alone).await?;
+        if left.differences.is_empty() && left.waiting.is_empty() {
+            return Ok(true);
+        }
+        walk.read_again();
+        if !look.comparison.keeps_key() && !walk.hands_keys_through(None).await? {
+            return Ok(false);
+        }
+        look.through = true;
+        self.look_at_sample(look, &alone, walk).await?;
+        Ok(true)
     }
 
     /// Whether so much differs that there is no use in reading on; then it is told that there is more.
@@ -747,7 +802,7 @@ impl Verification<'_> {
         let moving = homes.by_lane.into_values().flatten().chain(homes.unowned);
         self.note(look.never_at_home(moving)).await?;
         if look.through && !homeless.is_empty() {
-            let judgement = look.fenced(&homeless, |keys| look.without_row(keys)).await?;
+            let judgement = look.nobodys(&homeless).await?;
             self.note(judgement).await?;
             return Ok(Vec::new());
         }

@@ -147,6 +147,11 @@ impl Pass<'_> {
         if self.stop.is_cancelled() { Err(VerifyError::Stopped) } else { Ok(()) }
     }
 
+    /// A further walk begins.
+    pub(super) fn read_again(&mut self) {
+        self.again = Some(Again { walk: self.again.map_or(1, |again| again.walk) + 1, rows: 0 });
+    }
+
     /// A chunk's size to begin with.
     pub(super) fn first_size(&self) -> u64 {
         CHUNK.min(self.most())

@@ -1,16 +1,18 @@
 //! The walk in **ranges**, where the mapping hands the legacy key through as the new one (which every chunk proves: the legacy server
 //! counts the rows for which it does not) and both servers order such keys alike: both sides' checksums of one range of keys after
-//! the other, both servers at once, the first and the last range open to their side. What differs is halved until it is small, and
-//! then told key by key.
+//! the other, both servers at once, the first and the last range open to their side. What differs is halved until it has few legacy
+//! rows, and then told key by key: of the new table's rows there may be any number between two legacy keys, so they are read a page at a
+//! time.
 
+use std::collections::HashSet;
 use std::time::Instant;
 
-use super::VerifyError;
-use super::judge::{Suspect, differing};
+use super::judge::{Hashed, Suspect, differing};
 use super::pass::{CHUNKS, Keys, Pass, SHIP_ROWS, Trouble};
+use super::{GATHER, VerifyError};
 use crate::source::{Range, RowKey};
 
-/// Up to so many rows, the keys of a differing range are told.
+/// Up to so many legacy rows, the keys of a differing range are told; and so many new rows are read at a time.
 const NARROW: u64 = 2_000;
 
 /// What came of a range.
@@ -19,6 +21,31 @@ pub(super) enum Step {
     On(Option<RowKey>),
     /// The mapping does not hand the key through: ranges cannot tell.
     Moved,
+    /// So much differs in a chunk that what was told is looked at first: this is left of it.
+    Part(Box<Narrowing>),
+}
+
+/// What is left of a chunk that differs.
+pub(super) struct Narrowing {
+    /// Where the chunk ends.
+    next: Option<RowKey>,
+    /// Parts that differ, and at most how many legacy rows each has.
+    ranges: Vec<(Range, u64)>,
+    telling: Option<Telling>,
+    /// Its new rows were too many to be summed up, and are counted as they are told.
+    uncounted: bool,
+}
+
+/// A range of few legacy rows, as far as it is told.
+struct Telling {
+    /// Its new rows that are still to be read.
+    left: Range,
+    /// Its legacy rows; none of them where the mapping refuses one, for then all are suspects.
+    legacy: Vec<Hashed>,
+    keys: HashSet<RowKey>,
+    /// Of the new rows, those with a legacy key.
+    matched: Vec<Hashed>,
+    read: u64,
 }
 
 impl Pass<'_> {
@@ -67,7 +94,8 @@ impl Pass<'_> {
                     self.adapt(size, began.elapsed());
                     self.pace(rows).await?;
                     if legacy.by != new.by {
-                        return self.narrow(range, rows, suspects).await;
+                        let narrowing = Narrowing::of(range, legacy.rows(), false);
+                        return self.narrow(narrowing, suspects).await;
                     }
                     return Ok(Step::On(range.until));
                 }
@@ -76,12 +104,20 @@ impl Pass<'_> {
                     *size = (*size / 4).max(*CHUNKS.start());
                     range.until = None;
                 }
+                // Few legacy rows, and more of the new table's than can be summed up in time.
+                (Ok(legacy), Err(Trouble::Late)) => {
+                    self.legacy_rows += legacy.rows();
+                    self.pace(legacy.rows()).await?;
+                    let narrowing = Narrowing::of(range, legacy.rows(), true);
+                    return self.narrow(narrowing, suspects).await;
+                }
                 (Err(Trouble::Late), _) | (_, Err(Trouble::Late)) => return Err(VerifyError::TooSlow),
                 // The mapping refuses one of its rows: that one is found by halves.
                 (Err(Trouble::Refused(_)), new) => {
                     let rows = new.map_or(*size, |sums| sums.rows()).max(*size);
                     self.pace(rows).await?;
-                    return self.narrow(range, rows, suspects).await;
+                    let narrowing = Narrowing::of(range, *size, false);
+                    return self.narrow(narrowing, suspects).await;
                 }
                 (_, Err(Trouble::Refused(message))) => return Err(VerifyError::Unreadable(message)),
             }
@@ -96,32 +132,44 @@ impl Pass<'_> {
         }
     }
 
-    /// A range that differs: halved while it is large, then told key by key. All of that is read once more, and counts as read.
-    async fn narrow(&mut self, range: Range, rows: u64, suspects: &mut Vec<Suspect>) -> Result<Step, VerifyError> {
-        let next = range.until.clone();
-        let mut ranges = vec![(range, rows)];
-        while let Some((range, rows)) = ranges.pop() {
+    /// A chunk that differs: halved while it has many legacy rows, then told key by key, until enough is told for a look. All of that is
+    /// read once more, and counts as read.
+    pub(super) async fn narrow(
+        &mut self,
+        mut narrowing: Box<Narrowing>,
+        suspects: &mut Vec<Suspect>,
+    ) -> Result<Step, VerifyError> {
+        loop {
             self.is_told_to_stop()?;
-            if rows > NARROW
-                && let Some((lower, upper)) = self.halves(&range, rows).await?
-            {
-                for half in [lower, upper] {
-                    let (legacy, new) = tokio::join!(self.legacy_sums(&half, None), self.new_sums(&half, None));
-                    self.pace(rows / 2).await?;
-                    match (legacy, new) {
-                        (Ok(legacy), _) if legacy.moved > 0 => return Ok(Step::Moved),
-                        (Ok(legacy), Ok(new)) if legacy.by == new.by => {}
-                        (Ok(legacy), Ok(new)) => ranges.push((half, legacy.rows().max(new.rows()))),
-                        (Err(Trouble::Failed(error)), _) | (_, Err(Trouble::Failed(error))) => return Err(error),
-                        _ => ranges.push((half, rows / 2)),
+            if let Some(telling) = narrowing.telling.take() {
+                narrowing.telling = self.tell(telling, narrowing.uncounted, suspects).await?;
+            } else if let Some((range, rows)) = narrowing.ranges.pop() {
+                match self.halves(&range, rows).await? {
+                    Some(halves) => {
+                        for half in halves {
+                            let (legacy, new) = tokio::join!(self.legacy_sums(&half, None), self.new_sums(&half, None));
+                            self.pace(rows / 2).await?;
+                            match (legacy, new) {
+                                (Ok(legacy), _) if legacy.moved > 0 => return Ok(Step::Moved),
+                                (Ok(legacy), Ok(new)) if legacy.by == new.by => {}
+                                (Err(Trouble::Failed(error)), _) | (_, Err(Trouble::Failed(error))) => {
+                                    return Err(error);
+                                }
+                                (Ok(legacy), _) => narrowing.ranges.push((half, legacy.rows())),
+                                _ => narrowing.ranges.push((half, rows / 2)),
+                            }
+                        }
                     }
+                    None => narrowing.telling = Some(self.begin_telling(range, suspects).await?),
                 }
-                continue;
+            } else {
+                return Ok(Step::On(narrowing.next));
             }
-            self.tell(&range, suspects).await?;
-            self.pace(rows).await?;
+            let is_left = narrowing.telling.is_some() || !narrowing.ranges.is_empty();
+            if is_left && suspects.len() >= GATHER {
+                return Ok(Step::Part(narrowing));
+            }
         }
-        Ok(Step::On(next))
     }
 
     /// Whether the mapping hands the key of every legacy row after this one through; of one that it refuses nothing is said.
@@ -150,53 +198,98 @@ impl Pass<'_> {
         }
     }
 
-    /// A range cut where half of its rows lie below, on the side that has such a place.
-    async fn halves(&self, range: &Range, rows: u64) -> Result<Option<(Range, Range)>, VerifyError> {
-        let middle = self.source.legacy_bound(self.legacy, range, rows / 2).await.map_err(VerifyError::Source)?;
-        let middle = match middle {
-            Some(middle) => Some(middle),
-            None => self.target.bound(self.comparison, range, rows / 2).await.map_err(VerifyError::Target)?,
-        };
-        let middle = middle.filter(|middle| Some(middle) != range.until.as_ref());
-        Ok(middle.map(|middle| {
-            let lower = Range { after: range.after.clone(), until: Some(middle.clone()) };
-            (lower, Range { after: Some(middle), until: range.until.clone() })
-        }))
+    /// A range with many legacy rows, cut where half of them lie below, or fewer where there are not as many as was thought. By their keys
+    /// alone: one of the new table's may be none of the legacy types.
+    async fn halves(&self, range: &Range, rows: u64) -> Result<Option<[Range; 2]>, VerifyError> {
+        let mut below = rows / 2;
+        while below > NARROW / 2 {
+            let middle = self.source.legacy_bound(self.legacy, range, below).await.map_err(VerifyError::Source)?;
+            if let Some(middle) = middle.filter(|middle| Some(middle) != range.until.as_ref()) {
+                let lower = Range { after: range.after.clone(), until: Some(middle.clone()) };
+                return Ok(Some([lower, Range { after: Some(middle), until: range.until.clone() }]));
+            }
+            below /= 2;
+        }
+        Ok(None)
     }
 
-    /// The keys of a small range whose rows differ.
-    async fn tell(&self, range: &Range, suspects: &mut Vec<Suspect>) -> Result<(), VerifyError> {
-        let (mut on_legacy, mut on_new) = (Keys::default(), Keys::default());
-        let legacy = self.legacy_hashes(range, None, &mut on_legacy).await;
-        match self.new_hashes(range, None, &mut on_new).await {
-            Ok(()) => {}
-            Err(Trouble::Failed(error)) => return Err(error),
-            Err(Trouble::Refused(message)) => return Err(VerifyError::Unreadable(message)),
-            Err(Trouble::Late) => return Err(VerifyError::TooSlow),
-        }
-        match legacy {
-            Ok(()) => {}
+    /// The legacy rows of a range that has few of them.
+    async fn begin_telling(&self, range: Range, suspects: &mut Vec<Suspect>) -> Result<Telling, VerifyError> {
+        let mut on_legacy = Keys::default();
+        let mut keys = HashSet::new();
+        match self.legacy_hashes(&range, None, &mut on_legacy).await {
+            Ok(()) => keys.extend(on_legacy.hashed.iter().map(|(key, _, _)| key.clone())),
             Err(Trouble::Failed(error)) => return Err(error),
             // One row is refused, so none was told: all of them are looked at, one by one where need be.
             Err(_) => {
                 on_legacy = Keys::default();
                 let mut after = range.after.clone();
                 loop {
-                    let keys =
+                    let some =
                         self.source.legacy_keys(self.legacy, after.as_ref(), range.until.as_ref(), SHIP_ROWS).await;
-                    let keys = keys.map_err(VerifyError::Source)?;
-                    after = keys.last().map(|at| at.key.clone());
-                    let ended = (keys.len() as u32) < SHIP_ROWS;
-                    suspects
-                        .extend(keys.into_iter().map(|at| Suspect { key: Some(at.key.clone()), from: Some(at.key) }));
+                    let some = some.map_err(VerifyError::Source)?;
+                    after = some.last().map(|at| at.key.clone());
+                    let ended = (some.len() as u32) < SHIP_ROWS;
+                    for at in some {
+                        suspects.push(Suspect { key: Some(at.key.clone()), from: Some(at.key.clone()) });
+                        keys.insert(at.key);
+                    }
                     if ended {
                         break;
                     }
                 }
             }
         }
-        suspects.extend(differing(on_legacy.hashed, on_new.hashed, true));
         suspects.extend(on_legacy.nameless.into_iter().map(|from| Suspect { key: None, from: Some(from) }));
-        Ok(())
+        Ok(Telling { left: range, legacy: on_legacy.hashed, keys, matched: Vec::new(), read: 0 })
+    }
+
+    /// The next page of a range's new rows: those that no legacy row has are told at once, and at the end what differs. Gives back what is
+    /// left.
+    async fn tell(
+        &mut self,
+        mut telling: Telling,
+        uncounted: bool,
+        suspects: &mut Vec<Suspect>,
+    ) -> Result<Option<Telling>, VerifyError> {
+        let until = self.target.bound(self.comparison, &telling.left, NARROW).await.map_err(VerifyError::Target)?;
+        let ended = until.is_none();
+        let page = Range { after: telling.left.after.take(), until: until.or_else(|| telling.left.until.clone()) };
+        let mut on_new = Keys::default();
+        match self.new_hashes(&page, None, &mut on_new).await {
+            Ok(()) => {}
+            Err(Trouble::Failed(error)) => return Err(error),
+            Err(Trouble::Refused(message)) => return Err(VerifyError::Unreadable(message)),
+            Err(Trouble::Late) => return Err(VerifyError::TooSlow),
+        }
+        let rows = on_new.hashed.len() as u64;
+        if uncounted {
+            self.new_rows += rows;
+        }
+        telling.read += rows;
+        let (matched, alone): (Vec<Hashed>, Vec<Hashed>) =
+            on_new.hashed.into_iter().partition(|(key, _, _)| telling.keys.contains(key));
+        telling.matched.extend(matched);
+        suspects.extend(alone.into_iter().map(|(key, _, _)| Suspect { from: Some(key.clone()), key: Some(key) }));
+        if !ended {
+            telling.left.after = page.until;
+            self.pace(rows).await?;
+            return Ok(Some(telling));
+        }
+        // Where one was refused, all of them are suspects.
+        if !telling.legacy.is_empty() {
+            suspects.extend(differing(telling.legacy, telling.matched, true));
+        }
+        let unread = (telling.keys.len() as u64).saturating_sub(telling.read);
+        self.pace(rows + unread).await?;
+        Ok(None)
+    }
+}
+
+impl Narrowing {
+    /// All of a chunk, with at most so many legacy rows.
+    fn of(chunk: Range, legacy_rows: u64, uncounted: bool) -> Box<Narrowing> {
+        let next = chunk.until.clone();
+        Box::new(Narrowing { next, ranges: vec![(chunk, legacy_rows)], telling: None, uncounted })
     }
 }

@@ -131,6 +131,109 @@ async fn equal_tables_are_equal_and_every_kind_of_difference_is_found_at_every_e
     assert_eq!(found(&sampled), expected.concat());
 }
 
+/// The legacy rows that are drawn all hand their keys through; the one that does not yields most of what is drawn of the new table.
+#[tokio::test]
+async fn a_sample_calls_nothing_too_much_that_a_legacy_row_yields_which_was_not_drawn() {
+    let mut stage = stage_of(1_000).await;
+    stage.pair.new.run("INSERT INTO users SELECT i, 'of the first', 1 FROM generate_series(10001, 30000) i").await;
+    let several = "SELECT (payload->>'id')::bigint AS id, payload->>'name' AS name, payload->>'version' AS version FROM event
+                   UNION ALL SELECT i, 'of the first', '1' FROM event, generate_series(10001, 30000) i WHERE payload->>'id' = '1'";
+    let handing_through = stage.config.entities[0].mapping.replace(file("mappings/user.sql", several));
+    let sample = || Options { sample: Some(100), ..Options::default() };
+    let report = verify_with(&stage, sample()).await;
+    let of = &report.entities[0];
+    assert_eq!((report.outcome, found(&report), of.new_rows), (Outcome::Equal, vec![], 0), "{report:?}");
+    assert!(of.message.as_ref().unwrap().starts_with("only legacy rows were sampled"), "{report:?}");
+    // Where all are handed through, the same rows are nobody's.
+    stage.config.entities[0].mapping = handing_through;
+    let report = verify_with(&stage, sample()).await;
+    let of = &report.entities[0];
+    assert_eq!((report.outcome, of.new_rows, &of.message), (Outcome::Differs, 100, &None), "{report:?}");
+    assert!(of.missing_in_legacy > 20 && of.missing_in_legacy == of.differences(), "{report:?}");
+}
+
+#[tokio::test]
+async fn a_sample_of_which_no_legacy_row_is_drawn_looks_at_the_new_table_all_the_same() {
+    let stage = stage_of(1_000).await;
+    let sample = || Options { sample: Some(100), ..Options::default() };
+    // By what the servers think there is, next to none of the pages would be read.
+    for database in [&stage.pair.legacy, &stage.pair.new] {
+        database.run("UPDATE pg_class SET reltuples = 1e9 WHERE oid = 'users'::regclass").await;
+    }
+    let report = verify_with(&stage, sample()).await;
+    let of = &report.entities[0];
+    assert_eq!((report.outcome, of.legacy_rows, of.new_rows), (Outcome::Equal, 100, 100), "{report:?}");
+    stage.pair.legacy.run("DELETE FROM users").await;
+    let report = verify_with(&stage, sample()).await;
+    let of = &report.entities[0];
+    assert_eq!((report.outcome, of.legacy_rows, of.new_rows), (Outcome::Differs, 0, 100), "{report:?}");
+    assert_eq!((of.missing_in_legacy, of.differences()), (100, 100), "{report:?}");
+}
+
+#[tokio::test]
+async fn a_sample_tells_rows_with_null_in_their_key_and_is_not_ended_by_them() {
+    let stage = stage_of(10).await;
+    let nobody = "ALTER TABLE users DROP CONSTRAINT users_pkey, ADD UNIQUE (id), ALTER id DROP NOT NULL;
+                  INSERT INTO users VALUES (NULL, 'nobody', 1), (NULL, 'nobody else', 1)";
+    stage.pair.new.run(nobody).await;
+    let report = verify_with(&stage, Options { sample: Some(100), ..Options::default() }).await;
+    let of = &report.entities[0];
+    assert_eq!((report.outcome, of.missing_in_legacy, of.new_rows), (Outcome::Differs, 2, 10), "{report:?}");
+    assert!(of.message.as_ref().unwrap().contains("NULL in the key (id)"), "{of:?}");
+}
+
+/// Of an integer, a uuid or a bigint no legacy row can have such a key.
+#[tokio::test]
+async fn a_row_whose_key_the_legacy_types_do_not_take_is_told_and_deleted_and_hides_no_other() {
+    let text = "SELECT payload->>'id' AS id, payload->>'name' AS name FROM event";
+    let far = "ffffffff-ffff-ffff-ffff-ffffffffffff";
+    for (legacy, new, key, mapping, too_much) in [
+        ("int", "bigint", "i", None, ["3000000000", "77777"]),
+        ("bigint", "text", "i", Some(text), ["77777", "abc"]),
+        ("uuid", "text", "md5(i::text)::uuid", Some(text), ["abc", far]),
+    ] {
+        let rows = format!("SELECT {key}, 'n' || i FROM generate_series(1, 3000) i");
+        let stage = stage_with(
+            &format!("CREATE TABLE old (id {legacy} PRIMARY KEY, name text); INSERT INTO old {rows}"),
+            &format!(
+                "CREATE TABLE things (id {new} PRIMARY KEY, name text); INSERT INTO things {rows};
+                 INSERT INTO things VALUES ('{}', 'x'), ('{}', 'x')",
+                too_much[0], too_much[1]
+            ),
+            thing(mapping, &["id"]),
+        )
+        .await;
+        for options in [Options { sample: Some(10_000), ..Options::default() }, Options::default()] {
+            let report = verify_with(&stage, options).await;
+            assert_eq!(found(&report), of(Kind::MissingInLegacy, &too_much), "{legacy}: {report:?}");
+        }
+        let done = crate::repair::repaired(&stage, None, true).await.unwrap();
+        assert_eq!((done.written, done.deleted, done.left), (0, 2, 0), "{legacy}: {done:?}");
+        assert_eq!(verified(&stage).await.outcome, Outcome::Equal, "{legacy}");
+    }
+}
+
+/// Between two legacy keys, and beyond the last, there may be any number of new rows.
+#[tokio::test]
+async fn rows_that_are_too_much_by_the_thousands_end_the_walk_before_all_are_gathered() {
+    for last in [3_000, 101_500] {
+        let stage = stage_of(3_000).await;
+        if last > 3_000 {
+            for database in [&stage.pair.legacy, &stage.pair.new] {
+                database.run("UPDATE users SET id = id + 98500 WHERE id > 1500").await;
+            }
+        }
+        stage.pair.new.run("INSERT INTO users SELECT i, 'too much', 1 FROM generate_series(5001, 35000) i").await;
+        let report = verified(&stage).await;
+        let of = &report.entities[0];
+        assert_eq!((report.outcome, of.complete, of.method.as_str()), (Outcome::Differs, false, "ranges"), "{of:?}");
+        assert!(of.message.as_ref().unwrap().contains("10000 differences or more: not read further"), "{of:?}");
+        assert_eq!(of.missing_in_legacy, of.differences(), "{of:?}");
+        assert!((10_000..=12_000).contains(&of.differences()), "{last}: {of:?}");
+        assert!(of.looked_again <= 12_000, "{last}: {of:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_row_beyond_either_end_of_the_legacy_keys_is_found_though_all_others_agree() {
     let stage = stage_of(3_000).await;
@@ -185,14 +288,14 @@ async fn a_row_behind_a_failed_event_alone_is_not_equal_and_one_on_its_way_is() 
 }
 
 /// A pair with tables of its own, for one entity.
-async fn stage_with(legacy: &str, new: &str, entity: Entity) -> Stage {
+pub(crate) async fn stage_with(legacy: &str, new: &str, entity: Entity) -> Stage {
     let pair: Pair = pair().await;
     pair.legacy.run(legacy).await;
     pair.new.run(new).await;
     Stage::on(pair, |config| config.entities = vec![entity]).await
 }
 
-fn thing(sql: Option<&str>, key: &[&str]) -> Entity {
+pub(crate) fn thing(sql: Option<&str>, key: &[&str]) -> Entity {
     let entity =
         Entity::new("Thing", table("things"), key).on("ThingCreated", Action::Upsert).made_of(table("old"), "id");
     Entity { mapping: sql.map(|sql| file("mappings/thing.sql", sql)), ..entity }
