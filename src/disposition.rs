@@ -84,6 +84,12 @@ pub fn of_sqlstate(code: &str) -> Disposition {
     }
 }
 
+/// Whether an error that is transient by its code may yet be of a value, and come with it for ever: whoever writes a type in C and gives an
+/// error no code raises XX000 (PostGIS, of a geometry that it cannot read), and 0A000 is not only a stale plan's.
+pub fn may_be_of_a_value(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|e| e.code()).is_some_and(|code| matches!(code.as_ref(), "XX000" | "0A000"))
+}
+
 /// What a database error says, without DETAIL in its message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Said {

@@ -103,7 +103,8 @@ async fn relay_until_told(
     let ended = if options.until_empty {
         tokio::select! {
             ended = until_empty(&shared, give_up) => ended,
-            () = shutdown.cancelled() => Ended::Shutdown,
+            // Or nothing would ever be done any more.
+            told = until_told(shutdown, &mut relay) => told.map(|()| Ended::Shutdown)?,
         }
     } else {
         until_told(shutdown, &mut relay).await?;
@@ -114,7 +115,10 @@ async fn relay_until_told(
     }
     stop.cancel();
     relay.await??;
-    verifying.await?;
+    // A database that died without a word never answers; what was not noted is read again.
+    if let Ok(ended) = tokio::time::timeout(GRACE, verifying).await {
+        ended?;
+    }
     tracing::info!("the relay has ended");
     Ok(ended)
 }
@@ -287,6 +291,9 @@ async fn until_empty(shared: &Shared, give_up: Option<Instant>) -> Ended {
         let _ = tokio::time::timeout(left, seen).await;
     }
 }
+
+/// How long a verification may take to end.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// How often it is asked whether a drain is over while there is something to do.
 const SELDOM: Duration = Duration::from_secs(2);

@@ -146,7 +146,10 @@ impl Sampler {
             let counted = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
-                counted = self.run_once() => counted,
+                // A server that died without a word is not waited for for ever.
+                counted = tokio::time::timeout(COUNT_WITHIN * 2, self.run_once()) => {
+                    counted.unwrap_or(Err(OperatorError::NotCounted))
+                }
             };
             let pause = match counted {
                 Ok(took) => EVERY.max(took * SHARE),

@@ -323,8 +323,8 @@ pub(super) fn statement(names: &Names, file: &str, wanted: &[Status]) -> String 
 
 const COLUMNS: &str = "o.{id}::bigint AS id, o.{event_id}::uuid AS event_id, o.{aggregate_type}::text AS aggregate_type, \
     o.{aggregate_id}::text AS aggregate_id, o.{event_type}::text AS event_type, {written_at_of_o} AS created_at, \
-    o.{status}::text AS status, o.{attempts}::int AS attempts, o.{next_attempt_at}::timestamptz AS next_attempt_at, \
-    o.{processed_at}::timestamptz AS processed_at, o.{last_error}::text AS last_error, \
+    o.{status}::text AS status, o.{attempts}::int AS attempts, {shown_next_attempt_at} AS next_attempt_at, \
+    {shown_processed_at} AS processed_at, o.{last_error}::text AS last_error, \
     (SELECT f.cause FROM {relay}.failure f WHERE f.id = o.{id} AND o.{status} IN ({retry}, {failed})) AS cause";
 
 const MATCHES: &str = "($1::text IS NULL OR o.{aggregate_type} = $1::text) \

@@ -3,7 +3,7 @@
 //! Guarantees: every event has a verdict afterwards, and the transaction holds the effects of those that were applied and of no
 //! other; what is behind a failed event of its aggregate is not tried. Commits nothing.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::Shared;
 use super::plan::{self, Group};
@@ -40,8 +40,8 @@ pub(super) struct Applying<'a> {
     pub(super) charged: Charged,
     blocked: HashSet<&'a Aggregate>,
     stopped: HashSet<&'a str>,
-    /// Statements that were tried with zero events.
-    tried_empty: HashSet<String>,
+    /// Statements that were tried with zero events, and why these stop a type, if they do.
+    tried_empty: HashMap<String, Option<Stop>>,
 }
 
 /// A statement that failed.
@@ -69,7 +69,7 @@ pub(super) async fn together<'r>(
             }
         }
     }
-    if router.deferred_constraints {
+    if router.checks_late() {
         target.check_constraints().await.map_err(|error| Refusal { step: None, error })?;
     }
     Ok(())
@@ -93,7 +93,7 @@ impl<'a> Applying<'a> {
             charged: Vec::new(),
             blocked: HashSet::new(),
             stopped: HashSet::new(),
-            tried_empty: HashSet::new(),
+            tried_empty: HashMap::new(),
         }
     }
 
@@ -116,18 +116,23 @@ impl<'a> Applying<'a> {
                 to_keep = true;
                 continue;
             };
-            let disposition = disposition::of(&refusal.error);
-            match disposition {
-                Disposition::Transient => return Err(ApplyError::Transient(refusal.error)),
-                Disposition::Contended if !self.isolate => return Err(ApplyError::Contended(refusal.error)),
-                _ => {}
-            }
+            let disposition = match disposition::of(&refusal.error) {
+                Disposition::Transient if !disposition::may_be_of_a_value(&refusal.error) => {
+                    return Err(ApplyError::Transient(refusal.error));
+                }
+                Disposition::Transient | Disposition::Contended if !self.isolate => {
+                    return Err(ApplyError::Contended(refusal.error));
+                }
+                // It came again. And what does not come with zero events is not the operator's alone.
+                Disposition::Transient | Disposition::Operator => Disposition::Event,
+                known => known,
+            };
             self.target.undo().await.map_err(ApplyError::Transient)?;
-            if let Some(stop) = self.operators(&refusal, disposition).await? {
+            if let Some(stop) = self.operators(&refusal).await? {
                 self.stop_type(&part, refusal.step, stop);
                 parts.push(part);
             } else if let [one] = part[..] {
-                self.fail(one, &refusal, disposition);
+                to_keep = self.fail(one, &refusal, disposition, &mut parts).await?;
             } else {
                 let later = part[part.len() / 2..].to_vec();
                 parts.push(later);
@@ -171,27 +176,26 @@ impl<'a> Applying<'a> {
         }
     }
 
-    /// Whether the error is the operator's, whatever its code: by its code, or because it comes with zero events too.
-    async fn operators(&mut self, refusal: &Refusal<'a>, disposition: Disposition) -> Result<Option<Stop>, ApplyError> {
+    /// Whether the error is the operator's, whatever its code: because it comes with zero events too. By its code alone that cannot be told, for
+    /// what a value of a type like `tsquery` or `regclass` is refused for has the codes of a statement that is wrong.
+    async fn operators(&mut self, refusal: &Refusal<'a>) -> Result<Option<Stop>, ApplyError> {
         let Some(step) = refusal.step else { return Ok(None) };
-        let said = disposition::said(&refusal.error);
-        if disposition == Disposition::Operator {
-            return Ok(Some(stop_of(step, &said)));
-        }
-        if !self.tried_empty.insert(step.statement.sql.clone()) {
-            return Ok(None);
+        if let Some(known) = self.tried_empty.get(&step.statement.sql) {
+            return Ok(known.clone());
         }
         let empty = Events::default();
         let result = self.target.run(&step.statement, &empty).await;
         self.target.undo().await.map_err(ApplyError::Transient)?;
-        match result {
-            Ok(_) => Ok(None),
+        let stop = match result {
+            Ok(_) => None,
             Err(error) => match disposition::of(&error) {
-                Disposition::Transient => Err(ApplyError::Transient(error)),
-                Disposition::Contended => Ok(None),
-                _ => Ok(Some(stop_of(step, &disposition::said(&error)))),
+                Disposition::Transient => return Err(ApplyError::Transient(error)),
+                Disposition::Contended => None,
+                _ => Some(stop_of(step, &disposition::said(&error))),
             },
-        }
+        };
+        self.tried_empty.insert(step.statement.sql.clone(), stop.clone());
+        Ok(stop)
     }
 
     fn stop_type(&mut self, part: &[usize], step: Option<&Step>, stop: Stop) {
@@ -232,8 +236,40 @@ impl<'a> Applying<'a> {
         }
     }
 
-    /// One event failed by itself.
-    fn fail(&mut self, at: usize, refusal: &Refusal<'a>, disposition: Disposition) {
+    /// Whether another event of the type passes, of those that are left: the last one that is its aggregate's first. What has failed alike
+    /// until now is then not the operator's.
+    async fn another_passes(&mut self, kind: &str, parts: &mut [Vec<usize>]) -> Result<bool, ApplyError> {
+        let mut left: Vec<usize> = parts.iter().flatten().copied().collect();
+        left.sort_unstable();
+        let mut seen = HashSet::new();
+        let events = self.events;
+        left.retain(|at| {
+            let aggregate = &events[*at].aggregate;
+            seen.insert(aggregate) && aggregate.kind == kind && !self.blocked.contains(aggregate)
+        });
+        let Some(other) = left.pop() else { return Ok(false) };
+        if let Err(refusal) = self.try_together(&[other]).await {
+            self.target.undo().await.map_err(ApplyError::Transient)?;
+            return match disposition::of(&refusal.error) {
+                Disposition::Transient if !disposition::may_be_of_a_value(&refusal.error) => {
+                    Err(ApplyError::Transient(refusal.error))
+                }
+                _ => Ok(false),
+            };
+        }
+        self.passed(&[other]);
+        parts.iter_mut().for_each(|part| part.retain(|at| *at != other));
+        Ok(true)
+    }
+
+    /// One event failed by itself. Whether another one was applied meanwhile.
+    async fn fail(
+        &mut self,
+        at: usize,
+        refusal: &Refusal<'a>,
+        disposition: Disposition,
+        parts: &mut [Vec<usize>],
+    ) -> Result<bool, ApplyError> {
         let event = &self.events[at];
         let said = disposition::said(&refusal.error);
         let entity = refusal.step.map_or("", |step| step.entity.as_str());
@@ -258,7 +294,19 @@ impl<'a> Applying<'a> {
         // What waits for another row waits by itself. Twenty children before their parent are nobody's error, and a type that
         // stopped for them could not apply the parent if that is of the same type.
         let waits = matches!(disposition, Disposition::Contended | Disposition::Waiting) && counted.is_none();
-        if !waits && let Some(charged) = self.shared.stops.failed(&event.aggregate, likeness, counted) {
+        let streak = if waits { None } else { self.shared.stops.failed(&event.aggregate, likeness.clone(), counted) };
+        let applied = streak.is_some() && self.another_passes(&event.aggregate.kind, parts).await?;
+        if applied {
+            self.target.keep().await.map_err(ApplyError::Transient)?;
+            // Or it is mended, just now.
+            if self.try_together(&[at]).await.is_ok() {
+                self.passed(&[at]);
+                return Ok(true);
+            }
+            self.target.undo().await.map_err(ApplyError::Transient)?;
+            self.shared.stops.another_passed(&event.aggregate.kind, likeness);
+        }
+        if let Some(charged) = streak.filter(|_| !applied) {
             let stop = Stop {
                 code: StopCode::Refused(said.code.clone()),
                 message: format!(
@@ -270,7 +318,7 @@ impl<'a> Applying<'a> {
             self.charged.extend(charged.into_iter().filter(|(_, id)| !self.events.iter().any(|e| e.id == *id)));
             self.verdicts[at] = Some(Verdict::Left);
             self.stop_type(&[at], refusal.step, stop);
-            return;
+            return Ok(false);
         }
         if plan::holds_back(unapplied.status, self.router.on_failure(&event.aggregate.kind)) {
             self.blocked.insert(&event.aggregate);
@@ -300,6 +348,7 @@ impl<'a> Applying<'a> {
             tell!(warn)
         }
         self.verdicts[at] = Some(Verdict::Unapplied(Box::new(unapplied)));
+        Ok(applied)
     }
 }
 

@@ -18,6 +18,7 @@ use super::router::{Destination, Router};
 use super::stops::{Stop, StopCode};
 use super::tally::{Tally, count, tally};
 pub use super::visit::{BatchError, Counts, Errand, Healed, Outcome};
+use crate::disposition::{self, Disposition};
 use crate::event::{Aggregate, BatchKey, Event, Lane};
 use crate::failpoint::reach;
 use crate::heal;
@@ -120,7 +121,9 @@ async fn batch(
         source.release_lease().await;
         return Ok((Outcome::Nothing, charged));
     }
-    let settled_at = take_effect(source, target, &claim, &tally, &pass, relay.batch).await?;
+    let settled_at = take_effect(source, target, &claim, &tally, &pass, relay.batch)
+        .await
+        .inspect_err(|error| heed_a_refused_commit(&router, error))?;
     let counts = count(&claim, &tally, settled_at, started);
     Ok((Outcome::Settled(counts), charged))
 }
@@ -138,6 +141,22 @@ impl Clock {
 /// With when it was answered: the target may still be committing then.
 pub(super) async fn timed<E>(settling: impl Future<Output = Result<DateTime<Utc>, E>>) -> Result<Clock, E> {
     settling.await.map(|at| Clock(at, Instant::now()))
+}
+
+/// A commit that the target refuses for what was applied, not for its own state: then nothing took effect, and whose it is a batch finds out that
+/// checks before.
+pub(super) fn refused_commit(error: sqlx::Error) -> BatchError {
+    match disposition::of(&error) {
+        Disposition::Transient => BatchError::Target(error),
+        _ => BatchError::Contended(error),
+    }
+}
+
+/// The only statement that is contended after all was applied is the commit.
+pub(super) fn heed_a_refused_commit(router: &Router, error: &BatchError) {
+    if matches!(error, BatchError::Contended(_)) {
+        router.commit_was_refused();
+    }
 }
 
 /// What was applied takes effect, and only then what settles it is committed; both logs get the batch's entry. The statements that settle are
@@ -158,7 +177,7 @@ async fn take_effect(
             return Err(BatchError::Overtaken);
         }
         reach("appended");
-        target.commit().await.map_err(BatchError::Target)
+        target.commit().await.map_err(refused_commit)
     };
     let settling = source.settle(key, &there, claim, &tally.settlement, pass, release_at_most);
     let (effect, settled) = tokio::join!(effect, timed(settling));

@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
+use crate::disposition;
 use crate::event::Lane;
 use crate::retention;
+use crate::session::within;
 
 /// Between two looks at the mapping files.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
@@ -16,6 +18,8 @@ const WATCH_EVERY: Duration = Duration::from_secs(1);
 const RECOMPILE_EVERY: Duration = Duration::from_secs(2);
 /// Between two rounds of retention when nothing is left to delete.
 const RETAIN_EVERY: Duration = Duration::from_secs(10);
+/// Refusals in a row, in the same words, that are no lock that somebody holds for a moment.
+const REFUSED: u32 = 3;
 /// Between two sweeps of all lanes, at the least; and a sweep costs at most a hundredth of the time.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
 /// Before what a sweep missed (a busy lane, a source that was away for a moment) is tried again.
@@ -28,9 +32,18 @@ const QUICK_STEP: Duration = Duration::from_millis(5);
 
 /// Deletes what is old enough until the shutdown.
 pub(super) async fn retain(shared: Arc<Shared>, stop: CancellationToken) {
+    let mut refused: Option<(String, u32)> = None;
     loop {
         let pause = match retention::run_once(&shared.config, &shared.source, &shared.target).await {
-            Ok(counts) => {
+            Ok(retention::Done { counts, refused: why }) => {
+                refused = why.as_ref().map(disposition::logged).map(|why| {
+                    let before = refused.take().filter(|(before, _)| *before == why);
+                    let times = before.map_or(1, |(_, times)| times.saturating_add(1));
+                    if times == REFUSED {
+                        tracing::warn!("retention is refused, and what it should delete stays: {why}");
+                    }
+                    (why, times)
+                });
                 shared.metrics.retention_deleted(counts.processed + counts.skipped);
                 let deleted = counts.entries + counts.skipped > 0;
                 if deleted {
@@ -154,15 +167,19 @@ async fn sweep_lane(shared: &Shared, lane: Lane, stop: &CancellationToken, pace:
     let mut from = Some(i64::MIN);
     // Step by step, so that the lane's workers go on in between.
     while let Some(hash) = from.filter(|_| !stop.is_cancelled()) {
-        let Some(mut locked) = shared.source.wait_for_lane(lane, retention::A_MOMENT).await? else {
-            return Ok(SweptLane { released, whole: false });
-        };
-        let started = Instant::now();
-        let swept = locked.sweep(hash, AGGREGATES_A_STEP, &mapped, &pass, shared.config.relay.batch).await?;
-        locked.commit().await?;
+        let step = within(shared.config.relay.deadline, async {
+            let Some(mut locked) = shared.source.wait_for_lane(lane, retention::A_MOMENT).await? else {
+                return Ok(None);
+            };
+            let started = Instant::now();
+            let swept = locked.sweep(hash, AGGREGATES_A_STEP, &mapped, &pass, shared.config.relay.batch).await?;
+            locked.commit().await?;
+            Ok(Some((swept, started.elapsed())))
+        });
+        let Some((swept, took)) = step.await? else { return Ok(SweptLane { released, whole: false }) };
         released += swept.released.len();
         from = swept.next;
-        pace.rest(shared, stop, started.elapsed(), swept.released.len()).await;
+        pace.rest(shared, stop, took, swept.released.len()).await;
     }
     Ok(SweptLane { released, whole: true })
 }
@@ -260,7 +277,7 @@ pub(super) async fn watch(shared: Arc<Shared>, stop: CancellationToken) {
         }
         let anew = changed.is_some();
         let entities = changed.unwrap_or_else(|| current.to_vec());
-        if let Err(error) = shared.use_entities(entities, anew).await {
+        if let Err(error) = within(shared.config.relay.deadline, shared.use_entities(entities, anew)).await {
             tracing::debug!(%error, "could not prepare the mappings, trying again");
         }
     }

@@ -350,6 +350,17 @@ impl Board {
         self.lock().values().all(Place::joins_rounds)
     }
 
+    /// Whether all of these lanes rest, if there are any: for how long, until the first no longer does.
+    fn all_rest(&self, mut lanes: impl Iterator<Item = Lane>) -> Option<Duration> {
+        let (places, now) = (self.lock(), Instant::now());
+        let rest = |lane: &Lane| {
+            let until = places.get(lane).filter(|place| !place.taken)?.not_before?;
+            until.checked_duration_since(now)
+        };
+        let first = rest(&lanes.next()?)?;
+        lanes.try_fold(first, |least, lane| Some(least.min(rest(&lane)?)))
+    }
+
     /// Lanes of these many that no worker is on its way to: what is written in the others is found by who is there.
     fn free_lanes(&self, of: u16) -> Vec<Lane> {
         let places = self.lock();
@@ -538,6 +549,24 @@ mod tests {
         assert_eq!(last.then(None, false), LastRound { flows: false, ..last });
         // It is forgotten.
         assert_eq!(rest(&[&[3][..], &[9; 200_000]].concat()), 3);
+    }
+
+    #[test]
+    fn where_all_lanes_with_work_rest_the_next_look_waits_for_the_first_of_them() {
+        let (queue, _workers) = tokio::sync::mpsc::unbounded_channel();
+        let board = Board::new(queue);
+        let rest = |lane: i32, seconds: u64| {
+            let until = Instant::now() + Duration::from_secs(seconds);
+            board.lock().entry(Lane(lane)).or_default().not_before = Some(until);
+        };
+        let all_rest = |lanes: &[i32]| board.all_rest(lanes.iter().copied().map(Lane)).map(|rest| rest.as_secs());
+        rest(1, 60);
+        rest(2, 30);
+        rest(3, 0);
+        assert_eq!((all_rest(&[1, 2]), all_rest(&[])), (Some(29), None));
+        assert_eq!((all_rest(&[1, 3]), all_rest(&[1, 4])), (None, None), "one can be visited");
+        board.lock().entry(Lane(1)).or_default().taken = true;
+        assert_eq!(all_rest(&[1, 2]), None, "somebody is there");
     }
 
     #[test]

@@ -60,6 +60,15 @@ pub(crate) struct Group {
 /// one; the first run of every aggregate is the first wave, and so on. Groups of one wave concern different aggregates, so
 /// their order does not matter.
 pub(crate) fn waves<'a>(events: impl Iterator<Item = (usize, &'a Aggregate, Shape)>) -> Vec<Vec<Group>> {
+    let events: Vec<_> = events.collect();
+    // Most batches are of one shape: then nobody need know whose the events are.
+    if let Some((.., first)) = events.first()
+        && first.in_runs
+        && events.iter().all(|(.., shape)| shape == first)
+    {
+        let all = Group { route: first.route, events: events.iter().map(|(at, ..)| *at).collect() };
+        return vec![vec![all]];
+    }
     let mut last: HashMap<&Aggregate, (usize, Shape)> = HashMap::new();
     let mut waves: Vec<Vec<Group>> = Vec::new();
     for (at, aggregate, shape) in events {

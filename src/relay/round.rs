@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::Shared;
 use super::apply::together;
-use super::batch::timed;
+use super::batch::{heed_a_refused_commit, refused_commit, timed};
 use super::router::{Destination, Router};
 use super::tally::{Tally, count};
 use super::visit::{BatchError, Counts};
@@ -93,7 +93,8 @@ async fn attempt(shared: &Shared, lanes: &[Lane]) -> Result<Round, BatchError> {
         return Ok(round);
     }
     reach("applied");
-    round.settled = take_effect(shared, (source, &identity), target, parts, started).await?;
+    let settled = take_effect(shared, (source, &identity), target, parts, started).await;
+    round.settled = settled.inspect_err(|error| heed_a_refused_commit(&router, error))?;
     Ok(round)
 }
 
@@ -197,7 +198,7 @@ async fn take_effect(
             return Err(BatchError::Overtaken);
         }
         reach("appended");
-        target.commit().await.map_err(BatchError::Target)
+        target.commit().await.map_err(refused_commit)
     };
     let (effect, settled) = tokio::join!(effect, timed(source.settle(&parts, &there)));
     effect?;

@@ -1,6 +1,7 @@
 //! Which statements an event goes through.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::{Action, Entity, OnFailure};
 use crate::event::Event;
@@ -16,7 +17,7 @@ pub struct Router {
     /// Entities whose mapping is wrong.
     pub errors: Vec<MappingError>,
     /// Whether the target has constraints that are checked at the end of a transaction.
-    pub deferred_constraints: bool,
+    deferred_constraints: AtomicBool,
 }
 
 /// What an event's statements are, in the order of the file.
@@ -73,9 +74,20 @@ impl Router {
             // A failed PREPARE leaves the transaction broken; rolling back is all that is ever done with it.
             transaction.rollback().await?;
         }
-        router.deferred_constraints = target.has_deferrable_constraints().await?;
+        router.deferred_constraints = AtomicBool::new(target.has_deferrable_constraints().await?);
         router.types = aggregate_types(&compiled, &mut router.routes);
         Ok(router)
+    }
+
+    /// Whether constraints may be checked as late as the commit.
+    pub(crate) fn checks_late(&self) -> bool {
+        self.deferred_constraints.load(Ordering::Relaxed)
+    }
+
+    /// A commit was refused: somebody has made such a constraint since. From now on they are checked before it, where the event that breaks
+    /// one can be found.
+    pub(crate) fn commit_was_refused(&self) {
+        self.deferred_constraints.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn destination(&self, event: &Event) -> Destination {

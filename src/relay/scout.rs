@@ -21,16 +21,18 @@ const PATIENCE: Duration = Duration::from_millis(100);
 const POLL_CROWDED: Duration = Duration::from_millis(50);
 /// Until the next glance while a worker is on its way to each lane, and more are than there are workers: nothing is asked.
 const GLANCE: Duration = Duration::from_millis(10);
-/// How often lanes are looked at while round follows round: for retries that are due, and what lies below a lane's start.
+/// How often lanes are looked at while round follows round: for retries that are due.
 const LOOK_WHILE_IT_FLOWS: Duration = Duration::from_millis(100);
 /// The same while some lanes are left to batches: what is written there waits for a look.
 const LOOK_FOR_SOME: Duration = Duration::from_millis(20);
 /// How often both logs' newest entries are compared, for a target that went back while nothing was pending.
 const COMPARE_EVERY: Duration = Duration::from_secs(1);
 
-/// A look that takes longer walks over something at each turn: a crowd of stopped events, in lanes where nothing else moves the
-/// start past it.
+/// A look that takes longer than its round trips and this walks over something at each turn: a crowd of stopped events, in lanes where nothing
+/// else moves the start past it.
 const SLOW_LOOK: Duration = Duration::from_millis(25);
+/// Round trips of a look.
+const TRIPS: u32 = 3;
 
 /// Something that is done every so often, but costs about a hundredth of the time: it may become ten times rarer. Not more, or
 /// one slow look (the first, which connects, or one during a hiccup) would delay retries that are due by many seconds.
@@ -95,11 +97,17 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
                 if look_due {
                     due.took(started.elapsed());
                 }
+                let took = started.elapsed();
+                let all_rest = board.all_rest(sightings.iter().map(|sighting| sighting.lane));
                 offer(&shared, &board, &sightings);
-                if started.elapsed() > SLOW_LOOK && advance.is_due() {
-                    advance.took(Duration::ZERO);
-                    let lanes = 0..i32::from(shared.config.relay.lanes);
-                    lanes.for_each(|lane| board.offer(Lane(lane), Errand { advance: true, ..Errand::default() }));
+                if took > SLOW_LOOK && advance.is_due() {
+                    let asked = Instant::now();
+                    let way = shared.source.round_trip().await.unwrap_or_default() * TRIPS;
+                    advance.took(asked.elapsed());
+                    if took > SLOW_LOOK + way {
+                        let lanes = 0..i32::from(shared.config.relay.lanes);
+                        lanes.for_each(|lane| board.offer(Lane(lane), Errand { advance: true, ..Errand::default() }));
+                    }
                 }
                 let nothing = sightings.is_empty() && all_are_free;
                 if nothing {
@@ -107,6 +115,9 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
                 }
                 pause = if nothing {
                     (pause * 3 / 2).min(shared.config.relay.poll_max)
+                } else if let Some(rest) = all_rest {
+                    // While a target is away, say: there is something to do, and nobody can be sent.
+                    (pause * 3 / 2).min(shared.config.relay.poll_max).min(rest.max(POLL_MIN))
                 } else if board.is_crowded(shared.config.relay.workers.into()) {
                     (started.elapsed() * 20).clamp(POLL_MIN, POLL_CROWDED)
                 } else {

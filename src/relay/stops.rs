@@ -74,6 +74,9 @@ impl Stopped {
     }
 }
 
+/// For so long failures are the events' own that were so when another one passed: their next attempts come in batches where none passes.
+const OWN: Duration = Duration::from_secs(60);
+
 /// How long a due probe waits for another lane than the last one's, whose front may be just what cannot be applied.
 const ELSEWHERE: Duration = Duration::from_millis(200);
 
@@ -101,6 +104,8 @@ struct Inner {
     streaks: HashMap<String, Streak>,
     /// What the failures that stopped a type had in common.
     alike: HashMap<String, Likeness>,
+    /// What failures had in common when another event of the type passed, and when that was.
+    own: HashMap<String, (Likeness, Instant)>,
 }
 
 /// What failures have in common: SQLSTATE, column, constraint.
@@ -200,6 +205,11 @@ impl Stops {
         probing && inner.stopped.remove(aggregate_type).is_some()
     }
 
+    /// Another event of the type passed where so many had failed alike: those are the events' own affair, for a while.
+    pub fn another_passed(&self, aggregate_type: &str, likeness: Likeness) {
+        self.lock().own.insert(aggregate_type.to_owned(), (likeness, Instant::now()));
+    }
+
     /// An event failed by itself. `Some`: as many different aggregates in a row failed alike as make it the operator's error,
     /// and these are the events that were charged an attempt for it.
     pub fn failed(
@@ -209,6 +219,9 @@ impl Stops {
         counted: Option<(Lane, EventId)>,
     ) -> Option<Vec<(Lane, EventId)>> {
         let mut inner = self.lock();
+        if inner.own.get(&aggregate.kind).is_some_and(|(own, at)| *own == likeness && at.elapsed() < OWN) {
+            return None;
+        }
         // A probe that still fails the same way needs no second streak; one that fails otherwise is that event's affair.
         let still = inner.stopped.contains_key(&aggregate.kind) && inner.alike.get(&aggregate.kind) == Some(&likeness);
         let streak = inner.streaks.entry(aggregate.kind.clone()).or_insert_with(|| Streak {

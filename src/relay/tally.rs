@@ -76,13 +76,18 @@ pub(super) fn count(claim: &Claim, tally: &Tally<'_>, settled_at: DateTime<Utc>,
     for event in &tally.applied {
         trace(event);
         telemetry::applied(event, counts.took);
-        *counts.processed.entry(event.aggregate.kind.clone()).or_default() += 1;
+        match counts.processed.get_mut(&event.aggregate.kind) {
+            Some(events) => *events += 1,
+            None => drop(counts.processed.insert(event.aggregate.kind.clone(), 1)),
+        }
         counts.lags.push((settled_at - event.created_at).as_seconds_f64());
     }
-    let kinds: HashMap<EventId, &str> = claim.events.iter().map(|e| (e.id, e.aggregate.kind.as_str())).collect();
-    for unapplied in &tally.settlement.unapplied {
-        let kind = kinds.get(&unapplied.id).copied().unwrap_or_default();
-        *counts.unapplied.entry((kind.to_owned(), unapplied.status)).or_default() += 1;
+    if !tally.settlement.unapplied.is_empty() {
+        let kinds: HashMap<EventId, &str> = claim.events.iter().map(|e| (e.id, e.aggregate.kind.as_str())).collect();
+        for unapplied in &tally.settlement.unapplied {
+            let kind = kinds.get(&unapplied.id).copied().unwrap_or_default();
+            *counts.unapplied.entry((kind.to_owned(), unapplied.status)).or_default() += 1;
+        }
     }
     counts.more |= !tally.settlement.freed.is_empty();
     counts

@@ -221,10 +221,11 @@ async fn report(
         }
         // Once is a race with the look; again and again is something pending that cannot be had just now (a DBA's lock).
         Outcome::Paused | Outcome::Nothing | Outcome::Busy => board.done(lane, None, |place| {
-            let times = place.in_vain.saturating_add(1);
+            // Who came for something else than events did not come in vain.
+            let times = place.in_vain.saturating_add(u32::from(!errand.advance));
             free(place);
             place.in_vain = times;
-            if times > 1 {
+            if times > 1 && !errand.advance {
                 let pause = Duration::from_millis(10) * 2u32.saturating_pow(times.min(6));
                 place.not_before = Some(Instant::now() + pause.min(shared.config.relay.poll_max));
             }

@@ -152,7 +152,7 @@ impl SourceLane {
             batch.events.iter().filter(|e| !e.given_up && settled.contains(&e.id)).map(|e| e.id).collect();
         self.forget_failures(&applied).await?;
         if self.source.delete_on_settle {
-            let sql = self.source.names.render(include_str!("../../sql/source/settle_deleted.sql"));
+            let sql = self.source.names.render(include_str!("../../sql/source/heal_delete.sql"));
             self.source.query(&sql).bind(&applied).execute(self.session.connection()).await?;
         }
         Ok(settled)

@@ -24,6 +24,11 @@ fn written_at(created_at: &str) -> String {
     format!("least(greatest(coalesce({created_at}::timestamptz, now()), {FIRST}), {LAST})")
 }
 
+/// Another time, as it can be told; NULL stays.
+fn shown(time: &str) -> String {
+    format!("CASE WHEN {time} IS NOT NULL THEN least(greatest({time}::timestamptz, {FIRST}), {LAST}) END")
+}
+
 impl Names {
     /// For an outbox with this many lanes.
     pub fn new(legacy: &Legacy, lanes: u16) -> Names {
@@ -63,6 +68,8 @@ impl Names {
             ("identity", Identity::SQL.to_owned()),
             ("written_at", written_at(&ident(&c.created_at))),
             ("written_at_of_o", written_at(&format!("o.{}", ident(&c.created_at)))),
+            ("shown_next_attempt_at", shown(&format!("o.{}", ident(&c.next_attempt_at)))),
+            ("shown_processed_at", shown(&format!("o.{}", ident(&c.processed_at)))),
             // Overwritten by `partitioned`.
             ("within", "($2::timestamptz IS NULL OR $3::timestamptz IS NULL OR true)".to_owned()),
             ("lowest", format!("({})::bigint", literal(&i64::MIN.to_string()))),

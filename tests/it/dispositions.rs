@@ -248,6 +248,62 @@ async fn deferred_constraints_are_met_before_the_commit() {
 }
 
 #[tokio::test]
+async fn a_constraint_that_is_made_while_the_relay_runs_and_checked_at_the_commit_stops_only_who_breaks_it() {
+    let stage = stage("CREATE TABLE orders (id bigint PRIMARY KEY, user_id bigint)", |config| {
+        config.relay.lanes = 1;
+        config.entities.push(orders());
+    })
+    .await;
+    let running = stage.start().await;
+    stage.user(1, "UserCreated", "Ada", 1).await;
+    let before = order(&stage, 1, 1).await;
+    becomes(&stage, before, "processed").await;
+    let late = "ALTER TABLE orders ADD FOREIGN KEY (user_id) REFERENCES users DEFERRABLE INITIALLY DEFERRED";
+    stage.pair.new.run(late).await;
+    let orphan = order(&stage, 2, 7).await;
+    let good = order(&stage, 3, 1).await;
+    becomes(&stage, good, "processed").await;
+    becomes(&stage, orphan, "retry").await;
+    stage.user(7, "UserCreated", "Bob", 1).await;
+    becomes(&stage, orphan, "processed").await;
+    running.stop().await;
+}
+
+/// Types in C that give their errors no code raise XX000, and what a tsquery is refused for has the code of a statement that is wrong.
+#[tokio::test]
+async fn what_one_value_is_refused_for_is_its_events_affair_whatever_its_code() {
+    let tables = "CREATE TABLE searches (id bigint PRIMARY KEY, query tsquery);
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF NEW.name ~ '^[0-9A-Z]{5}$' THEN RAISE 'no geometry' USING ERRCODE = NEW.name; END IF;
+            RETURN NEW;
+        END $$;
+        CREATE TRIGGER refuse BEFORE INSERT ON users FOR EACH ROW EXECUTE FUNCTION refuse()";
+    let stage = stage(tables, |config| {
+        config.relay.lanes = 1;
+        let mapping = "SELECT payload->>'id' AS id, payload->>'query' AS query FROM event";
+        config.entities.push(entity("Search", "searches", mapping));
+    })
+    .await;
+    let search = async |id: i64, query: &str| {
+        stage.event("Search", &id.to_string(), "Changed", &format!("{{\"id\": {id}, \"query\": \"{query}\"}}")).await
+    };
+    let mut bad = vec![search(1, "a b").await];
+    for (id, code) in [(1, "XX000"), (2, "0A000"), (3, "42883")] {
+        bad.push(stage.user(id, "UserCreated", code, 1).await);
+    }
+    let good = [search(2, "a & b").await, stage.user(4, "UserCreated", "Ada", 1).await];
+    let running = stage.start().await;
+    for id in good {
+        becomes(&stage, id, "processed").await;
+    }
+    for id in bad {
+        becomes(&stage, id, "failed").await;
+    }
+    assert_eq!(stopped(&running), [""; 0]);
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn a_locked_row_holds_up_only_the_events_that_meet_it() {
     let stage = stage("", |config| {
         config.relay.lanes = 1;
@@ -462,6 +518,25 @@ async fn twenty_aggregates_in_a_row_that_fail_alike_are_the_operators_and_get_th
     assert_eq!(stopped(&running), [""; 0]);
     running.stop().await;
     assert_eq!((stage.count("processed").await, attempts(&stage).await), (60, 0));
+}
+
+#[tokio::test]
+async fn more_bad_events_than_stop_a_type_do_not_keep_it_from_those_behind_them() {
+    let stage = stage("", |config| config.relay.lanes = 1).await;
+    let running = stage.start().await;
+    let mut bad = Vec::new();
+    for id in 1..=30 {
+        bad.push(poison(&stage, id).await);
+    }
+    eventually(DEADLINE, "it stops", || async { stopped(&running) == ["User: refused.22P02"] }).await;
+    // Whoever wrote them writes them right again.
+    let good = stage.user(31, "UserCreated", "x", 1).await;
+    becomes(&stage, good, "processed").await;
+    for id in bad {
+        becomes(&stage, id, "failed").await;
+    }
+    assert_eq!(stopped(&running), [""; 0]);
+    running.stop().await;
 }
 
 #[tokio::test]

@@ -25,7 +25,7 @@ pub(crate) async fn age(stage: &Stage) {
 pub(crate) async fn retain(stage: &Stage, shared: &Shared) -> retention::Counts {
     let mut all = retention::Counts::default();
     loop {
-        let counts = retention::run_once(&stage.config, &shared.source, &shared.target).await.unwrap();
+        let counts = run_once(stage, shared).await;
         if counts == retention::Counts::default() {
             return all;
         }
@@ -33,6 +33,12 @@ pub(crate) async fn retain(stage: &Stage, shared: &Shared) -> retention::Counts 
         all.skipped += counts.skipped;
         all.entries += counts.entries;
     }
+}
+
+async fn run_once(stage: &Stage, shared: &Shared) -> retention::Counts {
+    let done = retention::run_once(&stage.config, &shared.source, &shared.target).await.unwrap();
+    assert!(done.refused.is_none(), "{done:?}");
+    done.counts
 }
 
 async fn events(stage: &Stage) -> i64 {
@@ -114,7 +120,7 @@ async fn what_trickled_in_goes_as_quickly_as_it_came() {
     stage.drain_by_hand(&shared).await;
     age(&stage).await;
     // An entry for every event; one stays.
-    let gone = retention::run_once(&stage.config, &shared.source, &shared.target).await.unwrap();
+    let gone = run_once(&stage, &shared).await;
     assert!(gone.processed >= 98, "{gone:?} in one step");
 }
 
@@ -233,6 +239,58 @@ async fn zero_deletes_on_settling() {
     assert_eq!(stage.pair.new.value::<i64>("SELECT count(DISTINCT event) FROM applied").await, 5);
 }
 
+/// An application's own table refers to events of one lane.
+#[tokio::test]
+async fn what_is_refused_in_one_lane_keeps_no_other_from_being_cleaned() {
+    let stage = Stage::with(|config| {
+        config.retention.processed = Duration::from_secs(60);
+        config.relay.replica_lag = Duration::from_secs(60);
+        config.relay.lanes = 8;
+    })
+    .await;
+    let shared = stage.shared().await;
+    let kept = stage.thing("a", 1).await;
+    stage.drain_by_hand(&shared).await;
+    for round in 1..=3 {
+        for aggregate in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+            stage.thing(aggregate, round + 1).await;
+        }
+        stage.drain_by_hand(&shared).await;
+    }
+    age(&stage).await;
+    stage
+        .pair
+        .legacy
+        .run(&format!(
+            "CREATE TABLE of_ours (event bigint REFERENCES outbox (id)); INSERT INTO of_ours VALUES ({kept})"
+        ))
+        .await;
+    let done = retention::run_once(&stage.config, &shared.source, &shared.target).await.unwrap();
+    assert!(done.counts.processed > 0, "{done:?}");
+    assert!(done.refused.as_ref().is_some_and(|why| why.to_string().contains("of_ours")), "{done:?}");
+    // Once nobody refers to it any more it goes like the others.
+    stage.pair.legacy.run("DROP TABLE of_ours").await;
+    retain(&stage, &shared).await;
+    assert_eq!(stage.pair.legacy.value::<i64>(&format!("SELECT count(*) FROM outbox WHERE id = {kept}")).await, 0);
+}
+
+/// The target committed, and the source did not: with "0s" what heals that deletes, too.
+#[tokio::test]
+async fn zero_deletes_what_healing_settles() {
+    let stage = Stage::with(|config| config.retention.processed = Duration::ZERO).await;
+    let shared = stage.shared().await;
+    for version in 1..=5 {
+        stage.thing("a", version).await;
+    }
+    let past = Past::of(&stage.pair.legacy).await;
+    stage.drain_by_hand(&shared).await;
+    past.again(&stage.pair.legacy).await;
+    assert_eq!(events(&stage).await, 5);
+    stage.drain_by_hand(&shared).await;
+    assert_eq!(events(&stage).await, 0);
+    assert_eq!(stage.pair.new.value::<i64>("SELECT count(*) FROM applied").await, 5, "each once");
+}
+
 #[tokio::test]
 async fn it_waits_for_nobody_and_locks_nobody_out() {
     let stage = Stage::with(|config| {
@@ -250,7 +308,7 @@ async fn it_waits_for_nobody_and_locks_nobody_out() {
     // A worker has the lane: its turn comes later, and it does not wait.
     let mut worker = PgConnection::connect(&stage.pair.legacy.url).await.unwrap();
     worker.execute("BEGIN; SELECT FROM outbox_relay.lane WHERE lane = 0 FOR UPDATE").await.unwrap();
-    let counts = retention::run_once(&stage.config, &shared.source, &shared.target).await.unwrap();
+    let counts = run_once(&stage, &shared).await;
     assert_eq!((counts.processed, counts.entries), (0, 0));
     worker.execute("ROLLBACK").await.unwrap();
     // The application's transaction holds the table's lock and inserts: it is not waited for either.
