@@ -38,7 +38,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Inner>> {
         .routes(routes!(routes::audits))
         .routes(routes!(migration::migration))
         .routes(routes!(migration::plan))
-        .routes(routes!(migration::copies))
+        .routes(routes!(migration::copies, migration::start_copies))
         .routes(routes!(migration::reports))
         .routes(routes!(migration::report))
         .routes(routes!(migration::repairs))

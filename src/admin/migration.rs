@@ -12,7 +12,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::Inner;
 use super::auth::Caller;
 use super::problem::Problem;
-use super::request::{Because, Body, Paging, RepairRows, ResyncRows, StartCopy, StartVerify, words};
+use super::request::{Because, Body, Paging, RepairRows, ResyncRows, StartCopies, StartCopy, StartVerify, words};
 use super::routes::{Answer, Id, Pairs, Shared, Who, query};
 use crate::job::{Via, Who as Asking};
 use crate::migration::{self, Migration, MigrationError, Page, ReportPage, Started, Work};
@@ -198,6 +198,27 @@ pub(super) async fn job(State(state): Shared, Extension(who): Who, id: Id) -> An
     found.map(Json).ok_or_else(|| Problem::nothing(format!("there is no job {id}")))
 }
 
+/// Copies several entities, or all, one after the other, those first to which others refer; or goes on with them, in this process. Lifts a
+/// pause of any of them.
+///
+/// 200 if it ended within some seconds, else 202: how it goes on is told by `GET /v1/jobs/{id}`. If somebody does the same already, their
+/// job is the answer; if somebody copies any of them otherwise (another `restart`, other entities besides), it is 409 with the code
+/// `other_work`, and nothing was changed.
+#[utoipa::path(
+    post,
+    path = "/v1/backfill",
+    request_body = StartCopies,
+    responses((status = OK, body = Asked), (status = ACCEPTED, body = Asked))
+)]
+pub(super) async fn start_copies(
+    State(state): Shared,
+    Extension(who): Who,
+    Body(body): Body<StartCopies>,
+) -> Result<Response, Problem> {
+    let asking = asking(&who, body.reason.as_deref())?;
+    start(&state, &who, body.work()?, asking).await
+}
+
 /// Copies an entity, or goes on with it, in this process; lifts a pause of it.
 ///
 /// 200 if it ended within some seconds, else 202: how it goes on is told by `GET /v1/jobs/{id}`. If somebody does the same already, their
@@ -218,7 +239,7 @@ pub(super) async fn start_copy(
 ) -> Result<Response, Problem> {
     let asking = asking(&who, body.reason.as_deref())?;
     let entity = entity_named(&state, entity)?;
-    start(&state, &who, Work::Backfill { entity, restart: body.restart, rate: body.rows_per_second }, asking).await
+    start(&state, &who, body.work(entity)?, asking).await
 }
 
 /// Lets the copy of an entity rest, whoever makes it, until it is resumed or started.

@@ -199,7 +199,9 @@ impl From<MigrationError> for Problem {
             MigrationError::Target(inner) | MigrationError::Backfill(BackfillError::Database { error: inner, .. }) => {
                 Problem::target(&inner)
             }
-            MigrationError::Verify(VerifyError::NoEntity(_)) => Problem::unprocessable("entity.no_legacy", detail),
+            MigrationError::Verify(VerifyError::NoEntity(_)) | MigrationError::Backfill(BackfillError::Refused(_)) => {
+                Problem::unprocessable("entity.no_legacy", detail)
+            }
             MigrationError::Backfill(_) | MigrationError::Verify(_) => {
                 Problem::new(StatusCode::CONFLICT, "migration", detail)
             }

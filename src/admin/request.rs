@@ -149,9 +149,43 @@ pub(super) struct StartCopy {
     #[schema(required, value_type = String, pattern = r"\S")]
     pub(super) reason: Option<String>,
     /// Forget what was copied, and begin with the first row; rows are overwritten, none is deleted.
-    pub(super) restart: bool,
+    restart: bool,
     /// At most so many rows a second; 0: as fast as it goes. Without it, as `backfill.rows_per_second` says.
-    pub(super) rows_per_second: Option<u32>,
+    #[schema(minimum = 0, maximum = 10_000_000)]
+    rows_per_second: Option<u32>,
+}
+
+impl StartCopy {
+    pub(super) fn work(&self, entity: String) -> Result<Work, Problem> {
+        copy_of(vec![entity], self.restart, self.rows_per_second)
+    }
+}
+
+/// Which entities are copied, and how.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct StartCopies {
+    /// Kept in the audit table.
+    #[schema(required, value_type = String, pattern = r"\S")]
+    pub(super) reason: Option<String>,
+    /// Which; without any, all that say of which legacy rows they are made.
+    entities: Vec<String>,
+    /// Forget what was copied of them, and begin with the first row; rows are overwritten, none is deleted.
+    restart: bool,
+    /// At most so many rows a second; 0: as fast as it goes. Without it, as `backfill.rows_per_second` says.
+    #[schema(minimum = 0, maximum = 10_000_000)]
+    rows_per_second: Option<u32>,
+}
+
+impl StartCopies {
+    pub(super) fn work(&self) -> Result<Work, Problem> {
+        copy_of(self.entities.clone(), self.restart, self.rows_per_second)
+    }
+}
+
+fn copy_of(entities: Vec<String>, restart: bool, rate: Option<u32>) -> Result<Work, Problem> {
+    within("rows_per_second", rate, 0..=10_000_000)?;
+    Ok(Work::Backfill { entities, restart, rate })
 }
 
 /// What is compared, and how.

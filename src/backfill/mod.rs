@@ -420,7 +420,7 @@ pub async fn pause(
 }
 
 /// The entities to be copied.
-fn wanted<'a>(config: &'a Config, names: &[String]) -> Result<Vec<&'a Entity>, BackfillError> {
+pub(crate) fn wanted<'a>(config: &'a Config, names: &[String]) -> Result<Vec<&'a Entity>, BackfillError> {
     let mut wanted: Vec<&Entity> = Vec::new();
     for name in names {
         let entity = crate::map::entity(config, name).map_err(|error| BackfillError::Refused(error.to_string()))?;

@@ -29,10 +29,10 @@ const WAIT: Duration = Duration::from_secs(2);
 /// What is to be done.
 #[derive(Debug, Clone)]
 pub enum Work {
-    /// Copy an entity, or go on with it.
+    /// Copy entities, or go on with them.
     Backfill {
-        /// Which.
-        entity: String,
+        /// Which; empty: all that say of which legacy rows they are made.
+        entities: Vec<String>,
         /// From the first row.
         restart: bool,
         /// Rows a second; none: as configured.
@@ -121,7 +121,7 @@ impl Jobs {
         let found = Taken::look(&shared.target, &order, unless).await.map_err(MigrationError::Target)?;
         if let Some(taken) = found {
             let job = same(taken)?;
-            wake(shared, &work, &who).await?;
+            wake(shared, &order).await?;
             return Ok(Started { job, began: false });
         }
         let place = Place::of(&self.places).ok_or(MigrationError::TooMany(AT_ONCE))?;
@@ -131,12 +131,12 @@ impl Jobs {
             // It was begun between the two looks.
             Err(taken) => {
                 let job = same(*taken)?;
-                wake(shared, &work, &who).await?;
+                wake(shared, &order).await?;
                 return Ok(Started { job, began: false });
             }
         };
         let job = working.id;
-        if let Err(error) = working.during(wake(shared, &work, &who)).await {
+        if let Err(error) = working.during(wake(shared, &order)).await {
             working.end(&error.ending(config.quoting(&order.entities))).await;
             return Err(error.into());
         }
@@ -154,19 +154,20 @@ fn same(taken: Taken) -> Result<JobId, MigrationError> {
 }
 
 /// Whoever starts a copy wants it to run.
-async fn wake(shared: &Shared, work: &Work, who: &Who) -> Result<(), BackfillError> {
-    let Work::Backfill { entity, .. } = work else { return Ok(()) };
-    backfill::pause(&shared.source, &shared.target, std::slice::from_ref(entity), false, who).await?;
+async fn wake(shared: &Shared, order: &Order) -> Result<(), BackfillError> {
+    if order.kind == Kind::Backfill {
+        backfill::pause(&shared.source, &shared.target, &order.entities, false, &order.who).await?;
+    }
     Ok(())
 }
 
 /// The job that it is, and what must not be under way beside it.
 fn order(config: &Config, work: &Work, who: &Who) -> Result<(Order, &'static [Kind]), MigrationError> {
     Ok(match work {
-        Work::Backfill { entity, restart, rate } => {
-            with_rows(config, entity)?;
-            let request = serde_json::json!({ "entities": [entity], "restart": restart, "rows_per_second": rate });
-            let entities = vec![entity.clone()];
+        Work::Backfill { entities, restart, rate } => {
+            entities.iter().try_for_each(|name| with_rows(config, name).map(drop))?;
+            let request = serde_json::json!({ "entities": entities, "restart": restart, "rows_per_second": rate });
+            let entities = backfill::wanted(config, entities)?.iter().map(|entity| entity.name.clone()).collect();
             (Order { kind: Kind::Backfill, entities, request, who: who.clone() }, &[Kind::Backfill])
         }
         Work::Verify { entities, .. } => {
@@ -224,11 +225,10 @@ fn verification(config: &Config, work: &Work, who: &Who, job: Option<Working>) -
 async fn run(mut config: Config, work: Work, who: Who, working: Working) {
     let job = working.id.0;
     let failed = match work {
-        Work::Backfill { entity, restart, rate } => {
+        Work::Backfill { entities, restart, rate } => {
             config.backfill.rows_per_second = rate.unwrap_or(config.backfill.rows_per_second);
             let stop = working.stop().clone();
-            let options =
-                backfill::Options { entities: vec![entity], restart, who, job: Some(working), ..Default::default() };
+            let options = backfill::Options { entities, restart, who, job: Some(working), ..Default::default() };
             Box::pin(backfill::run(&config, &options, &|_| {}, &stop)).await.err().map(|error| error.logged())
         }
         Work::Verify { .. } | Work::Rows { .. } => {

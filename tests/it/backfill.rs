@@ -554,6 +554,44 @@ async fn a_sequence_that_cannot_be_set_in_time_ends_the_copy_with_what_to_do() {
 }
 
 #[tokio::test]
+async fn a_default_that_makes_a_text_of_a_sequence_is_no_hindrance_to_a_copys_end() {
+    let stage = copying::stage(pair().await, 20, |_| {}).await;
+    stage
+        .pair
+        .new
+        .run(
+            "CREATE DOMAIN some_number AS bigint; CREATE SEQUENCE order_numbers; CREATE SEQUENCE user_ids;
+             ALTER TABLE users ADD number text DEFAULT 'ORD-' || nextval('order_numbers');
+             ALTER TABLE users ALTER id TYPE some_number, ALTER id SET DEFAULT nextval('user_ids')",
+        )
+        .await;
+    let summary = copy(&stage).await;
+    assert!(summary.is_whole(), "{summary:?}");
+    let (_, target) = connect::open(&stage.config).await.unwrap();
+    assert_eq!(target.copies().await.unwrap()[0].sequences, ["public.user_ids"]);
+    assert_eq!(stage.pair.new.value::<i64>("SELECT last_value FROM user_ids").await, 14);
+}
+
+#[tokio::test]
+async fn a_sequence_that_has_no_room_for_the_highest_value_ends_the_copy_with_what_to_do() {
+    let stage = copying::stage(pair().await, 20, |_| {}).await;
+    stage
+        .pair
+        .new
+        .run("CREATE SEQUENCE small MAXVALUE 9; ALTER TABLE users ALTER id SET DEFAULT nextval('small')")
+        .await;
+    let (options, stop) = (Options::default(), CancellationToken::new());
+    let copying = backfill::run(&stage.config, &options, &|_| {}, &stop);
+    let error = tokio::time::timeout(DEADLINE, copying).await.expect("it ends").unwrap_err().to_string();
+    for said in ["22003", "small", "MAXVALUE", "outbox-relay backfill users"] {
+        assert!(error.contains(said), "{said}\n{error}");
+    }
+    stage.pair.new.run("ALTER SEQUENCE small MAXVALUE 99").await;
+    assert!(copy(&stage).await.is_whole());
+    assert_eq!(stage.pair.new.value::<i64>("SELECT last_value FROM small").await, 14);
+}
+
+#[tokio::test]
 async fn two_copies_of_one_entity_share_the_work() {
     let stage = copying::stage(pair().await, 4_000, |config| config.backfill.rows_per_second = 3_000).await;
     let (one, other) = tokio::join!(copy(&stage), copy(&stage));
@@ -589,8 +627,8 @@ async fn a_pause_holds_whoever_copies_until_it_is_lifted() {
     agree(&stage).await;
 }
 
-#[tokio::test]
-async fn keys_of_several_columns_parents_before_children_and_sequences_past_the_highest_key() {
+/// Users, and the tags of their lines, which refer to them and stand first in the configuration.
+pub(crate) async fn parents_and_children() -> Stage {
     let databases = pair().await;
     databases
         .legacy
@@ -615,7 +653,7 @@ async fn keys_of_several_columns_parents_before_children_and_sequences_past_the_
     let mapping = "SELECT payload->>'tenant' AS tenant, payload->>'line' AS line, t.tag, payload->>'user_id' AS user_id
                    FROM event CROSS JOIN LATERAL (SELECT jsonb_array_elements_text(payload->'tags') AS tag
                         UNION ALL SELECT NULL WHERE payload->'tags' = '[]') AS t";
-    let stage = Stage::on_prepared(databases, |config| {
+    Stage::on_prepared(databases, |config| {
         let lines = Entity {
             replace_by: vec!["tenant".into(), "line".into()],
             legacy: Some(LegacyRows {
@@ -628,11 +666,15 @@ async fn keys_of_several_columns_parents_before_children_and_sequences_past_the_
             ..Entity::new("Line", table("tags"), &["tenant", "line", "tag"]).on("LineCreated", Action::Upsert)
         };
         copied(config);
-        // The child is first in the file.
         config.entities.insert(0, lines);
         config.relay.lanes = 3;
     })
-    .await;
+    .await
+}
+
+#[tokio::test]
+async fn keys_of_several_columns_parents_before_children_and_sequences_past_the_highest_key() {
+    let stage = parents_and_children().await;
     let summary = copy(&stage).await;
     assert!(summary.is_whole(), "{summary:?}");
     let order: Vec<&str> = summary.copies.iter().map(|copy| copy.entity.as_str()).collect();

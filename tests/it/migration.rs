@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Api, Client, tokens};
+use crate::backfill::parents_and_children;
 use crate::repair::repaired;
 use crate::support::copying::{self, agree, copy, install};
 use crate::support::stage::{Stage, file};
@@ -549,6 +550,37 @@ async fn whoever_asks_for_other_work_than_what_is_under_way_is_refused_and_a_cop
 }
 
 #[tokio::test]
+async fn several_entities_are_copied_as_one_job_parents_first() {
+    let stage = parents_and_children().await;
+    let api = api(&stage).await;
+    let admin = api.client.with(Some("all-of-it"));
+    let started = admin.post("/v1/backfill", json!({"reason": "the first copy"})).await.json();
+    assert_eq!((&started["changed"], &started["job"]["entities"]), (&json!(true), &json!(["tags", "users"])));
+    let done = job_is(&api, &started["job"]["id"], "done").await;
+    let copied = |job: &Value| -> Vec<(String, i64)> {
+        let copies = job["result"]["copies"].as_array().unwrap();
+        copies.iter().map(|of| (of["entity"].as_str().unwrap().to_owned(), of["rows"].as_i64().unwrap())).collect()
+    };
+    assert_eq!(
+        (copied(&done), &done["code"]),
+        (vec![("users".to_owned(), 43), ("tags".to_owned(), 129)], &Value::Null)
+    );
+    // One of them alone, at a lower rate; meanwhile neither all of them nor another way of copying it is begun.
+    let slowly =
+        |restart: bool| json!({"reason": "x", "entities": ["users"], "restart": restart, "rows_per_second": 5});
+    let one = admin.post("/v1/backfill", slowly(true)).await.json()["job"]["id"].clone();
+    let same = admin.post("/v1/backfill", slowly(false)).await.json();
+    assert_eq!((&same["changed"], &same["job"]["id"]), (&json!(false), &one));
+    let same = admin.post("/v1/backfill/users/start", json!({"reason": "x"})).await.json();
+    assert_eq!(same["job"]["id"], one);
+    assert_eq!(admin.post("/v1/backfill", json!({"reason": "x"})).await.problem(409), "other_work");
+    admin.post(&format!("/v1/jobs/{one}/stop"), json!({"reason": "enough"})).await.ok();
+    job_is(&api, &one, "stopped").await;
+    assert_eq!(verified(&stage).await.entities.len(), 2);
+    api.stop().await;
+}
+
+#[tokio::test]
 async fn a_shutdown_ends_what_was_started_where_it_can_go_on_from() {
     let stage = copying::stage(pair().await, 3_000, |config| config.backfill.rows_per_second = 200).await;
     let api = api(&stage).await;
@@ -659,6 +691,7 @@ async fn nothing_is_started_without_an_admin_a_reason_and_words_that_are_underst
     let (admin, board) = (api.client.with(Some("all-of-it")), api.client.with(Some("only-look")));
     let because = json!({"reason": "x"});
     for path in [
+        "/v1/backfill",
         "/v1/backfill/users/start",
         "/v1/backfill/users/pause",
         "/v1/verify",
@@ -668,14 +701,21 @@ async fn nothing_is_started_without_an_admin_a_reason_and_words_that_are_underst
     ] {
         assert_eq!(board.post(path, because.clone()).await.problem(403), "read_only", "{path}");
     }
-    for path in ["/v1/backfill/users/start", "/v1/backfill/users/pause", "/v1/backfill/users/resume", "/v1/jobs/1/stop"]
-    {
+    for path in [
+        "/v1/backfill",
+        "/v1/backfill/users/start",
+        "/v1/backfill/users/pause",
+        "/v1/backfill/users/resume",
+        "/v1/jobs/1/stop",
+    ] {
         assert_eq!(admin.post(path, json!({})).await.problem(422), "reason.missing", "{path}");
     }
     assert_eq!(admin.post("/v1/backfill/nobody/start", because.clone()).await.problem(404), "not_found");
     assert_eq!(admin.post("/v1/backfill/applied/start", because.clone()).await.problem(422), "entity.no_legacy");
     assert_eq!(admin.post("/v1/jobs/999/stop", because.clone()).await.problem(404), "not_found");
     for (path, body, status, code) in [
+        ("/v1/backfill", json!({"reason": "x", "entities": ["nobody"]}), 422, "entity.unknown"),
+        ("/v1/backfill", json!({"reason": "x", "entities": ["users", "applied"]}), 422, "entity.no_legacy"),
         ("/v1/verify", json!({"entities": ["nobody"]}), 422, "entity.unknown"),
         ("/v1/verify", json!({"entities": ["applied"]}), 422, "entity.no_legacy"),
         ("/v1/verify", json!({"sample": 0}), 400, "malformed"),
