@@ -7,12 +7,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use sqlx::{Connection, Executor, PgConnection};
 
 use crate::case::Scale;
-use crate::contender::relay::{Installed, Setup};
+use crate::contender::relay::{Installed, Setup, end};
 use crate::flow::{NOTHING_ELSE, write_evenly};
-use crate::ground::{Effect, Ground, Load, run};
+use crate::ground::{Effect, Ground, run, value};
 use crate::meter;
 use crate::report::{Report, Target, of, rounds, spread, table};
 
@@ -67,7 +67,7 @@ pub(crate) async fn measure(ground: &Ground, scale: Scale, relay: &str) -> Resul
     let mut spent: [Vec<f64>; LINES.len()] = Default::default();
     for _ in 0..scale.rounds {
         for (((label, way), rates), spent) in LINES.iter().zip(&mut rates).zip(&mut spent) {
-            let (rate, cpu) = once(ground, *way, seconds, relay).await?;
+            let (rate, cpu) = once(ground, *way, seconds, kept_apart, relay).await?;
             eprintln!("{label}: {rate:.0}/s");
             rates.push(rate);
             spent.extend(cpu);
@@ -117,7 +117,7 @@ fn keep_to(cores: &str, pid: u32) -> bool {
 }
 
 /// Transactions a second; and the share of a core that the relay took, if one ran.
-async fn once(ground: &Ground, way: Way, seconds: u64, relay: &str) -> Result<(f64, Option<f64>)> {
+async fn once(ground: &Ground, way: Way, seconds: u64, keep_apart: bool, relay: &str) -> Result<(f64, Option<f64>)> {
     let pair = ground.pair().await?;
     let linger = match way {
         Way::Lingering(time) => format!("linger = \"{time}\"\n"),
@@ -142,16 +142,19 @@ async fn once(ground: &Ground, way: Way, seconds: u64, relay: &str) -> Result<(f
         )
         .await?;
     }
-    let mut process = if way.has_relay() { Some(installed.start(&[])?) } else { None };
+    let process = if way.has_relay() { Some(installed.start(&[])?) } else { None };
     if let Some(process) = &process {
-        keep_to("1", process.id());
+        ensure!(!keep_apart || keep_to("1", process.id()), "the relay cannot be kept to the other core");
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     ground.settled().await?;
     let others = match way {
         Way::Beside | Way::Relay | Way::Lingering(_) => {
             let url = pair.legacy.clone();
-            Some(tokio::spawn(async move { write_evenly(&url, EVENTS, seconds, NOTHING_ELSE).await }))
+            Some(tokio::spawn(async move {
+                let began = Instant::now();
+                write_evenly(&url, EVENTS, seconds, NOTHING_ELSE).await.map(|()| began.elapsed())
+            }))
         }
         _ => None,
     };
@@ -165,13 +168,22 @@ async fn once(ground: &Ground, way: Way, seconds: u64, relay: &str) -> Result<(f
     }
     let took = started.elapsed().as_secs_f64();
     if let Some(others) = others {
-        others.await??;
+        let wrote_for = others.await??.as_secs_f64();
+        // Who is late has written fewer a second; of a second or two it is their start.
+        ensure!(seconds < 5 || wrote_for < 1.1 * seconds as f64, "void: others took {wrote_for:.1} s to write");
     }
     let mut share = None;
-    if let Some(process) = &mut process {
+    if let Some(mut process) = process {
         share = Some(100.0 * meter::process(process.id())? / took);
-        process.kill()?;
-        process.wait()?;
+        ensure!(process.try_wait()?.is_none(), "void: the relay has ended");
+        let started = Instant::now();
+        while value::<i64>(&pair.legacy, "SELECT count(*) FROM outbox WHERE status <> 'processed'").await? > 0 {
+            ensure!(started.elapsed() < Duration::from_secs(30), "void: the relay does not carry the events over");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        // It kept up: what it left was of the last moment.
+        ensure!(seconds < 5 || started.elapsed() < Duration::from_secs(2), "void: the relay was far behind");
+        end(process)?;
     }
     ground.drop(pair).await?;
     Ok((f64::from(done) / took, share))
@@ -180,7 +192,8 @@ async fn once(ground: &Ground, way: Way, seconds: u64, relay: &str) -> Result<(f
 /// One transaction after the other, as an application sends them: a round trip a statement. How many.
 async fn client_of(url: String, client: u32, way: Way, until: Instant) -> Result<u32> {
     let mut connection = PgConnection::connect(&url).await?;
-    let event = format!("INSERT INTO outbox {}", Load::of(1).rows("$1", "$1"));
+    // Ready, as an application sends it.
+    let event = "INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload) VALUES ('User', $1, 'UserChanged', $2::jsonb)";
     let mut done = 0;
     while Instant::now() < until {
         let n = i64::from(client) + i64::from(done) * i64::from(CLIENTS);
@@ -190,7 +203,14 @@ async fn client_of(url: String, client: u32, way: Way, until: Instant) -> Result
         ensure!(changed.execute(&mut connection).await?.rows_affected() == 1, "no account {account}");
         sqlx::query("INSERT INTO entry (account) VALUES ($1)").bind(account).execute(&mut connection).await?;
         if matches!(way, Way::Outbox | Way::Notify) {
-            sqlx::query(AssertSqlSafe(event.clone())).bind(n).execute(&mut connection).await?;
+            let payload = format!(
+                "{{\"id\": {account}, \"note\": \"{:x<130}\", \"email\": \"User{account}@Example.org\", \"address\": {{\"city\": \"City{}\", \
+                 \"street\": \"{account} Long Acre\"}}, \"version\": {n}, \"last_name\": \"Byron{account}\", \"first_name\": \"Ada{}\"}}",
+                "",
+                account % 500,
+                account % 100
+            );
+            sqlx::query(event).bind(account.to_string()).bind(payload).execute(&mut connection).await?;
         }
         connection.execute("COMMIT").await?;
         done += 1;

@@ -20,6 +20,8 @@ pub(crate) enum Contender {
     Naive,
     /// Logical replication of the outbox, with a trigger that does the same transform
     Replication,
+    /// The same with a subscription's own default, which does not wait for its log: what is lost in a crash is sent anew
+    Unflushed,
     /// One connection pair, 5,000 events at a time by COPY: the limit of what is written by hand
     Copy,
 }
@@ -52,7 +54,8 @@ impl Contender {
         let drain = match self {
             Contender::Relay => relay::drain(ground, &pair, load, setup).await?,
             Contender::Naive => naive::drain(ground, &pair, load).await?,
-            Contender::Replication => replication::drain(ground, &pair, load).await?,
+            Contender::Replication => replication::drain(ground, &pair, load, true).await?,
+            Contender::Unflushed => replication::drain(ground, &pair, load, false).await?,
             Contender::Copy => {
                 copy::drain(ground, &pair, load, setup.sockets.as_ref().unwrap_or(&ground.sockets)).await?
             }

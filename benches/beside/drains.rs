@@ -1,9 +1,10 @@
 //! Cases that drain a backlog, line by line and round by round.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use comfy_table::Table;
+use sqlx::{Connection, Executor, PgConnection};
 
 use crate::case::{Case, Scale};
 use crate::contender::relay::Setup;
@@ -44,7 +45,7 @@ impl Line {
 
 /// The first line is the one that the others are compared with.
 fn lines(case: Case, size: u32, relay: &str) -> Vec<Line> {
-    use Contender::{Copy, Naive, Relay, Replication};
+    use Contender::{Copy, Naive, Relay, Replication, Unflushed};
     let load = Load::of(size);
     let own = Load { effect: Effect::Counts, run: 10, ..load };
     match case {
@@ -93,6 +94,8 @@ fn lines(case: Case, size: u32, relay: &str) -> Vec<Line> {
             Line::new("(c) COPY pipeline by hand", Copy, load, "").at_least(1.2),
             Line::new("(b) logical replication, bulk", Replication, load, "").at_least(2.0),
             Line::new("(b) logical replication, single", Replication, Load { single: true, ..load }, "").at_least(3.0),
+            Line::new("… bulk, by its own default: its log is not waited for", Unflushed, load, "").at_least(2.0),
+            Line::new("… single, likewise", Unflushed, Load { single: true, ..load }, "").at_least(3.0),
             Line::new("(a) naive loop, a twentieth of them", Naive, Load::of((size / 20).max(100)), "").at_least(40.0),
         ],
     }
@@ -102,6 +105,7 @@ pub(crate) async fn measure(case: Case, ground: &Ground, scale: Scale, relay: &s
     let size = scale.size.unwrap_or(FULL);
     let lines = lines(case, size, relay);
     let mut drains: Vec<Vec<Drain>> = lines.iter().map(|_| Vec::new()).collect();
+    let mut longer = String::new();
     for _ in 0..scale.rounds {
         for (line, drains) in lines.iter().zip(&mut drains) {
             let wires = match line.far {
@@ -112,14 +116,33 @@ pub(crate) async fn measure(case: Case, ground: &Ground, scale: Scale, relay: &s
                 false => None,
             };
             let sockets = wires.as_ref().map(|wires| wires.each_ref().map(Wire::socket));
+            if let Some(sockets) = sockets.as_ref().filter(|_| longer.is_empty()) {
+                let [near, far] = [&ground.sockets, sockets].map(|sockets| ground.addresses("postgres", sockets));
+                let more = round_trip(&far[0]).await?.saturating_sub(round_trip(&near[0]).await?);
+                longer = format!("; a round trip took {:.1} ms more", more.as_secs_f64() * 1e3);
+            }
             let setup = Setup { sockets, ..line.setup.clone() };
             let drain = line.who.drain(ground, line.load, &setup).await?;
             told(line.label, &drain);
             drains.push(drain);
         }
     }
-    let done = format!("{}, {}", of(size, FULL, "events"), rounds(scale.rounds));
+    let done = format!("{}, {}{longer}", of(size, FULL, "events"), rounds(scale.rounds));
     Ok(Report { done, table: drained(&lines, &drains) })
+}
+
+/// The middle one of some round trips.
+async fn round_trip(url: &str) -> Result<Duration> {
+    let mut connection = PgConnection::connect(url).await?;
+    let mut took = Vec::new();
+    for _ in 0..51 {
+        let asked = Instant::now();
+        connection.execute("SELECT").await?;
+        took.push(asked.elapsed());
+    }
+    connection.close().await?;
+    took.sort();
+    took.get(25).copied().context("no round trip")
 }
 
 /// Progress, to those who wait.

@@ -118,11 +118,11 @@ impl Carrier {
             Contender::Replication => {
                 // What it applies carries the commit's time of the other side, so the row's own is noted.
                 run(&pair.new, "ALTER TABLE applied ADD COLUMN at timestamptz DEFAULT clock_timestamp()").await?;
-                replication::subscribe(ground, pair, Effect::Row).await?;
+                replication::subscribe(ground, pair, Effect::Row, true).await?;
                 replication::enable(pair, true).await?;
                 Carrier::Replication
             }
-            Contender::Naive => anyhow::bail!("the naive loop is not measured here"),
+            who @ (Contender::Naive | Contender::Unflushed) => anyhow::bail!("{who:?} is not measured here"),
         })
     }
 

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use crate::case::Scale;
 use crate::contender::Contender;
-use crate::contender::relay::{Installed, Setup};
+use crate::contender::relay::{Installed, Setup, end};
 use crate::flow::{self, Flow};
 use crate::ground::{Effect, Ground};
 use crate::meter;
@@ -40,11 +40,8 @@ const LINES: [Line; 8] = [
     line("(c) COPY pipeline by hand", Contender::Copy, 5_000, None, None),
     line("(b) logical replication", Contender::Replication, 5_000, None, None),
     line("outbox-relay, an event now and then", Contender::Relay, 5, None, None),
-    // Whoever is waken looks no sooner than who looks all the time.
-    Line {
-        relay: "poll_max = \"2ms\"",
-        ..line("… that looks every 2 ms: no wake-up brings more", Contender::Relay, 5, None, None)
-    },
+    // Nearly what a wake-up could bring: that would spare one more millisecond, and the look.
+    Line { relay: "poll_max = \"2ms\"", ..line("… that looks every 2 ms", Contender::Relay, 5, None, None) },
 ];
 
 pub(crate) async fn measure(ground: &Ground, scale: Scale, relay: &str) -> Result<Report> {
@@ -105,14 +102,10 @@ pub(crate) async fn idle(ground: &Ground, scale: Scale, relay: &str) -> Result<R
     let lines = [("outbox-relay and both servers", ""), ("… that looks once a second", "poll_max = \"1s\"")];
     let mut figures: [[Vec<f64>; 4]; 2] = Default::default();
     for _ in 0..scale.rounds {
-        // What the servers do anyway, then with a relay that waits.
-        let (servers, started) = (ground.cpu()?, Instant::now());
-        tokio::time::sleep(wait).await;
-        let spent = ground.cpu()?.since(servers);
-        alone.push(100.0 * (spent.legacy + spent.new) / started.elapsed().as_secs_f64());
         for ((label, more), figures) in lines.iter().zip(&mut figures) {
-            let parts = waits(ground, &format!("{relay}\n{more}"), wait).await?;
-            eprintln!("{label}: {:.2} %", parts.iter().sum::<f64>());
+            let (servers, parts) = waits(ground, &format!("{relay}\n{more}"), wait).await?;
+            eprintln!("{label}: {:.2} %, the servers without it {servers:.2} %", parts.iter().sum::<f64>());
+            alone.push(servers);
             let all = [parts.iter().sum(), parts[0], parts[1], parts[2]];
             figures.iter_mut().zip(all).for_each(|(figures, one)| figures.push(one));
         }
@@ -132,19 +125,23 @@ pub(crate) async fn idle(ground: &Ground, scale: Scale, relay: &str) -> Result<R
     Ok(Report { done, table })
 }
 
-/// What both servers and a relay take of a core while the relay waits, in percent: legacy, new, relay.
-async fn waits(ground: &Ground, relay: &str, wait: Duration) -> Result<[f64; 3]> {
+/// What the servers of a pair take of a core by themselves, in percent; and while a relay waits: legacy, new, relay.
+async fn waits(ground: &Ground, relay: &str, wait: Duration) -> Result<(f64, [f64; 3])> {
     let pair = ground.pair().await?;
     let setup = Setup { relay: relay.to_owned(), ..Setup::default() };
     let installed = Installed::new(ground, &pair, Effect::Upsert, &setup).await?;
+    let (servers, started) = (ground.settled().await?, Instant::now());
+    tokio::time::sleep(wait).await;
+    let spent = ground.cpu()?.since(servers);
+    let alone = 100.0 * (spent.legacy + spent.new) / started.elapsed().as_secs_f64();
     let mut process = installed.start(&[])?;
     tokio::time::sleep(Duration::from_secs(3)).await;
     let (servers, relay, started) = (ground.cpu()?, meter::process(process.id())?, Instant::now());
     tokio::time::sleep(wait).await;
     let (spent, relay) = (ground.cpu()?.since(servers), meter::process(process.id())? - relay);
     let elapsed = started.elapsed().as_secs_f64();
-    process.kill()?;
-    process.wait()?;
+    ensure!(process.try_wait()?.is_none(), "void: the relay has ended");
+    end(process)?;
     ground.drop(pair).await?;
-    Ok([spent.legacy, spent.new, relay].map(|seconds| 100.0 * seconds / elapsed))
+    Ok((alone, [spent.legacy, spent.new, relay].map(|seconds| 100.0 * seconds / elapsed)))
 }

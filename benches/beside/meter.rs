@@ -24,7 +24,7 @@ pub(crate) struct Cpu {
 impl Cpu {
     pub(crate) fn of(legacy: &Server, new: &Server) -> Result<Cpu> {
         let server = |server: &Server| tree(server.pid().context("a server is down")?);
-        Ok(Cpu { legacy: server(legacy)?, new: server(new)?, client: own(&stat(std::process::id())?, true) })
+        Ok(Cpu { legacy: server(legacy)?, new: server(new)?, client: with_waited(std::process::id())? })
     }
 
     pub(crate) fn since(self, before: Cpu) -> Cpu {
@@ -38,18 +38,31 @@ impl Cpu {
 
 /// A process with its children: those that live, and those that it has waited for.
 fn tree(pid: u32) -> Result<f64> {
-    let mut seconds = own(&stat(pid)?, true);
+    let mut seconds = with_waited(pid)?;
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
     for child in children.split_whitespace() {
         // One that has ended meanwhile is counted with its parent the next time.
-        seconds += stat(child.parse()?).map_or(0.0, |stat| own(&stat, false));
+        seconds += process(child.parse()?).unwrap_or(0.0);
     }
     Ok(seconds)
 }
 
-/// A process alone, that lives.
+/// A process alone, that lives: its threads, to the nanosecond, where the scheduler tells; in ticks it would be nothing for whoever hardly does anything.
 pub(crate) fn process(pid: u32) -> Result<f64> {
-    Ok(own(&stat(pid)?, false))
+    let mut seconds = 0.0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let told = fs::read_to_string(thread?.path().join("schedstat")).unwrap_or_default();
+        let Some(spent) = told.split(' ').next().and_then(|spent| spent.parse::<f64>().ok()) else {
+            return Ok(ticks(&stat(pid)?, UTIME));
+        };
+        seconds += spent / 1e9;
+    }
+    Ok(seconds)
+}
+
+/// With the children that it has waited for.
+fn with_waited(pid: u32) -> Result<f64> {
+    Ok(process(pid)? + ticks(&stat(pid)?, CUTIME))
 }
 
 /// The fields behind the command's name, which may hold anything.
@@ -59,8 +72,10 @@ fn stat(pid: u32) -> Result<Vec<f64>> {
     Ok(fields.split_whitespace().map(|field| field.parse().unwrap_or(0.0)).collect())
 }
 
-/// utime and stime, and with `waited` those of children that were waited for.
-fn own(stat: &[f64], waited: bool) -> f64 {
-    let ticks: f64 = stat.iter().skip(11).take(if waited { 4 } else { 2 }).sum();
-    ticks / TICKS_A_SECOND
+/// Where user and system time stand in it, and those of children that were waited for.
+const UTIME: usize = 11;
+const CUTIME: usize = 13;
+
+fn ticks(stat: &[f64], at: usize) -> f64 {
+    stat.iter().skip(at).take(2).sum::<f64>() / TICKS_A_SECOND
 }

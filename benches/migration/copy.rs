@@ -14,7 +14,7 @@ use crate::shared::figures::{spread, table};
 use crate::shared::servers::{run, value};
 
 /// Where memory is compared with that at full size: it is to be the same.
-const SMALL: u32 = 100_000;
+pub(crate) const SMALL: u32 = 100_000;
 
 pub(crate) const LEGACY: &str =
     "CREATE TABLE users (id bigint PRIMARY KEY, first_name text NOT NULL, last_name text NOT NULL, email text NOT NULL,

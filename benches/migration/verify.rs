@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use comfy_table::Table;
 use sqlx::{Connection, PgConnection};
 
 use crate::Scale;
-use crate::copy::{ENTITY, LEGACY, rows};
+use crate::copy::{ENTITY, LEGACY, SMALL, rows};
 use crate::ground::{Done, Ground, Pair, measured};
 use crate::shared::figures::{spread, table};
 use crate::shared::servers::run;
@@ -23,18 +23,12 @@ const SAME_ENTITY: &str = "[[entity]]\naggregate_type = \"User\"\ntable = \"user
 
 pub(crate) async fn measure(ground: &Ground, scale: Scale) -> Result<Table> {
     let reladiff = if scale.smoke { None } else { reladiff()? };
-    let mut table = table(["", "rows/s", "its rate to reladiff's (to be 1.5)", "MB of memory at the peak"]);
-    let pair = ground.pair("same", [SAME, SAME], SAME_ENTITY).await?;
-    let same = format!(
-        "INSERT INTO users SELECT u, 'Ada' || u % 100 || ' Byron' || u, 'user' || u || '@example.org', 'City' || u % 500, u
-         FROM generate_series(1, {}) u",
-        scale.size
-    );
-    for url in [&pair.legacy, &pair.new] {
-        run(url, &same).await?;
-        run(url, "VACUUM ANALYZE users").await?;
-    }
-    ground.settled().await?;
+    let heading = format!("MB at {}", SMALL.min(scale.size));
+    let mut table = table(["", "rows/s", "its rate to reladiff's (to be 1.5)", "MB of memory at the peak", &heading]);
+    let small = alike(ground, "small", SMALL.min(scale.size)).await?;
+    let at_small = small.tell(&["verify", "users"]).await?.peak_mb;
+    ground.drop(small).await?;
+    let pair = alike(ground, "same", scale.size).await?;
     let (mut theirs, mut ours, mut ratios, mut peak, mut their_peak) =
         (Vec::new(), Vec::new(), Vec::new(), 0.0f64, 0.0f64);
     let rate = |done: &Done| f64::from(scale.size) / done.took.as_secs_f64();
@@ -61,13 +55,20 @@ pub(crate) async fn measure(ground: &Ground, scale: Scale) -> Result<Table> {
             spread(theirs).told(0),
             String::new(),
             format!("{their_peak:.0}"),
+            String::new(),
         ]);
     }
+    ensure!(
+        peak <= at_small * 1.5,
+        "memory grows with the table: {at_small:.0} MB, and {peak:.0} MB for {} rows",
+        scale.size
+    );
     table.add_row([
         "verify, columns of the same names".to_owned(),
         spread(ours).told(0),
         spread(ratios).told(2),
         format!("{peak:.0}"),
+        format!("{at_small:.0}"),
     ]);
     let under_load = under_writes(&pair, scale).await?;
     ground.drop(pair).await?;
@@ -77,6 +78,7 @@ pub(crate) async fn measure(ground: &Ground, scale: Scale) -> Result<Table> {
         spread(mapped).told(0),
         String::new(),
         format!("{peak:.0}"),
+        String::new(),
     ]);
     let [alone, beside, passes] = under_load;
     table.add_row([
@@ -84,17 +86,37 @@ pub(crate) async fn measure(ground: &Ground, scale: Scale) -> Result<Table> {
         String::new(),
         String::new(),
         String::new(),
+        String::new(),
     ]);
     Ok(table)
 }
 
+/// So many rows, as they stand on both sides, or as the mapping makes them of [`rows`].
+fn same(size: u32) -> String {
+    format!(
+        "INSERT INTO users SELECT u, 'Ada' || u % 100 || ' Byron' || u, 'user' || u || '@example.org', 'City' || u % 500, u
+         FROM generate_series(1, {size}) u"
+    )
+}
+
+/// Two tables with equal rows, or ones that are equal through the entity's mapping.
+async fn filled(ground: &Ground, pair: &Pair, [legacy, new]: [&str; 2]) -> Result<()> {
+    for (url, rows) in [(&pair.legacy, legacy), (&pair.new, new)] {
+        run(url, rows).await?;
+        run(url, "VACUUM ANALYZE users").await?;
+    }
+    ground.settled().await
+}
+
+async fn alike(ground: &Ground, name: &str, size: u32) -> Result<Pair> {
+    let pair = ground.pair(name, [SAME, SAME], SAME_ENTITY).await?;
+    filled(ground, &pair, [&same(size), &same(size)]).await?;
+    Ok(pair)
+}
+
 async fn mapped(ground: &Ground, scale: Scale) -> Result<(Vec<f64>, f64)> {
     let pair = ground.pair("mapped", [LEGACY, SAME], ENTITY).await?;
-    run(&pair.legacy, &rows(scale.size)).await?;
-    run(&pair.legacy, "VACUUM ANALYZE users").await?;
-    pair.tell(&["backfill", "--json"]).await?;
-    run(&pair.new, "VACUUM ANALYZE users").await?;
-    ground.settled().await?;
+    filled(ground, &pair, [&rows(scale.size), &same(scale.size)]).await?;
     let (mut rates, mut peak) = (Vec::new(), 0.0f64);
     for _ in 0..scale.rounds {
         let done = pair.tell(&["verify", "users"]).await?;

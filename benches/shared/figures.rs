@@ -26,7 +26,11 @@ pub(crate) fn spread(mut figures: Vec<f64>) -> Spread {
 }
 
 impl Spread {
+    /// Nothing where nothing was measured.
     pub(crate) fn told(&self, digits: usize) -> String {
+        if self.middle.is_nan() {
+            return String::new();
+        }
         if self.alone {
             return format!("{:.digits$}", self.middle);
         }

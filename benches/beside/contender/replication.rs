@@ -1,6 +1,6 @@
 //! Postgres' own logical replication of the outbox. On the other side a trigger transforms each row as it comes and keeps the
-//! outbox's row itself out, which is the cheapest that can be done there. As durable as the others: a subscription's own default is not to wait for
-//! the log (`synchronous_commit = off`), for it can be sent anew.
+//! outbox's row itself out, which is the cheapest that can be done there. As durable as the others, or by a subscription's own default, which does not
+//! wait for the log (`synchronous_commit = off`), for all can be sent anew.
 
 use std::time::{Duration, Instant};
 
@@ -14,8 +14,8 @@ use crate::ground::{Effect, Ground, Load, Pair, TRANSFORM, run};
 const LAST: &str = "INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload)
     VALUES ('User', '0', 'UserChanged', '{\"id\": 0, \"version\": 0, \"first_name\": \"\", \"last_name\": \"\", \"email\": \"\"}')";
 
-/// Publication, subscription and trigger; nothing flows yet.
-pub(crate) async fn subscribe(ground: &Ground, pair: &Pair, effect: Effect) -> Result<()> {
+/// Publication, subscription and trigger; nothing flows yet. `waits`: for the log, as the others do.
+pub(crate) async fn subscribe(ground: &Ground, pair: &Pair, effect: Effect, waits: bool) -> Result<()> {
     run(&pair.legacy, OUTBOX).await?;
     run(&pair.new, OUTBOX).await?;
     let slot = &pair.name;
@@ -47,7 +47,8 @@ pub(crate) async fn subscribe(ground: &Ground, pair: &Pair, effect: Effect) -> R
         &format!(
             "CREATE SUBSCRIPTION {slot} CONNECTION '{address}' PUBLICATION events
              WITH (create_slot = false, slot_name = '{slot}', copy_data = false, enabled = false, binary = true,
-                   synchronous_commit = 'on')"
+                   synchronous_commit = '{}')",
+            if waits { "on" } else { "off" }
         ),
     )
     .await
@@ -75,8 +76,8 @@ pub(crate) async fn unsubscribe(pair: &Pair) -> Result<()> {
 }
 
 /// From the moment it is let flow until the last event is there.
-pub(super) async fn drain(ground: &Ground, pair: &Pair, load: Load) -> Result<Drain> {
-    subscribe(ground, pair, load.effect).await?;
+pub(super) async fn drain(ground: &Ground, pair: &Pair, load: Load, waits: bool) -> Result<Drain> {
+    subscribe(ground, pair, load.effect, waits).await?;
     load.write(&pair.legacy).await?;
     run(&pair.legacy, LAST).await?;
     let before = ground.settled().await?;
