@@ -31,6 +31,7 @@
 //! - `health`: whether it flows; the one judgement that the page, readiness and metrics tell
 //! - [`sql`]: statements and the names in them
 //! - [`metrics`], [`telemetry`]: what is told to those who watch
+//! - `words`: numbers as people read them; `failpoint`: where a test may end the process
 
 pub mod admin;
 pub mod alerts;

@@ -95,11 +95,6 @@ impl Rules {
 }
 
 impl Sight {
-    /// Whether values are shown at all, but for those that are hidden from everybody.
-    pub fn shows_values(&self) -> bool {
-        self.values
-    }
-
     /// Whether anything is hidden of this type's payloads, and so of whatever may quote them.
     pub fn is_limited(&self, aggregate_type: &str) -> bool {
         !self.values || self.rules.of(aggregate_type).next().is_some()
