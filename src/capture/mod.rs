@@ -205,6 +205,17 @@ impl<'a> Capture<'a> {
         columns.iter().map(|name| self.outbox.render(name).trim_matches('"').replace("\"\"", "\"")).collect()
     }
 
+    /// What the table's owner may do for whoever installed an earlier version: afterwards there is no other trigger to be taken away.
+    fn renamed(&self) -> String {
+        format!(
+            ". If it is only to replace the trigger of an earlier version: let the table's owner run ALTER TRIGGER {} ON {} RENAME TO {}; then \
+             install",
+            ident(&self.earlier),
+            self.table_name(),
+            ident(&self.triggers[0])
+        )
+    }
+
     fn remove_steps(&self) -> Vec<Step> {
         vec![Step::together(
             format!("the triggers on {}, and their function", self.table),
@@ -319,7 +330,11 @@ pub async fn install(config: &Config, entity: &Entity, source: &Source, who: &Wh
         return Ok(false);
     }
     source.audit(who, "capture.install", &capture.subject()).await?;
-    init::apply(Side::Legacy, &source.pool, &capture.install_steps()).await.map_err(|error| hint(error, entity))?;
+    let installed = init::apply(Side::Legacy, &source.pool, &capture.install_steps()).await;
+    installed.map_err(|error| match (hint(error, entity), state) {
+        (CaptureError::Refused(said), State::Outdated) => CaptureError::Refused(format!("{said}{}", capture.renamed())),
+        (other, _) => other,
+    })?;
     Ok(true)
 }
 

@@ -398,7 +398,7 @@ impl Comparison {
         )
     }
 
-    /// With `replace_by`, the rows of the table that have these owners: `row_key`, `found` (their owner's texts), `version`. `$1` and on: the
+    /// With `replace_by`, the rows of the table that have these owners, but for those with NULL in their key: `row_key`, `found` (their owner's texts), `version`. `$1` and on: the
     /// owners, an array a column.
     pub fn owned(&self) -> String {
         let owner: Vec<&Compared> = self.owner().collect();
@@ -407,6 +407,7 @@ impl Comparison {
             .enumerate()
             .map(|(n, c)| format!("t.{} = g.k{}::{}", ident(&c.name), n + 1, c.type_name))
             .collect();
+        let same: Vec<String> = same.into_iter().chain(self.whole_key()).collect();
         let texts: Vec<String> = owner.iter().map(|c| c.canonical(&format!("t.{}", ident(&c.name)))).collect();
         format!(
             "SELECT {} AS row_key, ARRAY[{}]::pg_catalog.text[] AS found, t.xmin::pg_catalog.text AS version \

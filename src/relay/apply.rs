@@ -9,9 +9,9 @@ use super::Shared;
 use super::plan::{self, Group};
 use super::refusal::{Verdict, cause, decide, held};
 use super::router::{Destination, Router, Step};
-use super::stops::{Stop, StopCode};
+use super::stops::{Likeness, Stop, StopCode};
 use crate::disposition::{self, Disposition, Said};
-use crate::event::{Aggregate, Event, EventId, Lane};
+use crate::event::{Aggregate, Event, EventId, Lane, Status};
 use crate::source::FailureRecord;
 use crate::target::{Events, Hand, TargetLane};
 use crate::telemetry::TraceParent;
@@ -40,6 +40,8 @@ pub(super) struct Applying<'a> {
     pub(super) charged: Charged,
     blocked: HashSet<&'a Aggregate>,
     stopped: HashSet<&'a str>,
+    /// How events of a type failed where another one passed: these are not the operator's, whichever comes next.
+    own: HashSet<(&'a str, Likeness)>,
     /// Statements that were tried with zero events, and why these stop a type, if they do.
     tried_empty: HashMap<String, Option<Stop>>,
 }
@@ -93,6 +95,7 @@ impl<'a> Applying<'a> {
             charged: Vec::new(),
             blocked: HashSet::new(),
             stopped: HashSet::new(),
+            own: HashSet::new(),
             tried_empty: HashMap::new(),
         }
     }
@@ -198,16 +201,18 @@ impl<'a> Applying<'a> {
         Ok(stop)
     }
 
+    /// Whether this statement is one of the event's; without one, whether it has any.
+    fn goes_through(&self, event: &Event, step: Option<&Step>) -> bool {
+        let Destination::Shape(shape) = self.router.destination(event) else { return false };
+        let steps = &self.router.route(shape.route).steps;
+        step.map_or(!steps.is_empty(), |step| steps.contains(step))
+    }
+
     fn stop_type(&mut self, part: &[usize], step: Option<&Step>, stop: Stop) {
         let kinds: HashSet<&'a str> = part
             .iter()
             .map(|at| &self.events[*at])
-            .filter(|event| match self.router.destination(event) {
-                Destination::Shape(shape) => {
-                    step.is_none_or(|step| self.router.route(shape.route).steps.contains(step))
-                }
-                _ => false,
-            })
+            .filter(|event| self.goes_through(event, step))
             .map(|event| event.aggregate.kind.as_str())
             .collect();
         for kind in kinds {
@@ -236,16 +241,23 @@ impl<'a> Applying<'a> {
         }
     }
 
-    /// Whether another event of the type passes, of those that are left: the last one that is its aggregate's first. What has failed alike
-    /// until now is then not the operator's.
-    async fn another_passes(&mut self, kind: &str, parts: &mut [Vec<usize>]) -> Result<bool, ApplyError> {
+    /// Whether another event of the type passes through the statement by which this one was refused, of those that are left: the last one that is
+    /// its aggregate's first. What has failed alike until now is then not the operator's.
+    async fn another_passes(
+        &mut self,
+        failed: &Event,
+        step: Option<&Step>,
+        parts: &mut [Vec<usize>],
+    ) -> Result<bool, ApplyError> {
         let mut left: Vec<usize> = parts.iter().flatten().copied().collect();
         left.sort_unstable();
-        let mut seen = HashSet::new();
+        // Nothing of the failed one's own aggregate goes before it.
+        let mut seen = HashSet::from([&failed.aggregate]);
         let events = self.events;
         left.retain(|at| {
-            let aggregate = &events[*at].aggregate;
-            seen.insert(aggregate) && aggregate.kind == kind && !self.blocked.contains(aggregate)
+            let event = &events[*at];
+            let is_first = seen.insert(&event.aggregate) && !self.blocked.contains(&event.aggregate);
+            is_first && event.aggregate.kind == failed.aggregate.kind && self.goes_through(event, step)
         });
         let Some(other) = left.pop() else { return Ok(false) };
         if let Err(refusal) = self.try_together(&[other]).await {
@@ -294,8 +306,14 @@ impl<'a> Applying<'a> {
         // What waits for another row waits by itself. Twenty children before their parent are nobody's error, and a type that
         // stopped for them could not apply the parent if that is of the same type.
         let waits = matches!(disposition, Disposition::Contended | Disposition::Waiting) && counted.is_none();
-        let streak = if waits { None } else { self.shared.stops.failed(&event.aggregate, likeness.clone(), counted) };
-        let applied = streak.is_some() && self.another_passes(&event.aggregate.kind, parts).await?;
+        let kind = event.aggregate.kind.as_str();
+        // Known to be its own; what comes again may come with none beside it that passes.
+        let known = (event.was == Status::Retry).then_some(self.shared.config.retry.max * 2);
+        let streak = match waits || self.own.contains(&(kind, likeness.clone())) {
+            true => None,
+            false => self.shared.stops.failed(&event.aggregate, likeness.clone(), counted, known),
+        };
+        let applied = streak.is_some() && self.another_passes(event, refusal.step, parts).await?;
         if applied {
             self.target.keep().await.map_err(ApplyError::Transient)?;
             // Or it is mended, just now.
@@ -304,7 +322,8 @@ impl<'a> Applying<'a> {
                 return Ok(true);
             }
             self.target.undo().await.map_err(ApplyError::Transient)?;
-            self.shared.stops.another_passed(&event.aggregate.kind, likeness);
+            self.shared.stops.another_passed(kind, likeness.clone());
+            self.own.insert((kind, likeness));
         }
         if let Some(charged) = streak.filter(|_| !applied) {
             let stop = Stop {

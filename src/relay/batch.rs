@@ -86,7 +86,7 @@ async fn batch(
     reach("claimed");
     if errand.advance && source.is_worth_an_entry(&mut claim).await.map_err(BatchError::Source)? {
         // A batch without events, for the sake of its entry: the next scan starts past the stopped ones.
-        take_effect(source, target, &claim, &Tally::default(), &[], 0).await?;
+        take_effect(source, target, (&claim, &Tally::default()), &shared.router(), &[], 0).await?;
         return Ok((Outcome::Settled(Counts { took: started.elapsed(), ..Counts::default() }), Charged::new()));
     }
     if claim.events.is_empty() {
@@ -121,9 +121,7 @@ async fn batch(
         source.release_lease().await;
         return Ok((Outcome::Nothing, charged));
     }
-    let settled_at = take_effect(source, target, &claim, &tally, &pass, relay.batch)
-        .await
-        .inspect_err(|error| heed_a_refused_commit(&router, error))?;
+    let settled_at = take_effect(source, target, (&claim, &tally), &router, &pass, relay.batch).await?;
     let counts = count(&claim, &tally, settled_at, started);
     Ok((Outcome::Settled(counts), charged))
 }
@@ -143,19 +141,11 @@ pub(super) async fn timed<E>(settling: impl Future<Output = Result<DateTime<Utc>
     settling.await.map(|at| Clock(at, Instant::now()))
 }
 
-/// A commit that the target refuses for what was applied, not for its own state: then nothing took effect, and whose it is a batch finds out that
-/// checks before.
-pub(super) fn refused_commit(error: sqlx::Error) -> BatchError {
+/// A commit that the target refuses for what was applied: then nothing took effect, and whose it is the next batch finds out, which checks before.
+pub(super) fn refused_commit(router: &Router, error: sqlx::Error) -> BatchError {
     match disposition::of(&error) {
-        Disposition::Transient => BatchError::Target(error),
-        _ => BatchError::Contended(error),
-    }
-}
-
-/// The only statement that is contended after all was applied is the commit.
-pub(super) fn heed_a_refused_commit(router: &Router, error: &BatchError) {
-    if matches!(error, BatchError::Contended(_)) {
-        router.commit_was_refused();
+        Disposition::Event | Disposition::Waiting if !router.check_late() => BatchError::Contended(error),
+        _ => BatchError::Target(error),
     }
 }
 
@@ -164,8 +154,8 @@ pub(super) fn heed_a_refused_commit(router: &Router, error: &BatchError) {
 async fn take_effect(
     mut source: SourceLane,
     mut target: TargetLane,
-    claim: &Claim,
-    tally: &Tally<'_>,
+    (claim, tally): (&Claim, &Tally<'_>),
+    router: &Router,
     pass: &[String],
     release_at_most: u32,
 ) -> Result<DateTime<Utc>, BatchError> {
@@ -177,7 +167,7 @@ async fn take_effect(
             return Err(BatchError::Overtaken);
         }
         reach("appended");
-        target.commit().await.map_err(refused_commit)
+        target.commit().await.map_err(|error| refused_commit(router, error))
     };
     let settling = source.settle(key, &there, claim, &tally.settlement, pass, release_at_most);
     let (effect, settled) = tokio::join!(effect, timed(settling));

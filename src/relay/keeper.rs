@@ -277,7 +277,8 @@ pub(super) async fn watch(shared: Arc<Shared>, stop: CancellationToken) {
         }
         let anew = changed.is_some();
         let entities = changed.unwrap_or_else(|| current.to_vec());
-        if let Err(error) = within(shared.config.relay.deadline, shared.use_entities(entities, anew)).await {
+        let deadline = shared.config.relay.deadline * u32::try_from(entities.len() + 1).unwrap_or(u32::MAX);
+        if let Err(error) = within(deadline, shared.use_entities(entities, anew)).await {
             tracing::debug!(%error, "could not prepare the mappings, trying again");
         }
     }

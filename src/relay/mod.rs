@@ -117,6 +117,9 @@ impl Shared {
     async fn exchange_entities(&self, entities: Vec<Entity>, anew: bool) -> sqlx::Result<bool> {
         let router = Arc::new(Router::compile(&entities, &self.target).await?);
         let changed = anew || router.mapped() != self.router().mapped();
+        if anew {
+            self.stops.forget();
+        }
         let broken: HashMap<String, crate::mapping::MappingError> = router.broken(&entities).into_iter().collect();
         *self.router.write().unwrap_or_else(PoisonError::into_inner) = router.clone();
         *self.entities.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(entities);

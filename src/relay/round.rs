@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::Shared;
 use super::apply::together;
-use super::batch::{heed_a_refused_commit, refused_commit, timed};
+use super::batch::{refused_commit, timed};
 use super::router::{Destination, Router};
 use super::tally::{Tally, count};
 use super::visit::{BatchError, Counts};
@@ -93,8 +93,7 @@ async fn attempt(shared: &Shared, lanes: &[Lane]) -> Result<Round, BatchError> {
         return Ok(round);
     }
     reach("applied");
-    let settled = take_effect(shared, (source, &identity), target, parts, started).await;
-    round.settled = settled.inspect_err(|error| heed_a_refused_commit(&router, error))?;
+    round.settled = take_effect(shared, &router, (source, &identity), target, parts, started).await?;
     Ok(round)
 }
 
@@ -184,6 +183,7 @@ fn is_plain(part: &Part, router: &Router) -> bool {
 /// made while the target commits.
 async fn take_effect(
     shared: &Shared,
+    router: &Router,
     (mut source, here): (SourceLanes, &Identity),
     mut target: TargetLanes,
     parts: Vec<Part>,
@@ -198,7 +198,7 @@ async fn take_effect(
             return Err(BatchError::Overtaken);
         }
         reach("appended");
-        target.commit().await.map_err(refused_commit)
+        target.commit().await.map_err(|error| refused_commit(router, error))
     };
     let (effect, settled) = tokio::join!(effect, timed(source.settle(&parts, &there)));
     effect?;

@@ -85,9 +85,9 @@ impl Router {
     }
 
     /// A commit was refused: somebody has made such a constraint since. From now on they are checked before it, where the event that breaks
-    /// one can be found.
-    pub(crate) fn commit_was_refused(&self) {
-        self.deferred_constraints.store(true, Ordering::Relaxed);
+    /// one can be found. Whether they were already.
+    pub(crate) fn check_late(&self) -> bool {
+        self.deferred_constraints.swap(true, Ordering::Relaxed)
     }
 
     pub(crate) fn destination(&self, event: &Event) -> Destination {

@@ -74,9 +74,6 @@ impl Stopped {
     }
 }
 
-/// For so long failures are the events' own that were so when another one passed: their next attempts come in batches where none passes.
-const OWN: Duration = Duration::from_secs(60);
-
 /// How long a due probe waits for another lane than the last one's, whose front may be just what cannot be applied.
 const ELSEWHERE: Duration = Duration::from_millis(200);
 
@@ -104,7 +101,7 @@ struct Inner {
     streaks: HashMap<String, Streak>,
     /// What the failures that stopped a type had in common.
     alike: HashMap<String, Likeness>,
-    /// What failures had in common when another event of the type passed, and when that was.
+    /// What failures had in common when another event of the type passed, and when they were last met.
     own: HashMap<String, (Likeness, Instant)>,
 }
 
@@ -205,21 +202,32 @@ impl Stops {
         probing && inner.stopped.remove(aggregate_type).is_some()
     }
 
-    /// Another event of the type passed where so many had failed alike: those are the events' own affair, for a while.
+    /// All is tried anew: what was known of failures may have another reason now.
+    pub fn forget(&self) {
+        self.lock().own.clear();
+    }
+
+    /// Another event of the type passed where so many had failed alike: those are the events' own affair.
     pub fn another_passed(&self, aggregate_type: &str, likeness: Likeness) {
         self.lock().own.insert(aggregate_type.to_owned(), (likeness, Instant::now()));
     }
 
     /// An event failed by itself. `Some`: as many different aggregates in a row failed alike as make it the operator's error,
-    /// and these are the events that were charged an attempt for it.
+    /// and these are the events that were charged an attempt for it. `known`: it has failed before, and is its own affair if others that failed like
+    /// it were, as long ago as that.
     pub fn failed(
         &self,
         aggregate: &Aggregate,
         likeness: Likeness,
         counted: Option<(Lane, EventId)>,
+        known: Option<Duration>,
     ) -> Option<Vec<(Lane, EventId)>> {
         let mut inner = self.lock();
-        if inner.own.get(&aggregate.kind).is_some_and(|(own, at)| *own == likeness && at.elapsed() < OWN) {
+        if let (Some(known), Some((own, at))) = (known, inner.own.get_mut(&aggregate.kind))
+            && *own == likeness
+            && at.elapsed() < known
+        {
+            *at = Instant::now();
             return None;
         }
         // A probe that still fails the same way needs no second streak; one that fails otherwise is that event's affair.

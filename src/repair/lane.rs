@@ -191,21 +191,24 @@ impl Repair<'_> {
         suspects: &[Suspect],
         (source, target): (&mut SourceLane, &mut TargetLane),
     ) -> Result<(Judgement, Vec<Suspect>, u64), VerifyError> {
-        let (mut seen, mut again, later) = look.seen_locked(source, target, suspects).await?;
+        let (seen, mut again, later) = look.seen_locked(source, target, suspects).await?;
         again.extend(later);
-        let here: Vec<Suspect> = suspects.iter().filter(|s| !again.contains(s)).cloned().collect();
+        let not_here: HashSet<&Suspect> = again.iter().collect();
+        let here: Vec<Suspect> = suspects.iter().filter(|s| !not_here.contains(s)).cloned().collect();
         let mut judgement = look.judged(&here, &seen);
         let right = (here.len() - judgement.unequal.len().min(here.len())) as u64;
         again.extend(judgement.take_anothers());
-        replaced(look, &mut judgement, &mut seen, target).await?;
+        let mut replaced = replaced(look, &judgement, &seen, target).await?;
         if self.apply && !judgement.differences.is_empty() {
             reach("repair_judged");
-            let refused = self.change(entity, look, mapping, &judgement.differences, seen, target).await?;
+            let differences = (&judgement.differences[..], &mut replaced);
+            let refused = self.change(entity, look, mapping, differences, seen, target).await?;
             for (at, said) in refused {
                 let of = &mut judgement.differences[at];
                 (of.kind, of.message) = (Kind::Refused, Some(said));
             }
         }
+        judgement.differences.append(&mut replaced);
         if self.apply {
             let stand = stand(&here, &judgement);
             target.stand(&entity.name, &stand).await.map_err(VerifyError::Target)?;
@@ -213,13 +216,14 @@ impl Repair<'_> {
         Ok((judgement, again, right))
     }
 
-    /// Gives back which of the differences stay as they are, because the new table refuses what would mend them, and its words.
+    /// Gives back which of the differences stay as they are, because the new table refuses what would mend them, and its words; and of the rows that
+    /// are replaced leaves those that are.
     async fn change(
         &self,
         entity: &Entity,
         look: &Look<'_>,
         mapping: &Mapping,
-        differences: &[Difference],
+        (differences, replaced): (&[Difference], &mut Vec<Difference>),
         seen: Seen,
         target: &mut TargetLane,
     ) -> Result<Vec<(usize, String)>, VerifyError> {
@@ -244,8 +248,9 @@ impl Repair<'_> {
         }));
         let to_write: Vec<(usize, &Difference)> = of(Kind::MissingInNew).chain(of(Kind::Differs)).collect();
         if let (false, Some(upsert)) = (to_write.is_empty(), &mapping.upsert) {
-            let keys: Vec<RowKey> = to_write.iter().filter_map(|(_, d)| d.whole_key()).collect();
-            let before = target.whole(look.comparison, &keys).await.map_err(VerifyError::Target)?;
+            let going: Vec<RowKey> = replaced.iter().filter_map(Difference::whole_key).collect();
+            let keys = to_write.iter().filter_map(|(_, d)| d.whole_key()).chain(going.iter().cloned());
+            let before = target.whole(look.comparison, &keys.collect::<Vec<_>>()).await.map_err(VerifyError::Target)?;
             // The rows that were judged, not what they are by now: since the look an event may have come that brings that.
             let froms: HashSet<RowKey> = to_write.iter().filter_map(|(_, d)| d.legacy_key.clone()).collect();
             let mut rows = seen.rows;
@@ -261,6 +266,13 @@ impl Repair<'_> {
             let after: HashMap<RowKey, String> =
                 target.whole(look.comparison, &written).await.map_err(VerifyError::Target)?;
             kept.extend(written.iter().map(|key| Written::written(&entity.name, key, before.get(key), after.get(key))));
+            // They go with what is written, in the same statement; and stay with what is refused.
+            let stay = target.whole(look.comparison, &going).await.map_err(VerifyError::Target)?;
+            replaced.retain(|d| d.whole_key().is_some_and(|key| before.contains_key(&key) && !stay.contains_key(&key)));
+            let gone = replaced.iter().filter_map(Difference::whole_key);
+            kept.extend(gone.filter_map(|key| Some(Written::deleted(&entity.name, &key, before.get(&key)?))));
+        } else {
+            replaced.clear();
         }
         let kept = kept.into_iter().map(|row| self.shown(entity, row)).collect();
         let by = (&self.by.actor, &self.by.reason, self.by.command.as_str());
@@ -302,13 +314,13 @@ impl Repair<'_> {
     }
 }
 
-/// With `replace_by`, what is written takes the owner's other rows away: those are told, and kept, as deleted.
+/// With `replace_by`, what is written takes the owner's other rows away: these.
 async fn replaced(
     look: &Look<'_>,
-    judgement: &mut Judgement,
-    seen: &mut Seen,
+    judgement: &Judgement,
+    seen: &Seen,
     target: &mut TargetLane,
-) -> Result<(), VerifyError> {
+) -> Result<Vec<Difference>, VerifyError> {
     let is_written = |d: &&Difference| matches!(d.kind, Kind::MissingInNew | Kind::Differs);
     let writing: HashSet<&RowKey> =
         judgement.differences.iter().filter(is_written).filter_map(|d| d.legacy_key.as_ref()).collect();
@@ -320,20 +332,18 @@ async fn replaced(
         stay.extend(looked.key.iter().cloned().collect::<Option<Vec<String>>>().map(RowKey));
     }
     if owners.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     stay.extend(judgement.extra());
     let given: Vec<Vec<String>> = owners.keys().cloned().collect();
     let rows = target.owned(look.comparison, &given).await.map_err(VerifyError::Target)?;
-    for (key, found) in rows.into_iter().filter(|(key, _)| !stay.contains(key)) {
+    let going = rows.into_iter().filter(|(key, _)| !stay.contains(key)).map(|(key, found)| {
         let owner: Option<Vec<String>> = found.values.iter().cloned().collect();
         let from = owner.and_then(|owner| owners.get(&owner).cloned());
         let aggregate_id = from.as_ref().and_then(|from| seen.there.get(from).cloned());
-        let texts = key.0.iter().cloned().map(Some).collect();
-        judgement.differences.push(Difference::new(Kind::MissingInLegacy, texts, from, aggregate_id));
-        seen.found.insert(key, found);
-    }
-    Ok(())
+        Difference::new(Kind::MissingInLegacy, key.0.into_iter().map(Some).collect(), from, aggregate_id)
+    });
+    Ok(going.collect())
 }
 
 /// In chunks; what looks different of one legacy row stays together, for all that it yields is made right at once.

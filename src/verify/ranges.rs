@@ -10,6 +10,7 @@ use std::time::Instant;
 use super::judge::{Hashed, Suspect, differing};
 use super::pass::{CHUNKS, Keys, Pass, SHIP_ROWS, Trouble};
 use super::{GATHER, VerifyError};
+use crate::session::is_late;
 use crate::source::{Range, RowKey};
 
 /// Up to so many legacy rows, the keys of a differing range are told; and so many new rows are read at a time.
@@ -252,7 +253,8 @@ impl Pass<'_> {
         uncounted: bool,
         suspects: &mut Vec<Suspect>,
     ) -> Result<Option<Telling>, VerifyError> {
-        let until = self.target.bound(self.comparison, &telling.left, NARROW).await.map_err(VerifyError::Target)?;
+        let until = self.target.bound(self.comparison, &telling.left, NARROW).await;
+        let until = until.map_err(|e| if is_late(&e) { VerifyError::TooSlow } else { VerifyError::Target(e) })?;
         let ended = until.is_none();
         let page = Range { after: telling.left.after.take(), until: until.or_else(|| telling.left.until.clone()) };
         let mut on_new = Keys::default();

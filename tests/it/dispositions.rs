@@ -520,6 +520,45 @@ async fn twenty_aggregates_in_a_row_that_fail_alike_are_the_operators_and_get_th
     assert_eq!((stage.count("processed").await, attempts(&stage).await), (60, 0));
 }
 
+/// Its own aggregate's next event would show that another passes, and must not go before it.
+#[tokio::test]
+async fn what_shows_that_others_pass_is_no_later_event_of_the_aggregate_that_failed() {
+    let stage = stage("", |config| config.relay.lanes = 1).await;
+    for id in 1..=20 {
+        poison(&stage, id).await;
+    }
+    let behind = stage.user(20, "UserUpdated", "right again", 2).await;
+    let running = stage.start().await;
+    eventually(DEADLINE, "it stops", || async { stopped(&running) == ["User: refused.22P02"] }).await;
+    assert_ne!(stage.status(behind).await, "processed");
+    let good = stage.user(21, "UserCreated", "x", 1).await;
+    becomes(&stage, good, "processed").await;
+    becomes(&stage, behind, "held").await;
+    running.stop().await;
+    assert_eq!(stage.pair.new.value::<i64>("SELECT count(*) FROM users").await, 1);
+}
+
+/// One whose type is ignored goes through nothing, and so shows nothing.
+#[tokio::test]
+async fn what_shows_that_others_pass_goes_through_the_statement_that_failed() {
+    let stage = stage("", |config| {
+        config.relay.lanes = 1;
+        config.entities[0].events.insert("UserSeen".into(), Action::Ignore);
+    })
+    .await;
+    stage.pair.new.run("ALTER TABLE users ADD CONSTRAINT short CHECK (length(name) < 3)").await;
+    for id in 1..=25 {
+        stage.user(id, "UserCreated", "too long", 1).await;
+    }
+    stage.user(26, "UserSeen", "x", 1).await;
+    let running = stage.start().await;
+    eventually(DEADLINE, "it stops", || async { stopped(&running) == ["User: refused.23514"] }).await;
+    stage.pair.new.run("ALTER TABLE users DROP CONSTRAINT short").await;
+    stage.drained().await;
+    running.stop().await;
+    assert_eq!((stage.count("processed").await, attempts(&stage).await), (26, 0));
+}
+
 #[tokio::test]
 async fn more_bad_events_than_stop_a_type_do_not_keep_it_from_those_behind_them() {
     let stage = stage("", |config| config.relay.lanes = 1).await;
