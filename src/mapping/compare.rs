@@ -384,7 +384,7 @@ impl Comparison {
             "SELECT {} AS key FROM {} AS t TABLESAMPLE SYSTEM ($2::float4) WHERE {} ORDER BY pg_catalog.random() LIMIT $1",
             self.key(|c| format!("t.{}", ident(&c.name))),
             self.table,
-            std::iter::once("true".to_owned()).chain(self.whole_key()).collect::<Vec<_>>().join(" AND "),
+            self.is_whole(),
         )
     }
 
@@ -394,20 +394,17 @@ impl Comparison {
             "SELECT {} AS key FROM {} AS t WHERE {} LIMIT $1",
             self.key(|c| format!("t.{}", ident(&c.name))),
             self.table,
-            std::iter::once("true".to_owned()).chain(self.whole_key()).collect::<Vec<_>>().join(" AND "),
+            self.is_whole(),
         )
     }
 
-    /// With `replace_by`, the rows of the table that have these owners, but for those with NULL in their key: `row_key`, `found` (their owner's texts), `version`. `$1` and on: the
-    /// owners, an array a column.
+    /// With `replace_by`, the rows of the table that have these owners, but for those with NULL in their key: `row_key`, `found` (their
+    /// owner's texts), `version`. `$1` and on: the owners, an array a column.
     pub fn owned(&self) -> String {
         let owner: Vec<&Compared> = self.owner().collect();
-        let same: Vec<String> = owner
-            .iter()
-            .enumerate()
-            .map(|(n, c)| format!("t.{} = g.k{}::{}", ident(&c.name), n + 1, c.type_name))
-            .collect();
-        let same: Vec<String> = same.into_iter().chain(self.whole_key()).collect();
+        let same = owner.iter().enumerate();
+        let same = same.map(|(n, c)| format!("t.{} = g.k{}::{}", ident(&c.name), n + 1, c.type_name));
+        let same: Vec<String> = same.chain(self.whole_key()).collect();
         let texts: Vec<String> = owner.iter().map(|c| c.canonical(&format!("t.{}", ident(&c.name)))).collect();
         format!(
             "SELECT {} AS row_key, ARRAY[{}]::pg_catalog.text[] AS found, t.xmin::pg_catalog.text AS version \
@@ -451,6 +448,11 @@ impl Comparison {
     /// That no part of a row's key is NULL.
     fn whole_key(&self) -> impl Iterator<Item = String> {
         self.nullable_keys().map(|column| format!("t.{column} IS NOT NULL"))
+    }
+
+    /// The same as one condition.
+    fn is_whole(&self) -> String {
+        std::iter::once("true".to_owned()).chain(self.whole_key()).collect::<Vec<_>>().join(" AND ")
     }
 
     fn nullable_keys(&self) -> impl Iterator<Item = String> {
