@@ -66,7 +66,9 @@ impl Session {
     /// `COMMIT`. An error here tells nothing about what the server did. Postgres answers the COMMIT of a transaction that is
     /// already broken with a ROLLBACK that is no error: the statement before it is.
     pub async fn commit(mut self) -> sqlx::Result<()> {
-        self.end().await.map(drop)
+        self.script("SELECT; COMMIT").await?;
+        self.connection.take();
+        Ok(())
     }
 
     /// `ROLLBACK`; a connection that cannot even do that is closed.
@@ -74,12 +76,6 @@ impl Session {
         if self.script("ROLLBACK").await.is_ok() {
             self.connection.take();
         }
-    }
-
-    /// `COMMIT`, and the connection, which is well.
-    async fn end(&mut self) -> sqlx::Result<Option<PoolConnection<Postgres>>> {
-        self.script("SELECT; COMMIT").await?;
-        Ok(self.connection.take())
     }
 }
 
@@ -100,22 +96,12 @@ pub async fn ask(
     question: Query<'_, Postgres, PgArguments>,
 ) -> sqlx::Result<Vec<PgRow>> {
     within(limits.deadline, async {
-        let (rows, _) = ask_on(pool.acquire().await?, limits, settings, question).await?;
+        let (mut session, _) = Session::begin(pool, &format!("{} {settings}", limits.sql())).await?;
+        let rows = question.fetch_all(session.connection()).await?;
+        session.commit().await?;
         Ok(rows)
     })
     .await
-}
-
-/// The answer, and the connection, which is well.
-async fn ask_on(
-    connection: PoolConnection<Postgres>,
-    limits: Limits,
-    settings: &str,
-    question: Query<'_, Postgres, PgArguments>,
-) -> sqlx::Result<(Vec<PgRow>, Option<PoolConnection<Postgres>>)> {
-    let (mut session, _) = Session::on(connection, &format!("{} {settings}", limits.sql())).await?;
-    let rows = question.fetch_all(session.connection()).await?;
-    Ok((rows, session.end().await?))
 }
 
 /// Asks one question that has no parameters, likewise, but in one round trip: for what is asked again and again while nothing
@@ -131,50 +117,87 @@ pub async fn ask_at_once(pool: &PgPool, limits: Limits, settings: &str, question
     .await
 }
 
-/// A connection of one's own, for whoever asks several times a second while nothing else happens: a pool asks the server about each
-/// connection that is given back to it, which is a round trip more a question.
+/// A statement that is run again and again by its name, in one round trip: planned once a connection, where a script's is planned each time.
+#[derive(Debug, Clone, Copy)]
+pub struct Named<'a> {
+    /// `(text[], boolean)`; empty without parameters.
+    pub types: &'a str,
+    /// With `$1` and on.
+    pub sql: &'a str,
+    /// Whether a connection keeps it. Behind a pooler the next transaction has another server, which does not have it.
+    pub kept: bool,
+}
+
+/// A connection of one's own, for whoever asks the same several times a second while nothing else happens: a pool asks the server about
+/// each connection that is given back to it, which is a round trip more a question.
 pub struct Own {
     pool: PgPool,
+    /// Nobody else's.
+    name: String,
     /// In no transaction, and since when it is kept.
     connection: Option<(PoolConnection<Postgres>, Instant)>,
+    /// A kept statement was not there any more: somebody else hands servers out.
+    is_shared: bool,
 }
 
 impl Own {
-    /// Before it is kept longer it goes back to the pool, which closes what is old.
-    const AT_MOST: Duration = Duration::from_secs(60);
+    /// So long it is kept: what a server collects for a session, and where a name leads, grow old.
+    const AT_MOST: Duration = Duration::from_secs(600);
 
     /// Out of this pool, when it is needed.
     pub fn new(pool: PgPool) -> Own {
-        Own { pool, connection: None }
+        let name = format!("outbox_relay_{}", uuid::Uuid::new_v4().simple());
+        Own { pool, name, connection: None, is_shared: false }
     }
 
-    /// As [`ask`]. A connection where something went wrong is closed.
-    pub async fn ask(
+    /// Runs the statement, always the same, in a transaction of its own, which sets `limits` and then `settings` for itself; `arguments` as
+    /// SQL has them, in parentheses. Gives up after the deadline, as [`within`]. Rows come in text format. A connection where something went wrong is closed.
+    pub async fn execute(
         &mut self,
         limits: Limits,
         settings: &str,
-        question: Query<'_, Postgres, PgArguments>,
+        statement: Named<'_>,
+        arguments: &str,
     ) -> sqlx::Result<Vec<PgRow>> {
         within(limits.deadline, async {
-            let kept = self.connection.take().filter(|(_, since)| since.elapsed() < Own::AT_MOST);
-            let (connection, since) = match kept {
-                Some(kept) => kept,
+            if self.connection.as_ref().is_some_and(|(_, since)| since.elapsed() >= Own::AT_MOST) {
+                self.close();
+            }
+            let before = self.connection.take();
+            let (keeps, name) = (statement.kept && !self.is_shared, &self.name);
+            let has_it = keeps && before.is_some();
+            let (connection, since) = match before {
+                Some(before) => before,
                 None => (self.pool.acquire().await?, Instant::now()),
             };
-            let (rows, connection) = ask_on(connection, limits, settings, question).await?;
-            self.connection = connection.map(|connection| (connection, since));
+            // A line of its own for what follows, or a comment at the statement's end would take it in.
+            let prepare = if has_it {
+                String::new()
+            } else {
+                format!("PREPARE {name} {} AS {}\n;", statement.types, statement.sql)
+            };
+            let forget = if keeps { String::new() } else { format!("DEALLOCATE {name};") };
+            let script = format!("{} {settings} {prepare} EXECUTE {name} {arguments}; {forget} COMMIT", limits.sql());
+            let answer = Session::on(connection, &script).await;
+            self.is_shared |= has_it && answer.as_ref().is_err_and(|error| sqlstate(error).as_deref() == Some("26000"));
+            let (mut session, rows) = answer?;
+            self.connection = session.connection.take().map(|connection| (connection, since));
             Ok(rows)
         })
         .await
+    }
+
+    /// To be given back to the pool it would need the runtime, which may have ended; and it would keep the statement.
+    fn close(&mut self) {
+        if let Some((connection, _)) = self.connection.take() {
+            drop(connection.detach());
+        }
     }
 }
 
 impl Drop for Own {
     fn drop(&mut self) {
-        // Closed. To be given back it would need the runtime, which may have ended.
-        if let Some((connection, _)) = self.connection.take() {
-            drop(connection.detach());
-        }
+        self.close();
     }
 }
 

@@ -11,7 +11,8 @@ use super::visit::Errand;
 use super::{Board, Shared, round};
 use crate::event::Lane;
 use crate::retry::Pause;
-use crate::source::Sighting;
+use crate::session::Own;
+use crate::source::{Heads, Sighting};
 
 /// The shortest pause between looks.
 const POLL_MIN: Duration = Duration::from_millis(2);
@@ -28,11 +29,9 @@ const LOOK_FOR_SOME: Duration = Duration::from_millis(20);
 /// How often both logs' newest entries are compared, for a target that went back while nothing was pending.
 const COMPARE_EVERY: Duration = Duration::from_secs(1);
 
-/// A look that takes longer than its round trips and this walks over something at each turn: a crowd of stopped events, in lanes where nothing
+/// A look that takes longer than its round trip and this walks over something at each turn: a crowd of stopped events, in lanes where nothing
 /// else moves the start past it.
 const SLOW_LOOK: Duration = Duration::from_millis(25);
-/// Round trips of a look.
-const TRIPS: u32 = 3;
 
 /// Something that is done every so often, but costs about a hundredth of the time: it may become ten times rarer. Not more, or
 /// one slow look (the first, which connects, or one during a hiccup) would delay retries that are due by many seconds.
@@ -102,7 +101,7 @@ pub(super) async fn look_out(shared: Arc<Shared>, board: Arc<Board>, stop: Cance
                 offer(&shared, &board, &sightings);
                 if took > SLOW_LOOK && advance.is_due() {
                     let asked = Instant::now();
-                    let way = shared.source.round_trip().await.unwrap_or_default() * TRIPS;
+                    let way = shared.source.round_trip().await.unwrap_or_default();
                     advance.took(asked.elapsed());
                     if took > SLOW_LOOK + way {
                         let lanes = 0..i32::from(shared.config.relay.lanes);
@@ -210,9 +209,12 @@ fn rounds_make_sense(shared: &Shared) -> bool {
 pub(super) async fn compare_logs(shared: Arc<Shared>, board: Arc<Board>, stop: CancellationToken) {
     let compare = async {
         let mut missed = false;
+        let (mut here, mut there) = (shared.source.own(), shared.target.own());
         loop {
-            match heads(&shared, missed).await {
-                Ok((source, target)) => {
+            let (source, target) =
+                tokio::join!(shared.source.heads_again(&mut here), look_at_target(&shared, &mut there, missed));
+            match source {
+                Ok(source) => {
                     missed = target.is_none();
                     let lanes = target.map_or_else(Vec::new, |target| differing(&source, &target));
                     lanes.into_iter().for_each(|lane| board.offer(lane, Errand::default()));
@@ -228,19 +230,11 @@ pub(super) async fn compare_logs(shared: Arc<Shared>, board: Arc<Board>, stop: C
     }
 }
 
-type Heads = std::collections::HashMap<Lane, Option<crate::event::BatchKey>>;
-
-/// Both logs' newest entries; of the target's side `None` when it did not answer. `missed`: it did not the last time.
-async fn heads(shared: &Shared, missed: bool) -> sqlx::Result<(Heads, Option<Heads>)> {
-    let (source, target) = tokio::join!(shared.source.heads(), look_at_target(shared, missed));
-    Ok((source?, target))
-}
-
-/// The target's heads, and what can be told of it by whether it answers. A connection that broke is no outage: only what cannot be
+/// The newest entries of the target's log, and what can be told of it by whether it answers; `None`: it did not. `missed`: nor did it the last time. A connection that broke is no outage: only what cannot be
 /// reached anew is away, and the reason is what that try was told, not that the pool ran out of time.
-async fn look_at_target(shared: &Shared, missed: bool) -> Option<Heads> {
+async fn look_at_target(shared: &Shared, own: &mut Own, missed: bool) -> Option<Heads> {
     if !missed {
-        match shared.target.heads().await {
+        match shared.target.heads_again(own).await {
             Ok(heads) => {
                 shared.target_seen();
                 return Some(heads);
@@ -252,8 +246,11 @@ async fn look_at_target(shared: &Shared, missed: bool) -> Option<Heads> {
         shared.target_missed(&error);
         return None;
     }
-    let heads =
-        shared.target.heads().await.inspect_err(|error| tracing::debug!(%error, "could not read the target's log"));
+    let heads = shared
+        .target
+        .heads_again(own)
+        .await
+        .inspect_err(|error| tracing::debug!(%error, "could not read the target's log"));
     if heads.is_ok() {
         shared.target_seen();
     }

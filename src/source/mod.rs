@@ -53,7 +53,8 @@ pub use self::retain::Retired;
 pub use self::scan::Scan;
 pub use self::settle::{FailureRecord, SettleError, Settlement, Unapplied};
 use crate::event::{Aggregate, BatchKey, Lane};
-use crate::session::{self, Limits, Own};
+use crate::session::{self, Limits, Named, Own};
+use crate::sql::literal;
 
 /// The source, as one process sees it. Cheap to clone: each leased lane has one.
 #[derive(Clone)]
@@ -201,14 +202,22 @@ impl Source {
         due: bool,
         lanes: &[Lane],
     ) -> sqlx::Result<Vec<Sighting>> {
-        let question = self.query(&self.statements.look).bind(stopped).bind(false).bind(due).bind(Some(lanes));
-        own.ask(self.limits, PLANS, question).await?.iter().map(sighting).collect()
+        let stopped: Vec<String> = stopped.iter().map(|kind| literal(kind)).collect();
+        let arguments = format!("(ARRAY[{}]::text[], false, {due}, {})", stopped.join(", "), Lane::list(lanes));
+        let types = "(text[], boolean, boolean, int[])";
+        let look = Named { types, sql: &self.statements.look, kept: self.prepared };
+        own.execute(self.limits, PLANS, look, &arguments).await?.iter().map(sighting).collect()
     }
 
     /// The newest entry of every lane.
-    pub async fn heads(&self) -> sqlx::Result<HashMap<Lane, Option<BatchKey>>> {
-        let rows = session::ask_at_once(&self.pool, self.limits, "", &self.statements.heads).await?;
-        rows.iter().map(|row| Ok((row.try_get("lane")?, BatchKey::of_row(row)?))).collect()
+    pub async fn heads(&self) -> sqlx::Result<Heads> {
+        heads(&session::ask_at_once(&self.pool, self.limits, "", &self.statements.heads).await?)
+    }
+
+    /// The same, for whoever asks all the time.
+    pub async fn heads_again(&self, own: &mut Own) -> sqlx::Result<Heads> {
+        let statement = Named { types: "", sql: &self.statements.heads, kept: self.prepared };
+        heads(&own.execute(self.limits, "", statement, "").await?)
     }
 
     /// Lanes that have a held event.
@@ -258,6 +267,14 @@ impl Source {
         let rows = self.ask("", self.query(&sql).bind(lane).bind(limit.as_secs_f64())).await?;
         rows.iter().map(|row| row.try_get(0)).collect()
     }
+}
+
+/// The newest entry of a log, lane by lane; `None`: it has none.
+pub type Heads = HashMap<Lane, Option<BatchKey>>;
+
+/// As `heads.sql` of either side answers.
+pub(crate) fn heads(rows: &[PgRow]) -> sqlx::Result<Heads> {
+    rows.iter().map(|row| Ok((row.try_get("lane")?, BatchKey::of_row(row)?))).collect()
 }
 
 /// The indexes give every order that the relay's statements need: no plan of theirs may sort or bitmap a lane's backlog.

@@ -12,7 +12,6 @@ mod repair;
 mod report;
 mod statements;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,8 +29,8 @@ pub use self::repair::{Repair, RepairedLast, RepairedRow};
 pub use self::report::{History, KeptReport, ReportId, Verified, Which};
 pub use self::statements::{EVENTS, Events, OverRows, Prepared, Rows};
 use crate::event::{Aggregate, BatchKey, Event, EventId, Identity, Lane, Token};
-use crate::session::{self, Limits, Session};
-use crate::source::{ForgottenBatch, ForgottenEvent};
+use crate::session::{self, Limits, Named, Own, Session};
+use crate::source::{ForgottenBatch, ForgottenEvent, Heads, heads};
 use crate::sql::{ident, literal, render};
 
 /// The target, as one process sees it, for one source. Cheap to clone: each locked lane has one.
@@ -179,9 +178,19 @@ impl Target {
     }
 
     /// The newest entry of every lane.
-    pub async fn heads(&self) -> sqlx::Result<HashMap<Lane, Option<BatchKey>>> {
-        let rows = session::ask_at_once(&self.pool, self.limits, "", &self.statements.heads).await?;
-        rows.iter().map(|row| Ok((row.try_get("lane")?, BatchKey::of_row(row)?))).collect()
+    pub async fn heads(&self) -> sqlx::Result<Heads> {
+        heads(&session::ask_at_once(&self.pool, self.limits, "", &self.statements.heads).await?)
+    }
+
+    /// The same, for whoever asks all the time.
+    pub async fn heads_again(&self, own: &mut Own) -> sqlx::Result<Heads> {
+        let statement = Named { types: "", sql: &self.statements.heads, kept: self.prepared };
+        heads(&own.execute(self.limits, "", statement, "").await?)
+    }
+
+    /// A connection of one's own; see [`Own`].
+    pub fn own(&self) -> Own {
+        Own::new(self.pool.clone())
     }
 
     /// A transaction in which no other process of this source is at the same: for what only one of them is to begin.

@@ -3,8 +3,10 @@
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 
-use outbox_relay::capture;
 use outbox_relay::config::{DatabaseUrl, TableName};
+use outbox_relay::event::Lane;
+use outbox_relay::source::{Names, Source};
+use outbox_relay::{capture, connect};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
@@ -110,6 +112,30 @@ async fn the_relay_works_through_pgbouncer_in_transaction_mode() {
     nothing_is_left_behind(&stage).await;
     assert_eq!(stage.count("processed").await, 3005);
     stage.oracle_agrees().await;
+}
+
+/// As with a pooler that knows prepared statements of the protocol, but not those of SQL.
+#[tokio::test]
+async fn a_look_whose_statement_is_not_kept_for_it_makes_it_anew_each_time() {
+    let mut stage = Stage::new().await;
+    let Some(bouncer) = bouncer(&stage, "").await else { return };
+    go_through(&mut stage, &bouncer);
+    let pool = connect::source(&stage.config, 2).unwrap();
+    let names = Names::new(&stage.config.legacy, stage.config.relay.lanes);
+    let source = Source::new(pool.clone(), names, DEADLINE, false, None, true);
+    let mut own = source.own();
+    let lanes = [Lane(0)];
+    for _ in 0..3 {
+        source.look_again(&mut own, &[], true, &lanes).await.unwrap();
+    }
+    // Somebody else has that server now, and the next one does not know the name.
+    let mut other = pool.begin().await.unwrap();
+    sqlx::raw_sql("SELECT").execute(&mut *other).await.unwrap();
+    let error = source.look_again(&mut own, &[], true, &lanes).await.unwrap_err();
+    assert!(error.to_string().contains("does not exist"), "{error}");
+    for _ in 0..3 {
+        source.look_again(&mut own, &[], true, &lanes).await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
