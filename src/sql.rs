@@ -24,6 +24,34 @@ pub fn literal(text: &str) -> String {
     if quoted.contains('\\') { format!("E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
 }
 
+/// An operator of a type whose own are in that schema, which need not be on the search path; as it is written, of a built-in type.
+pub fn operator(schema: Option<&str>, name: &str) -> String {
+    match schema {
+        None | Some("pg_catalog") => name.to_owned(),
+        Some(schema) => format!("OPERATOR({}.{name})", ident(schema)),
+    }
+}
+
+/// `(a, b) > (x, y)`, for `>` and `<=`. Where the columns' operators are in several schemas, which no comparison of rows can name, column
+/// by column: first by what the index can be walked by, then by what decides.
+pub fn beyond(key: &[String], comparison: &str, values: &[String], schemas: &[String]) -> String {
+    let of = |column: usize| schemas.get(column).map(String::as_str);
+    if schemas.windows(2).all(|two| two[0] == two[1]) {
+        return format!("({}) {} ({})", key.join(", "), operator(of(0), comparison), values.join(", "));
+    }
+    let pairs: Vec<(&String, &String)> = key.iter().zip(values).collect();
+    let one = |n: usize, name: &str| {
+        pairs.get(n).map_or_else(String::new, |(column, value)| format!("{column} {} {value}", operator(of(n), name)))
+    };
+    // Only the last column may be equal, and of a comparison that takes that.
+    let strict = comparison.trim_end_matches('=');
+    let last = pairs.len().saturating_sub(1);
+    let decided = (0..last)
+        .rev()
+        .fold(one(last, comparison), |rest, n| format!("({} OR ({} AND {rest}))", one(n, strict), one(n, "=")));
+    format!("({} AND {decided})", one(0, &format!("{strict}=")))
+}
+
 /// The file's text with every `{name}` replaced. A name that is not in the list is a bug, and is left for the server to
 /// refuse: a test PREPAREs every file.
 pub fn render(file: &str, names: &[(&str, String)]) -> String {
@@ -96,5 +124,27 @@ mod tests {
     fn what_lies_one_after_the_other_is_found_again() {
         assert_eq!(spans([2, 1, 3].into_iter()), (vec![0, 2, 3], vec![2, 1, 3]));
         assert_eq!(spans([].into_iter()), (vec![], vec![]));
+    }
+
+    #[test]
+    fn keys_are_compared_by_the_operators_of_their_own_types() {
+        let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        let compared = |schemas: &[&str], comparison: &str| {
+            let (key, values) = (["a", "b", "c"], ["x", "y", "z"]);
+            let n = schemas.len();
+            beyond(&texts(&key[..n]), comparison, &texts(&values[..n]), &texts(schemas))
+        };
+        assert_eq!(compared(&["pg_catalog"], ">"), "(a) > (x)");
+        assert_eq!(compared(&["pg_catalog", "pg_catalog"], "<="), "(a, b) <= (x, y)");
+        assert_eq!(compared(&["my own"], ">"), "(a) OPERATOR(\"my own\".>) (x)");
+        assert_eq!(compared(&["ext", "ext"], "<="), "(a, b) OPERATOR(\"ext\".<=) (x, y)");
+        assert_eq!(
+            compared(&["pg_catalog", "ext", "pg_catalog"], ">"),
+            "(a >= x AND (a > x OR (a = x AND (b OPERATOR(\"ext\".>) y OR (b OPERATOR(\"ext\".=) y AND c > z)))))"
+        );
+        assert_eq!(
+            compared(&["ext", "pg_catalog"], "<="),
+            "(a OPERATOR(\"ext\".<=) x AND (a OPERATOR(\"ext\".<) x OR (a OPERATOR(\"ext\".=) x AND b <= y)))"
+        );
     }
 }

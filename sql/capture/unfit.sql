@@ -43,4 +43,42 @@ WHERE i.indrelid = to_regclass({table_name}) AND i.indisunique AND i.indisvalid 
   AND (SELECT array_agg(a.attname::text) FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, n)
        JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum WHERE k.n <= i.indnkeyatts) <@ {key}
 HAVING NOT bool_or(i.indimmediate)
+UNION ALL
+SELECT 4, format('%s of the key of %s is of a type without an order, so that nobody can ask whether two keys are equal: every write that changes '
+                 'one would fail. Leave it out of legacy.key. Then install',
+                 string_agg(DISTINCT format('%I (%s)', b.name, format_type(b.declared, NULL)), ', '), {table_shown})
+FROM (
+    WITH RECURSIVE part (name, declared, type) AS (
+        SELECT a.attname, a.atttypid, a.atttypid FROM pg_attribute a
+        WHERE a.attrelid = to_regclass({table_name}) AND a.attname = ANY ({key}) AND a.attnum > 0 AND NOT a.attisdropped
+        UNION
+        SELECT p.name, p.declared, n.type FROM part p JOIN pg_type t ON t.oid = p.type CROSS JOIN LATERAL (
+            SELECT t.typbasetype AS type WHERE t.typtype = 'd'
+            UNION ALL SELECT e.oid FROM pg_type e WHERE e.typarray = t.oid
+            UNION ALL SELECT f.atttypid FROM pg_attribute f
+                      WHERE t.typtype = 'c' AND f.attrelid = t.typrelid AND f.attnum > 0 AND NOT f.attisdropped
+        ) n
+    )
+    SELECT p.name, p.declared FROM part p JOIN pg_type t ON t.oid = p.type
+    WHERE t.typtype = 'b' AND NOT EXISTS (SELECT FROM pg_type e WHERE e.typarray = t.oid)
+      AND NOT EXISTS (
+          SELECT FROM pg_opclass o JOIN pg_am m ON m.oid = o.opcmethod AND m.amname = 'btree'
+          WHERE o.opcdefault AND (o.opcintype = t.oid OR EXISTS (
+              SELECT FROM pg_cast c WHERE c.castsource = t.oid AND c.casttarget = o.opcintype AND c.castmethod = 'b' AND c.castcontext = 'i')))
+) b
+HAVING count(*) > 0
+UNION ALL
+SELECT 5, format('%s has tables that inherit from it, whose rows its triggers do not see: %s. Make an entity of each, or make it a partitioned '
+                 'table', {table_shown}, string_agg(h.inhrelid::regclass::text, ', ' ORDER BY h.inhrelid))
+FROM pg_inherits h JOIN pg_class p ON p.oid = h.inhparent
+WHERE h.inhparent = to_regclass({table_name}) AND p.relkind = 'r'
+HAVING count(*) > 0
+UNION ALL
+SELECT 6, format('on %s stand triggers of capture of another name, which write its changes once more, or for nobody: the table, or the aggregate '
+                 'type, was called otherwise when they were installed. %s    Then install', {table_shown},
+                 string_agg(format('DROP TRIGGER %I ON %s;', t.tgname, {table_name}), ' ' ORDER BY t.tgname))
+FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_namespace s ON s.oid = p.pronamespace
+WHERE t.tgrelid = to_regclass({table_name}) AND NOT t.tgisinternal AND s.nspname = {relay_name}
+  AND p.proname LIKE 'capture\_%' AND p.proname <> ALL ({known})
+HAVING count(*) > 0
 ORDER BY n

@@ -5,6 +5,7 @@
 //! that event. They are written, and the progress is, in one transaction of the target that holds the lane there. No row of the
 //! new table goes back, and none that was deleted comes back. Does not retry.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Job;
@@ -44,7 +45,7 @@ pub(super) enum ChunkError {
     Source(sqlx::Error),
     #[error("new: {}", disposition::told(.0))]
     Target(sqlx::Error),
-    /// A lock or a timeout on the target.
+    /// A lock or a timeout on the target, or what may be of a single row: the next tries find out.
     #[error("new: {}", disposition::told(.0))]
     Contended(sqlx::Error),
     /// Somebody else was faster.
@@ -83,7 +84,7 @@ pub(super) struct Todo<'a> {
     pub(super) completes: Option<(i64, u64)>,
     /// They were left out before: what no longer is must be noted.
     pub(super) left_before: bool,
-    /// The last try met a lock or a timeout: find the rows that do.
+    /// The last tries met a lock or a timeout, or what may be of a single row: find the rows that do.
     pub(super) isolate: bool,
 }
 
@@ -119,7 +120,9 @@ async fn attempt(job: &Job<'_>, todo: Todo<'_>) -> Result<Chunk, ChunkError> {
         return Ok(Chunk::Backlog);
     }
     let mut sorted = sort(todo.lane, rows, &open);
-    let refused = apply(job, &mut target, &sorted.copy, todo.isolate).await?;
+    // Asked once, for another lane's chunk may find out meanwhile that there are some.
+    let checks_late = job.checks_late();
+    let refused = apply(job, &mut target, &sorted.copy, todo.isolate, checks_late).await?;
     let worked = started.elapsed();
     for (at, said) in &refused {
         sorted.left.push(LeftRow {
@@ -150,10 +153,20 @@ async fn attempt(job: &Job<'_>, todo: Todo<'_>) -> Result<Chunk, ChunkError> {
         return Err(ChunkError::BegunAnew);
     }
     reach("chunk_written");
-    target.commit().await.map_err(ChunkError::Target)?;
+    target.commit().await.map_err(|error| refused_commit(job, checks_late, error))?;
     reach("chunk_committed");
     source.release_lease().await;
     Ok(Chunk::Copied(Copied { rows, left: sorted.left, again: sorted.again, worked }))
+}
+
+/// A commit that the target refuses for what was written: somebody has made a constraint since the copy began that is checked as late. Nothing
+/// took effect, and whose it is the next try finds out, which checks before.
+fn refused_commit(job: &Job<'_>, checked: bool, error: sqlx::Error) -> ChunkError {
+    if checked || (disposition::is_transient(&error) && !disposition::may_be_of_a_value(&error)) {
+        return ChunkError::Target(error);
+    }
+    job.deferred_constraints.store(true, Ordering::Relaxed);
+    ChunkError::Contended(error)
 }
 
 /// A row to be copied.
@@ -201,14 +214,25 @@ fn sort(lane: Lane, rows: Vec<LegacyRow>, open: &OpenAggregates) -> Sorted {
     sorted
 }
 
+/// As the statement takes them.
+fn given<'r>(job: &'r Job<'_>, rows: &'r [Row]) -> Rows<'r> {
+    Rows {
+        aggregate_type: &job.legacy.aggregate_type,
+        event_type: &job.legacy.event_type,
+        aggregate_ids: rows.iter().map(|row| row.aggregate_id.as_str()).collect(),
+        payloads: rows.iter().map(|row| row.payload.as_str()).collect(),
+    }
+}
+
 /// Writes what the mapping yields of them; what the new table refuses is halved until it stands alone. Those that were refused.
 async fn apply(
     job: &Job<'_>,
     target: &mut TargetLane,
     rows: &[Row],
     isolate: bool,
+    checks_late: bool,
 ) -> Result<Vec<(usize, Said)>, ChunkError> {
-    let mut refused = Vec::new();
+    let (mut refused, mut tried_empty) = (Vec::new(), false);
     let mut parts = vec![(0, rows.len())];
     if isolate {
         target.isolate().await.map_err(ChunkError::Target)?;
@@ -217,27 +241,25 @@ async fn apply(
         if from == to {
             continue;
         }
-        let part = Rows {
-            aggregate_type: &job.legacy.aggregate_type,
-            event_type: &job.legacy.event_type,
-            aggregate_ids: rows[from..to].iter().map(|row| row.aggregate_id.as_str()).collect(),
-            payloads: rows[from..to].iter().map(|row| row.payload.as_str()).collect(),
-        };
-        let mut result = target.run_over(&job.statement, &part).await;
-        if result.is_ok() && job.deferred_constraints {
+        let mut result = target.run_over(&job.statement, &given(job, &rows[from..to])).await;
+        if result.is_ok() && checks_late {
             result = target.check_constraints().await;
         }
         let Err(error) = result else {
             target.keep().await.map_err(ChunkError::Target)?;
             continue;
         };
-        match disposition::of(&error) {
-            Disposition::Transient => return Err(ChunkError::Target(error)),
-            Disposition::Contended if !isolate => return Err(ChunkError::Contended(error)),
-            Disposition::Operator => return Err(ChunkError::Refused(Box::new(job.refused(&error)))),
+        let disposition = disposition::of(&error);
+        match disposition {
+            Disposition::Transient if !disposition::may_be_of_a_value(&error) => return Err(ChunkError::Target(error)),
+            Disposition::Transient | Disposition::Contended if !isolate => return Err(ChunkError::Contended(error)),
             _ => {}
         }
         target.undo().await.map_err(ChunkError::Target)?;
+        if matches!(disposition, Disposition::Transient | Disposition::Operator) && !tried_empty {
+            over_nothing(job, target).await?;
+            tried_empty = true;
+        }
         if to - from == 1 {
             refused.push((from, disposition::said(&error)));
         } else {
@@ -248,6 +270,19 @@ async fn apply(
         }
     }
     Ok(refused)
+}
+
+/// Runs the statement over no row at all: an error that comes then too is no row's. By its code alone that cannot be told, for what a value of
+/// a type like `tsquery` or `regclass` is refused for has the codes of a statement that is wrong.
+async fn over_nothing(job: &Job<'_>, target: &mut TargetLane) -> Result<(), ChunkError> {
+    match target.run_over(&job.statement, &given(job, &[])).await {
+        Ok(()) => target.undo().await.map_err(ChunkError::Target),
+        Err(error) => Err(match disposition::of(&error) {
+            Disposition::Transient => ChunkError::Target(error),
+            Disposition::Contended => ChunkError::Contended(error),
+            _ => ChunkError::Refused(Box::new(job.refused(&error))),
+        }),
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! Why a copy cannot go on.
 
-use crate::config::{Entity, TableName};
+use std::time::Duration;
+
+use crate::config::{Entity, RowsFrom, TableName};
 use crate::connect::{self, ConnectError};
 use crate::disposition::{self, logged, told};
 use crate::init::Side;
@@ -8,6 +10,8 @@ use crate::job::Ending;
 use crate::mapping::MappingError;
 use crate::plan::PlanError;
 use crate::redact::Quoting;
+use crate::session::{is_late, is_lock_timeout};
+use crate::source::KeyTrouble;
 use crate::sql::ident;
 
 /// Why it cannot go on.
@@ -109,6 +113,64 @@ pub(super) fn legacy(error: sqlx::Error) -> BackfillError {
 
 pub(super) fn new(error: sqlx::Error) -> BackfillError {
     BackfillError::Database { side: "new", error }
+}
+
+/// Whether reading took too long by itself. Who waits for a lock waits for whoever holds it.
+pub(super) fn is_too_slow(error: &sqlx::Error) -> bool {
+    is_late(error) && !is_lock_timeout(error)
+}
+
+/// The legacy rows cannot be read. What passes by itself is left as it is, and so is a key that does not tell them apart, which says what to do.
+pub(super) fn unreadable(entity: &Entity, error: sqlx::Error) -> BackfillError {
+    if disposition::is_transient(&error) || KeyTrouble::of(&error).is_some() {
+        return legacy(error);
+    }
+    let say = |said: String| {
+        format!(
+            "entity {0}: its legacy rows cannot be read: {said}. Look whether the relay's role has its grants in the legacy database (outbox-relay \
+             init --print), and whether entity.legacy.aggregate_id can be evaluated for every row of {1}. Then: outbox-relay backfill {0}",
+            entity.name,
+            rows_of(entity)
+        )
+    };
+    let code = crate::job::code(Some(&error));
+    BackfillError::Rows { code, message: say(told(&error)), logged: say(logged(&error)) }
+}
+
+/// The table, or the query's file.
+fn rows_of(entity: &Entity) -> String {
+    match entity.legacy.as_ref().map(|rows| &rows.from) {
+        Some(RowsFrom::Table(table)) => table.to_string(),
+        Some(RowsFrom::Query(file)) => file.path.display().to_string(),
+        None => String::new(),
+    }
+}
+
+/// Their keys were not read in time, again and again, though the database answers.
+pub(super) fn keys_late(entity: &Entity, deadline: Duration) -> BackfillError {
+    let key = entity.legacy.as_ref().map(|rows| rows.key.as_slice()).unwrap_or_default();
+    let remedy = match entity.legacy.as_ref().map(|rows| &rows.from) {
+        Some(RowsFrom::Table(table)) => {
+            let columns: Vec<String> = key.iter().map(|column| ident(column)).collect();
+            format!(
+                "an index of {table} has to begin with the key ({}), in this order: CREATE INDEX CONCURRENTLY ON {}.{} ({})",
+                key.join(", "),
+                ident(&table.schema),
+                ident(&table.table),
+                columns.join(", ")
+            )
+        }
+        _ => format!(
+            "an index has to yield the rows of {} in the order of the key ({}), without a sort of all of them",
+            rows_of(entity),
+            key.join(", ")
+        ),
+    };
+    BackfillError::Refused(format!(
+        "entity {0}: a page of its legacy keys was not read within {deadline:?}, again and again: {remedy}; or raise relay.deadline. Then: \
+         outbox-relay backfill {0}",
+        entity.name
+    ))
 }
 
 pub(super) fn tables_of_this_version(error: sqlx::Error) -> BackfillError {

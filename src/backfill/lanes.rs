@@ -8,6 +8,7 @@ use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio::sync::Semaphore;
 
 use super::chunk::{self, Chunk, ChunkError, Todo};
+use super::error::{is_too_slow, keys_late, unreadable};
 use super::gate::{Gate, rest};
 use super::{BackfillError, Job, new};
 use crate::disposition::{is_transient, told};
@@ -17,12 +18,6 @@ use crate::redact::without_values;
 use crate::retry::Pause;
 use crate::source::{KeyQueue, Lanes};
 use crate::target::{LeftRow, Page, Reason};
-
-/// Keys of a page: as many as all lanes take in a chunk, for every chunk costs a dozen round trips and two commits however few its
-/// rows are. At most so many that the keys of two pages take a few megabytes.
-fn page_size(job: &Job<'_>) -> u32 {
-    job.pace.chunk().saturating_mul(job.config.relay.lanes.into()).clamp(1_000, 100_000)
-}
 
 /// Hands out pages to itself and copies them, until there are none. False: it was told to end.
 pub(super) async fn pages(job: &Job<'_>, gate: &Gate<'_>, slots: &Semaphore) -> Result<bool, BackfillError> {
@@ -56,11 +51,22 @@ async fn next_page(job: &Job<'_>) -> Result<Option<(Page, Lanes)>, BackfillError
         handing.abandon().await;
         return Ok(None);
     }
-    let size = page_size(job);
-    let keys = job.source.legacy_lanes(&job.legacy, handing.after.as_ref(), None, size).await;
-    let keys = keys.map_err(super::legacy)?;
+    let size = job.pace.page(job.config.relay.lanes);
+    let keys = match job.source.legacy_lanes(&job.legacy, handing.after.as_ref(), None, size).await {
+        Ok(keys) => keys,
+        Err(error) => return Err(unread(job, Some(size), error).await),
+    };
+    job.pace.page_read();
     let page = handing.hand_out(keys.last.as_ref(), keys.rows < size).await.map_err(new)?;
     Ok(page.map(|page| (page, keys.lanes)))
+}
+
+/// Why a page's keys were not read; `size` as the pace is told it. A database that answers nothing else either is waited for.
+async fn unread(job: &Job<'_>, size: Option<u32>, error: sqlx::Error) -> BackfillError {
+    if is_too_slow(&error) && job.source.round_trip().await.is_ok() && job.pace.page_late(size) {
+        return keys_late(job.entity, job.config.relay.deadline);
+    }
+    unreadable(job.entity, error)
 }
 
 /// Pages that somebody handed out and did not end, because it was killed; or that somebody else is at: to do the same twice
@@ -83,10 +89,14 @@ pub(super) async fn leftover_pages(job: &Job<'_>, gate: &Gate<'_>, slots: &Semap
         let read = async {
             let done = job.target.lanes_done(&job.entity.name, page.page).await.map_err(new)?;
             let keys = job.source.legacy_lanes(&job.legacy, page.after.as_ref(), Some(&page.until), u32::MAX).await;
-            Ok::<_, BackfillError>((done, keys.map_err(super::legacy)?.lanes))
+            match keys {
+                Ok(keys) => Ok((done, keys.lanes)),
+                Err(error) => Err(unread(job, None, error).await),
+            }
         };
         match read.await {
             Ok((done, lanes)) => {
+                job.pace.page_read();
                 if !copy_page(job, gate, slots, &page, lanes, &done).await? {
                     return Ok(false);
                 }
@@ -107,7 +117,7 @@ async fn measure_the_way(job: &Job<'_>) {
     if let (Ok(legacy), Ok(new)) = tokio::join!(job.source.round_trip(), job.target.round_trip()) {
         // The rows and the open events, each planned and then asked for; what is written of them, and its savepoint. And one more on each side, for
         // what a connection does the first time: to take off a little too much does no harm, for nothing of it is work.
-        let checks = u32::from(job.deferred_constraints);
+        let checks = u32::from(job.checks_late());
         job.pace.far(legacy * (4 + 1) + new * (2 + checks + 1));
     }
 }
@@ -183,13 +193,12 @@ pub(super) async fn copy_lane(
             Err(ChunkError::Refused(why)) => return Err(*why),
             Err(ChunkError::BegunAnew) => return Err(job.begun_anew()),
             Err(ChunkError::Stopped(why)) => return Err(BackfillError::Refused(why)),
+            Err(ChunkError::Source(refused)) if !is_transient(&refused) => return Err(unreadable(job.entity, refused)),
             Err(error) => {
                 match &error {
                     ChunkError::Contended(_) => contended += 1,
                     ChunkError::Deadline(_) => job.pace.too_much(),
-                    ChunkError::Source(refused) | ChunkError::Target(refused) if !is_transient(refused) => {
-                        return Err(job.refused(refused));
-                    }
+                    ChunkError::Target(refused) if !is_transient(refused) => return Err(job.refused(refused)),
                     _ => {}
                 }
                 error.to_string()

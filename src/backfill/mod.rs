@@ -14,14 +14,14 @@ mod lanes;
 mod left;
 mod pace;
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 pub use self::error::BackfillError;
-use self::error::{legacy, new, sequence, sequence_late, tables_of_this_version};
+use self::error::{is_too_slow, keys_late, legacy, new, sequence, sequence_late, tables_of_this_version, unreadable};
 use self::gate::Gate;
 pub(crate) use self::gate::PAUSED;
 use self::pace::Pace;
@@ -128,7 +128,8 @@ struct Job<'a> {
     place: Option<Place>,
     legacy: Legacy,
     statement: OverRows,
-    deferred_constraints: bool,
+    /// Whether the target has constraints that are checked at the end of a transaction.
+    deferred_constraints: AtomicBool,
     /// Its table refers to itself.
     refers_to_itself: bool,
     /// Event types by which the entity's whole row is written, or deleted.
@@ -168,6 +169,11 @@ impl Job<'_> {
             |said: String| format!("entity {}{place}: {said}: mend it, then: outbox-relay backfill", self.entity.name);
         let code = crate::job::code(Some(error));
         BackfillError::Rows { code, message: of(told(error)), logged: of(logged(error)) }
+    }
+
+    /// Whether constraints may be checked as late as the commit.
+    fn checks_late(&self) -> bool {
+        self.deferred_constraints.load(Ordering::Relaxed)
     }
 
     /// Whether it was refused for a row of its own table that is not there (yet): lanes are copied one after the other, and the row that it
@@ -345,7 +351,8 @@ async fn each(
             let (entity, waits_for) = (entity.name.clone(), Some(why));
             tell(Told::Progress { entity, rows: 0, estimate: None, rate: 0.0, waits_for });
         };
-        let begun = patiently(stop, waits, || job(config, entity, source, target, tell, stop)).await?;
+        let late = AtomicU32::new(0);
+        let begun = patiently(stop, waits, || job(config, entity, (source, target), &late, tell, stop)).await?;
         let Some(job) = begun else {
             summary.interrupted = true;
             break;
@@ -458,15 +465,24 @@ async fn in_order<'a>(
     Ok(wanted)
 }
 
+/// `late`: how often it took too long to look at the legacy rows, as it does where no index tells whether a query's key is NULL.
 async fn job<'a>(
     config: &'a Config,
     entity: &'a Entity,
-    source: &'a Source,
-    target: &'a Target,
+    (source, target): (&'a Source, &'a Target),
+    late: &AtomicU32,
     tell: &'a (dyn Fn(Told) + Sync),
     stop: &'a CancellationToken,
 ) -> Result<Job<'a>, BackfillError> {
-    let described = source.legacy(entity).await.map_err(legacy)?;
+    let described = source.legacy(entity).await;
+    if let Err(error) = &described
+        && is_too_slow(error)
+        && source.round_trip().await.is_ok()
+        && late.fetch_add(1, Ordering::Relaxed) + 1 >= TRIES
+    {
+        return Err(keys_late(entity, config.relay.deadline));
+    }
+    let described = described.map_err(|error| unreadable(entity, error))?;
     let described = described.map(|legacy| legacy.shown_to(config.redact.for_admins()));
     let (Some(rows), Some(described)) = (&entity.legacy, described) else {
         return Err(BackfillError::Refused(format!("entity {} has no legacy rows", entity.name)));
@@ -504,7 +520,7 @@ async fn job<'a>(
         place: None,
         legacy: described,
         statement: statement.over_rows(),
-        deferred_constraints: target.has_deferrable_constraints().await.map_err(new)?,
+        deferred_constraints: AtomicBool::new(target.has_deferrable_constraints().await.map_err(new)?),
         refers_to_itself,
         whole: whole(entity),
         pass: config.passing(),
@@ -550,7 +566,7 @@ async fn copy(job: &Job<'_>, patience: Duration) -> Result<bool, BackfillError> 
     }
 }
 
-/// How often what takes too long at the end is tried before that is said.
+/// How often what takes too long is tried before that is said.
 const TRIES: u32 = 3;
 
 /// Sets the sequences, and then notes that it has ended: a copy whose sequences could not be set has not. `late`: how often that took too long.

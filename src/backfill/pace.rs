@@ -1,9 +1,11 @@
-//! How much at once, and how fast: chunks whose rows are read and written in about as long as a lane should be held, rows a second, and rest while the
-//! legacy database is busy.
+//! How much at once, and how fast: pages whose keys are read in time, chunks whose rows are read and written in about as long as a lane
+//! should be held, rows a second, and rest while the legacy database is busy.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
+
+use super::TRIES;
 
 /// A chunk never has more rows than this, or a quarter more. A row of some hundred bytes takes some four thousand while it is on its
 /// way (as it came, as a row, as a parameter, as a message), for each worker: what is in memory is chunks, and nothing else of the table.
@@ -16,6 +18,11 @@ const FIRST: u32 = 500;
 /// so many take more than [`SLOW`] times as long as they should: then they are as few as take that long.
 const FEW: u32 = 500;
 const SLOW: u32 = 4;
+
+/// Keys of a page: at most so many that the keys of two pages take a few megabytes.
+const MOST_KEYS: u32 = 100_000;
+/// And at least so many: where these are too many, it is not their number.
+const FEWEST_KEYS: u32 = 1_000;
 
 /// How many rows the next chunk should have instead of `chunk`, when `rows` were read and written in `worked`, and should be in `aim`.
 fn next_chunk(chunk: u32, rows: u32, worked: Duration, aim: Duration) -> u32 {
@@ -44,6 +51,10 @@ pub(super) struct Pace {
 
 struct State {
     chunk: u32,
+    /// A page has no more keys than this.
+    page: u32,
+    /// How often in a row a page that could not be smaller was not read in time.
+    late: u32,
     /// How long a chunk waits for answers, however few its rows are.
     way: Duration,
     free_at: Instant,
@@ -54,7 +65,13 @@ impl Pace {
         Pace {
             aim,
             per_second,
-            state: Mutex::new(State { chunk: FIRST, way: Duration::ZERO, free_at: Instant::now() }),
+            state: Mutex::new(State {
+                chunk: FIRST,
+                page: MOST_KEYS,
+                late: 0,
+                way: Duration::ZERO,
+                free_at: Instant::now(),
+            }),
         }
     }
 
@@ -88,6 +105,36 @@ impl Pace {
     /// A chunk was not done in time.
     pub(super) fn too_much(&self) {
         self.change(|state| state.chunk = (state.chunk / 4).max(1));
+    }
+
+    /// Keys for the next page: as many as all lanes take in a chunk, for every chunk costs a dozen round trips and two commits however few its
+    /// rows are.
+    pub(super) fn page(&self, lanes: u16) -> u32 {
+        let of_all = self.chunk().saturating_mul(lanes.into()).clamp(FEWEST_KEYS, MOST_KEYS);
+        of_all.min(self.change(|state| state.page))
+    }
+
+    /// A page's keys were read in time: the next ones may have some more again.
+    pub(super) fn page_read(&self) {
+        self.change(|state| {
+            state.late = 0;
+            state.page = (state.page + state.page / 8).min(MOST_KEYS);
+        });
+    }
+
+    /// So many keys were not read in time, and the next page has half of them; `None`: of a page that was handed out, and stays as it is. True:
+    /// there were no fewer to be had, again and again.
+    pub(super) fn page_late(&self, keys: Option<u32>) -> bool {
+        self.change(|state| match keys {
+            Some(keys) if keys > FEWEST_KEYS => {
+                state.page = (keys / 2).max(FEWEST_KEYS);
+                false
+            }
+            _ => {
+                state.late += 1;
+                state.late >= TRIES
+            }
+        })
     }
 
     /// When so many rows may be copied.
@@ -156,6 +203,25 @@ mod tests {
             pace.learn(rows, ms(400) + Duration::from_micros(u64::from(rows) * 50));
         }
         assert!((800..1_200).contains(&pace.chunk()), "{}", pace.chunk());
+    }
+
+    #[test]
+    fn a_page_that_is_not_read_in_time_is_halved_until_three_of_the_fewest_keys_were_not() {
+        let pace = Pace::new(Duration::from_millis(50), None);
+        let mut late = Vec::new();
+        for _ in 0..4 {
+            let keys = pace.page(8);
+            late.push((keys, pace.page_late(Some(keys))));
+        }
+        assert_eq!(late, [(4_000, false), (2_000, false), (1_000, false), (1_000, false)]);
+        // One that is read makes up for those, and the next has a little more.
+        pace.page_read();
+        assert_eq!(pace.page(8), 1_125);
+        assert_eq!([None, None, Some(FEWEST_KEYS)].map(|keys| pace.page_late(keys)), [false, false, true]);
+        for _ in 0..50 {
+            pace.page_read();
+        }
+        assert_eq!((pace.page(8), pace.page(1_000)), (4_000, MOST_KEYS));
     }
 
     #[test]

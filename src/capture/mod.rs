@@ -81,6 +81,8 @@ struct Capture<'a> {
     /// What the one of rows was called by earlier versions.
     earlier: String,
     function: String,
+    /// What all functions are called that the configuration has for the table.
+    known: Vec<String>,
 }
 
 const LIMITS: Limits = Limits { deadline: std::time::Duration::from_secs(30), lock: std::time::Duration::from_secs(1) };
@@ -103,12 +105,18 @@ impl<'a> Capture<'a> {
         let outbox = Names::new(&config.legacy, config.relay.lanes);
         // One for an aggregate type and a table: a second entity made of the same rows takes the same events.
         let slug = slug(&entity.aggregate_type, table);
-        let function = format!("{}.{}", outbox.relay, ident(&format!("capture_{slug}")));
+        let function = format!("{}.{}", outbox.relay, ident(&function_of(&entity.aggregate_type, table)));
         // A row's triggers fire in the byte order of their names, and what one of them writes is captured before the next one fires. So this
         // one is the first, before the application's and before RI_…, which cascade: or a change would get a later id than what follows from it.
         let triggers = [format!("!outbox_relay_capture_{slug}"), format!("outbox_relay_truncate_{slug}")];
+        let made_of_it = config
+            .entities
+            .iter()
+            .filter(|of| of.legacy.as_ref().is_some_and(|rows| rows.from == RowsFrom::Table(table.clone())));
+        let known = made_of_it.map(|of| function_of(&of.aggregate_type, table)).collect();
         let earlier = format!("outbox_relay_capture_{slug}");
-        let mut capture = Capture { entity, rows, table, names: Vec::new(), outbox, triggers, earlier, function };
+        let mut capture =
+            Capture { entity, rows, table, names: Vec::new(), outbox, triggers, earlier, function, known };
         capture.names = capture.names();
         Ok(capture)
     }
@@ -132,6 +140,8 @@ impl<'a> Capture<'a> {
             ("row_trigger", ident(&self.triggers[0])),
             ("earlier_trigger", ident(&self.earlier)),
             ("truncate_trigger", ident(&self.triggers[1])),
+            ("table_name", literal(&self.table_name())),
+            ("trigger_names", array(&self.triggers)),
             ("aggregate", self.rows.aggregate_or_key()),
             ("kind", literal(&self.entity.aggregate_type)),
             ("insert", literal(&words.insert)),
@@ -151,7 +161,7 @@ impl<'a> Capture<'a> {
 
     /// The function's text without its version, and the version: a hash of that text.
     fn definition(&self) -> (String, String) {
-        let text = self.outbox.render(&render(include_str!("../../sql/capture/function.sql"), &self.names));
+        let text = self.outbox.render_with(include_str!("../../sql/capture/function.sql"), &self.names);
         let version = format!("outbox-relay capture {:016x}", fnv(&text));
         (text.clone(), version)
     }
@@ -179,15 +189,13 @@ impl<'a> Capture<'a> {
 
     /// An error, if something would: nobody else asks before a script that was printed.
     fn guard_sql(&self) -> String {
-        render(include_str!("../../sql/capture/guard.sql"), &[("unfit", self.unfit_sql())])
+        let mut names = self.names.clone();
+        names.push(("unfit", self.unfit_sql()));
+        self.outbox.render_with(include_str!("../../sql/capture/guard.sql"), &names)
     }
 
     /// What would have the application's writes fail, or events wrong, as sentences.
     fn unfit_sql(&self) -> String {
-        let array = |names: &[String]| {
-            let names: Vec<String> = names.iter().map(|name| literal(name)).collect();
-            format!("ARRAY[{}]::text[]", names.join(", "))
-        };
         let names = [
             ("function_name", literal(&self.function)),
             ("table_name", literal(&self.table_name())),
@@ -195,6 +203,8 @@ impl<'a> Capture<'a> {
             ("outbox_name", literal(&self.outbox.outbox)),
             ("filled", array(&self.filled())),
             ("key", array(&self.rows.key)),
+            ("known", array(&self.known)),
+            ("relay_name", literal(&self.outbox.relay.trim_matches('"').replace("\"\"", "\""))),
         ];
         render(include_str!("../../sql/capture/unfit.sql"), &names)
     }
@@ -228,11 +238,10 @@ impl<'a> Capture<'a> {
         let state = query(include_str!("../../sql/capture/state.sql"), false)
             .bind(self.table_name())
             .bind(&self.function)
-            .bind(&self.triggers[0])
-            .bind(&self.triggers[1])
+            .bind(&self.triggers)
+            .bind(&self.earlier)
             .bind(&self.outbox.outbox)
-            .bind(self.filled())
-            .bind(&self.earlier);
+            .bind(self.filled());
         let rows = ask(pool, LIMITS, "", state).await?;
         let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
         if !row.try_get::<bool, _>("has_table")? {
@@ -369,6 +378,16 @@ pub async fn status(config: &Config, entity: &Entity, source: &Source) -> Result
     let capture = Capture::new(config, entity)?;
     let (state, _) = capture.state(&source.pool).await?;
     Ok(Status { entity: entity.name.clone(), table: capture.table.to_string(), state })
+}
+
+/// `ARRAY['a', 'b']::text[]`
+fn array(names: &[String]) -> String {
+    let names: Vec<String> = names.iter().map(|name| literal(name)).collect();
+    format!("ARRAY[{}]::text[]", names.join(", "))
+}
+
+fn function_of(aggregate_type: &str, table: &TableName) -> String {
+    format!("capture_{}", slug(aggregate_type, table))
 }
 
 /// Short enough for any name, and another for every aggregate type and table.

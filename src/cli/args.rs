@@ -142,7 +142,8 @@ Examples:
     Verify(VerifyArgs),
     /// Make right what the last full report of `verify` found, from the legacy database
     #[command(after_long_help = "\
-Shows what would be done; with --apply it is done. Exits 0 if nothing is left to do, 1 if rows are or were left alone, or would be changed.
+Shows what would be done; with --apply it is done. Exits 0 if nothing is left to do, 1 if rows are or were left alone, or would be changed, or an
+entity is to be verified again.
 
 Examples:
   outbox-relay repair

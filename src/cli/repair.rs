@@ -80,19 +80,21 @@ async fn run(how: &ApplyArgs, config: &Config, command: Kind, task: &Task<'_>) -
         anyhow::bail!("say why: --reason is kept with every changed row");
     }
     let by = By { actor: shell_user(), reason, command, via: Via::Command };
-    let repair = |apply| Repair {
+    let repair = |apply, expected| Repair {
         config,
         source: &source,
         target: &target,
         by: &by,
         apply,
-        expected: None,
+        expected,
         stop: &stop,
         job: None,
     };
     let quoting = config.quoting(&task.entities(config));
     let refused = |error: VerifyError| anyhow::anyhow!("{}", error.shown(quoting));
-    let planned = repair(false).run(task).await.map_err(refused)?;
+    // While somebody is asked, a verification may end: what is done is what was shown.
+    let task = &task.chosen(config, &target).await.map_err(refused)?;
+    let planned = repair(false, None).run(task).await.map_err(refused)?;
     if !how.apply || (!planned.changes_any() && !task.settles()) {
         return told(how, &planned);
     }
@@ -105,7 +107,8 @@ async fn run(how: &ApplyArgs, config: &Config, command: Kind, task: &Task<'_>) -
             how.yes,
         )?;
     }
-    told(how, &repair(true).run(task).await.map_err(refused)?)
+    let shown = planned.written + planned.deleted;
+    told(how, &repair(true, Some(shown)).run(task).await.map_err(refused)?)
 }
 
 fn told(how: &ApplyArgs, repaired: &Repaired) -> anyhow::Result<Exit> {

@@ -5,7 +5,7 @@
 
 use super::text::{Statement, With};
 use super::text_array;
-use crate::sql::{ident, literal};
+use crate::sql::{ident, literal, operator};
 use crate::target::{EVENTS, Prepared};
 
 /// A column of the target table.
@@ -18,6 +18,22 @@ pub(super) struct TableColumn {
     /// With them.
     pub(super) full_type: String,
     pub(super) always_identity: bool,
+    /// Where its type's own operators are, if its type has any.
+    pub(super) operators: Option<String>,
+    /// Its collation, quoted, if by that words that differ may be equal.
+    pub(super) folding: Option<String>,
+}
+
+impl TableColumn {
+    /// Whether two values can be equal that are not written alike, as no built-in type of keys has it.
+    fn may_be_written_otherwise(&self) -> bool {
+        self.folding.is_some() || self.operators.as_deref().is_some_and(|schema| schema != "pg_catalog")
+    }
+
+    /// `left.column = right.column`, as its type compares.
+    pub(super) fn equal(&self, left: &str, right: &str) -> String {
+        format!("{left} {} {right}", operator(self.operators.as_deref(), "="))
+    }
 }
 
 /// A column that the mapping yields.
@@ -32,6 +48,7 @@ pub(super) struct Output {
 pub(super) struct Context<'a> {
     pub(super) table: &'a str,
     pub(super) relay: &'a str,
+    pub(super) columns: &'a [TableColumn],
     pub(super) key: &'a [String],
     pub(super) owner: &'a [String],
     pub(super) string_payloads: bool,
@@ -97,7 +114,11 @@ impl Output {
     /// Text is read as input would be: by the type's input function, never cut to a length (that is checked on assignment).
     fn converted(&self) -> String {
         let column = format!("m.{}", ident(&self.column.name));
-        if self.convert { format!("{column}::pg_catalog.text::{}", self.column.type_name) } else { column }
+        let value = if self.convert { format!("{column}::pg_catalog.text::{}", self.column.type_name) } else { column };
+        match &self.column.folding {
+            Some(collation) => format!("({value}) COLLATE {collation}"),
+            None => value,
+        }
     }
 }
 
@@ -126,7 +147,7 @@ pub(super) fn upsert(context: &Context<'_>, user: &UserText, output: &[Output]) 
     let overriding = if output.iter().any(|o| o.column.always_identity) { " OVERRIDING SYSTEM VALUE" } else { "" };
     let set: Vec<String> = output
         .iter()
-        .filter(|o| !context.key.contains(&o.column.name))
+        .filter(|o| !context.key.contains(&o.column.name) || o.column.may_be_written_otherwise())
         .map(|o| format!("{0} = excluded.{0}", ident(&o.column.name)))
         .collect();
     let conflict = if set.is_empty() { "DO NOTHING".to_owned() } else { format!("DO UPDATE SET {}", set.join(", ")) };
@@ -161,9 +182,9 @@ pub(super) fn upsert(context: &Context<'_>, user: &UserText, output: &[Output]) 
              INSERT INTO {table} ({columns}){overriding} SELECT DISTINCT ON ({key}) {columns} FROM latest m \
              ORDER BY {key}, relay_event DESC ON CONFLICT ({key}) {conflict}",
             context.whole(&context.owner_or_refuse()),
-            equal(context.owner, "m", "o"),
-            equal(context.owner, "t", "o"),
-            equal(context.key, "l", "t"),
+            context.equal(context.owner, "m", "o"),
+            context.equal(context.owner, "t", "o"),
+            context.equal(context.key, "l", "t"),
         ),
     )
 }
@@ -179,7 +200,7 @@ pub(super) fn delete(context: &Context<'_>, user: &UserText, output: &[Output]) 
             "keyed AS (SELECT DISTINCT {} FROM mapped WHERE {check}) DELETE FROM {} AS t USING keyed k WHERE {}",
             list(by),
             context.table,
-            equal(by, "t", "k"),
+            context.equal(by, "t", "k"),
         ),
     )
 }
@@ -230,6 +251,14 @@ pub(super) fn same_names_unchecked(columns: &[(String, String)]) -> UserText {
 }
 
 impl Context<'_> {
+    /// `left.a = right.a AND …` of these columns.
+    fn equal(&self, columns: &[String], left: &str, right: &str) -> String {
+        let columns = columns.iter().filter_map(|name| self.columns.iter().find(|c| c.name == *name));
+        let equal =
+            columns.map(|c| c.equal(&format!("{left}.{}", ident(&c.name)), &format!("{right}.{}", ident(&c.name))));
+        equal.collect::<Vec<_>>().join(" AND ")
+    }
+
     /// `check`, for payloads that are what a mapping reads. Of a JSON string every `->>` yields NULL: where the key is not taken
     /// from the payload, a row would lose all that it holds.
     fn whole(&self, check: &str) -> String {
@@ -283,8 +312,4 @@ fn not_an_object(type_of: &str) -> String {
 
 fn list(columns: &[String]) -> String {
     columns.iter().map(|c| ident(c)).collect::<Vec<_>>().join(", ")
-}
-
-fn equal(columns: &[String], left: &str, right: &str) -> String {
-    columns.iter().map(|c| format!("{left}.{0} = {right}.{0}", ident(c))).collect::<Vec<_>>().join(" AND ")
 }

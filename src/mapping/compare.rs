@@ -11,7 +11,7 @@ use sqlx::postgres::PgConnection;
 use super::build::{Output, UserText};
 use super::{MappingError, Tabular, build, read_table, text};
 use crate::config::Entity;
-use crate::sql::{ident, query};
+use crate::sql::{beyond, ident, operator, query};
 use crate::target::Prepared;
 
 /// What `SET LOCAL` pins wherever values become text.
@@ -57,6 +57,8 @@ pub struct Comparison {
 #[derive(Debug, Clone)]
 struct Compared {
     name: String,
+    /// Where its type's own operators are, if it has any.
+    operators: Option<String>,
     /// What the mapping yields is read as text first.
     convert: bool,
     type_name: String,
@@ -87,6 +89,19 @@ impl Compared {
             (false, false) => &self.type_name,
         };
         if self.convert { format!("{column}::pg_catalog.text::{of}") } else { format!("{column}::{of}") }
+    }
+
+    /// Whether the table's column is this, as its type compares.
+    fn equal(&self, value: &str) -> String {
+        format!("t.{} {} {value}", ident(&self.name), operator(self.operators.as_deref(), "="))
+    }
+
+    /// The type that a bound of a range is read as: one that takes whatever key of the other side there is.
+    fn bound_type(&self) -> &str {
+        match self.base_type.as_str() {
+            "smallint" | "integer" => "bigint",
+            other => other,
+        }
     }
 
     /// The one text of a value.
@@ -167,6 +182,7 @@ pub async fn comparison(
         compared.push(Compared {
             convert: of.convert || facts.is_enum,
             type_name: of.column.type_name.clone(),
+            operators: of.column.operators.clone(),
             ..facts.clone()
         });
     }
@@ -200,6 +216,7 @@ async fn described(entity: &Entity, connection: &mut PgConnection) -> Result<Vec
         let base_oid = u32::try_from(row.try_get::<i64, _>("base_oid")?).unwrap_or(0);
         let of = Compared {
             name: row.try_get("name")?,
+            operators: None,
             convert: false,
             type_name: String::new(),
             full_type: row.try_get("full_type")?,
@@ -268,7 +285,9 @@ impl Comparison {
     }
 
     fn same_key(&self) -> bool {
-        self.entity.legacy.as_ref().is_some_and(|legacy| legacy.key == self.entity.key)
+        let rounds = |c: &Compared| ROUNDED.contains(&c.base_oid) && c.typmod >= 0;
+        let as_it_is = !self.compared.iter().take(self.entity.key.len()).any(rounds);
+        as_it_is && self.entity.legacy.as_ref().is_some_and(|legacy| legacy.key == self.entity.key)
     }
 
     fn mapped_over(&self, batch: &str, hash: Hash, ask: Ask, inner: &str, buckets: bool) -> String {
@@ -325,9 +344,8 @@ impl Comparison {
             let value = c.yielded(false);
             if c.is_enum { format!("({value})::{}", c.type_name) } else { value }
         };
-        let typed: String = keys.clone().map(|c| format!(", {} AS relay_{}", of(c), keys_name(&c.name))).collect();
-        let same: Vec<String> =
-            keys.map(|c| format!("t.{} = m.relay_{}", ident(&c.name), keys_name(&c.name))).collect();
+        let typed: String = keys.clone().enumerate().map(|(n, c)| format!(", {} AS relay_k{}", of(c), n + 1)).collect();
+        let same: Vec<String> = keys.enumerate().map(|(n, c)| c.equal(&format!("m.relay_k{}", n + 1))).collect();
         format!(
             "WITH batch AS {SHIPPED}, mapped AS (SELECT b.relay_key AS from_key, {} AS row_key, {} AS expected{typed} \
              FROM batch b CROSS JOIN LATERAL {} AS m) \
@@ -341,12 +359,13 @@ impl Comparison {
         )
     }
 
-    /// The rows of the table that have these keys: `row_key`, `found`, `version`. `$1` and on: the keys, an array a column.
+    /// The rows of the table that have these keys: `row_key`, `found` (with `replace_by`, their owner's texts), `version`. `$1` and on: the
+    /// keys, an array a column.
     pub fn found(&self) -> String {
         format!(
             "SELECT {} AS row_key, {} AS found, t.xmin::pg_catalog.text AS version FROM {} JOIN {} AS t ON {}",
             self.key(|c| format!("t.{}", ident(&c.name))),
-            self.texts(|c| c.canonical(&format!("t.{}", ident(&c.name)))),
+            self.owner_texts(),
             self.given(),
             self.table,
             self.is_given(),
@@ -399,22 +418,26 @@ impl Comparison {
     }
 
     /// With `replace_by`, the rows of the table that have these owners, but for those with NULL in their key: `row_key`, `found` (their
-    /// owner's texts), `version`. `$1` and on: the owners, an array a column.
+    /// owner's texts), `version`. `$1` and on: the owners, an array a column. At most one more than are replaced at a time.
     pub fn owned(&self) -> String {
         let owner: Vec<&Compared> = self.owner().collect();
         let same = owner.iter().enumerate();
-        let same = same.map(|(n, c)| format!("t.{} = g.k{}::{}", ident(&c.name), n + 1, c.type_name));
+        let same = same.map(|(n, c)| c.equal(&format!("g.k{}::{}", n + 1, c.type_name)));
         let same: Vec<String> = same.chain(self.whole_key()).collect();
-        let texts: Vec<String> = owner.iter().map(|c| c.canonical(&format!("t.{}", ident(&c.name)))).collect();
         format!(
-            "SELECT {} AS row_key, ARRAY[{}]::pg_catalog.text[] AS found, t.xmin::pg_catalog.text AS version \
-             FROM {} JOIN {} AS t ON {}",
+            "SELECT {} AS row_key, {} AS found, t.xmin::pg_catalog.text AS version \
+             FROM {} JOIN {} AS t ON {} LIMIT 10001",
             self.key(|c| format!("t.{}", ident(&c.name))),
-            texts.join(", "),
+            self.owner_texts(),
             given(owner.len()),
             self.table,
             same.join(" AND "),
         )
+    }
+
+    fn owner_texts(&self) -> String {
+        let texts: Vec<String> = self.owner().map(|c| c.canonical(&format!("t.{}", ident(&c.name)))).collect();
+        format!("ARRAY[{}]::pg_catalog.text[]", texts.join(", "))
     }
 
     /// The columns that name a row's owner.
@@ -429,13 +452,16 @@ impl Comparison {
 
     fn range(&self, after: bool, until: bool) -> String {
         let key: Vec<String> = self.entity.key.iter().map(|k| format!("t.{}", ident(k))).collect();
+        let of_type = |c: &Compared| c.operators.clone().unwrap_or_else(|| "pg_catalog".to_owned());
+        let schemas: Vec<String> = self.compared.iter().take(key.len()).map(of_type).collect();
         let bound = |given: bool, n: usize, comparison: &str| {
             if !given {
                 return format!("${n}::text[] IS NULL");
             }
+            let keys = self.compared.iter().take(self.entity.key.len()).enumerate();
             let values: Vec<String> =
-                self.key_types.iter().enumerate().map(|(at, t)| format!("(${n}::text[])[{}]::{t}", at + 1)).collect();
-            format!("({}) {comparison} ({})", key.join(", "), values.join(", "))
+                keys.map(|(at, c)| format!("(${n}::text[])[{}]::{}", at + 1, c.bound_type())).collect();
+            beyond(&key, comparison, &values, &schemas)
         };
         // Else a row with NULL in its key would be in a range or not by what else stands there.
         [bound(after, 2, ">"), bound(until, 3, "<=")]
@@ -473,9 +499,7 @@ impl Comparison {
 
     fn is_given(&self) -> String {
         let keys = self.compared.iter().take(self.entity.key.len()).enumerate();
-        keys.map(|(n, c)| format!("t.{} = g.k{}::{}", ident(&c.name), n + 1, c.type_name))
-            .collect::<Vec<_>>()
-            .join(" AND ")
+        keys.map(|(n, c)| c.equal(&format!("g.k{}::{}", n + 1, c.type_name))).collect::<Vec<_>>().join(" AND ")
     }
 
     /// The key's texts: they can be read back as its types. `NULL`s stay.
@@ -512,11 +536,6 @@ fn given(columns: usize) -> String {
 /// Whether the mapping gives a row another key than that of the legacy row that it comes from.
 fn moved(from: &str, key: &str) -> String {
     format!("{from}.relay_key IS DISTINCT FROM {key}")
-}
-
-fn keys_name(name: &str) -> String {
-    // Within an identifier that is built from it: any name is made harmless.
-    name.bytes().map(|b| format!("{b:02x}")).collect()
 }
 
 fn asked(ask: Ask, hash: Hash, buckets: bool) -> String {

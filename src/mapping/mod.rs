@@ -108,6 +108,7 @@ impl Tabular<'_> {
     fn context(&self) -> build::Context<'_> {
         build::Context {
             table: &self.table.name,
+            columns: &self.table.columns,
             relay: self.relay,
             key: &self.entity.key,
             owner: &self.entity.replace_by,
@@ -220,6 +221,8 @@ async fn read_table(entity: &Entity, name: &TableName, connection: &mut PgConnec
                 type_name: row.try_get("type_name")?,
                 full_type: row.try_get("full_type")?,
                 always_identity: row.try_get("always_identity")?,
+                operators: row.try_get("operators")?,
+                folding: row.try_get("folding")?,
             })
         };
         columns.push(read().map_err(|error| MappingError::database(entity, error))?);

@@ -168,9 +168,17 @@ pub(crate) struct Reference {
 /// A table's columns and the types of those, by name; its primary key; and whether it is partitioned.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Columns {
-    pub(crate) types: Vec<(String, String)>,
-    pub(crate) primary_key: Vec<String>,
+    types: Vec<(String, Type)>,
+    primary_key: Vec<String>,
     partitioned: bool,
+}
+
+/// A type, as SQL has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Type {
+    name: String,
+    /// The schema of its own operators.
+    operators: String,
 }
 
 impl Columns {
@@ -182,8 +190,8 @@ impl Columns {
         columns.iter().find(|column| self.type_of(column).is_none())
     }
 
-    pub(crate) fn type_of(&self, column: &str) -> Option<&str> {
-        self.types.iter().find(|(name, _)| name == column).map(|(_, of)| of.as_str())
+    fn type_of(&self, column: &str) -> Option<&Type> {
+        self.types.iter().find(|(name, _)| name == column).map(|(_, of)| of)
     }
 }
 
@@ -295,7 +303,7 @@ pub(crate) async fn columns(pool: &PgPool, table: &TableName) -> sqlx::Result<Co
         if let Some(place) = row.try_get("place")? {
             key.push((place, name.clone()));
         }
-        columns.types.push((name, row.try_get("type_name")?));
+        columns.types.push((name, Type { name: row.try_get("type_name")?, operators: row.try_get("operators")? }));
         columns.partitioned = row.try_get("partitioned")?;
     }
     key.sort();

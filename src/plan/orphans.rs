@@ -2,17 +2,21 @@
 //!
 //! Reads the referring table a page of its primary key at a time, and asks the other end about each page: short transactions, on
 //! an index, whatever the size. What is found is looked at once more a little later, all of it together, so that a row whose parent was on
-//! its way is none.
+//! its way is none. A key is compared as its own type says, also where that is an extension's. What the server refuses of one reference is
+//! told of that one; the others are looked at.
 
 use std::time::Duration;
 
 use serde::Serialize;
-use sqlx::postgres::PgPool;
-use sqlx::{Arguments as _, Row, postgres::PgArguments};
+use sqlx::postgres::{PgArguments, PgPool, PgRow};
+use sqlx::{Arguments as _, Row};
 
-use super::{Columns, Plan, Reference, columns, list, quoted, reading};
+use super::{Columns, Plan, Reference, columns, quoted, reading};
+use crate::config::TableName;
+use crate::disposition::{is_transient, told};
 use crate::init::Side;
-use crate::sql::{ident, trusted};
+use crate::session::sqlstate;
+use crate::sql::{beyond, ident, operator, trusted};
 
 /// Rows a page.
 const PAGE: usize = 5000;
@@ -36,7 +40,7 @@ pub struct Orphans {
     pub count: u64,
     /// Some of them.
     pub samples: Vec<Sample>,
-    /// Why it could not be looked at, if so.
+    /// Why it could not be looked at, or not to its end, if so.
     pub skipped: Option<String>,
 }
 
@@ -51,25 +55,21 @@ pub struct Sample {
 
 /// Looks through all references of a plan.
 pub async fn orphans(plan: &Plan, legacy: &PgPool, new: &PgPool) -> sqlx::Result<Vec<Orphans>> {
-    let (mut looks, mut suspects) = (Vec::new(), Suspects::default());
-    let mut found = Vec::new();
+    let (mut searches, mut suspects) = (Vec::new(), Suspects::default());
     for (nth, reference) in plan.references.iter().enumerate() {
-        let (orphans, look) = of_reference(reference, legacy, new).await?;
-        found.push(orphans);
-        looks.push(look);
+        searches.push(Search::of(reference, legacy, new).await?);
         let mut after: Option<Vec<String>> = None;
-        while let Some(Some(look)) = looks.get(nth) {
-            let page = look.page(after.as_deref()).await?;
-            let Some((last, _)) = page.rows.last() else { break };
-            after = Some(last.clone());
-            suspects.hold(nth, look.without_parent(page.referring()).await?);
+        while let Some(search) = searches.get_mut(nth) {
+            let Some(page) = search.page(after.as_deref()).await? else { break };
+            after = Some(page.last);
+            suspects.hold(nth, page.without_parent);
             if suspects.rows >= HELD {
-                suspects.settle(&looks, &mut found).await?;
+                suspects.settle(&mut searches).await?;
             }
         }
     }
-    suspects.settle(&looks, &mut found).await?;
-    Ok(found)
+    suspects.settle(&mut searches).await?;
+    Ok(searches.into_iter().map(|search| search.found).collect())
 }
 
 /// Rows that seemed to refer to nothing, each page with the number of its reference.
@@ -87,165 +87,246 @@ impl Suspects {
         }
     }
 
-    /// Waits, once for all, and counts those that still refer to nothing.
-    async fn settle(&mut self, looks: &[Option<Look<'_>>], found: &mut [Orphans]) -> sqlx::Result<()> {
-        if self.rows == 0 {
+    /// Waits, once for all, and counts those that still refer to nothing; forgets those of references that were refused.
+    async fn settle(&mut self, searches: &mut [Search<'_>]) -> sqlx::Result<()> {
+        let mut pages = std::mem::take(self).pages;
+        pages.retain(|(nth, _)| searches.get(*nth).is_some_and(|search| search.look.is_some()));
+        if pages.is_empty() {
             return Ok(());
         }
-        tracing::info!(rows = self.rows, "rows seem to refer to nothing: looking again in {AGAIN_AFTER:?}");
+        let rows: usize = pages.iter().map(|(_, rows)| rows.len()).sum();
+        tracing::info!(rows, "rows seem to refer to nothing: looking again in {AGAIN_AFTER:?}");
         tokio::time::sleep(AGAIN_AFTER).await;
-        for (nth, rows) in std::mem::take(self).pages {
-            let (Some(Some(look)), Some(orphans)) = (looks.get(nth), found.get_mut(nth)) else { continue };
-            let real = look.again(rows).await?;
-            orphans.count += real.len() as u64;
-            let room = SAMPLES - orphans.samples.len();
-            let samples = real.into_iter().take(room).map(|(key, refers_to)| Sample { key, refers_to });
-            orphans.samples.extend(samples);
+        for (nth, rows) in pages {
+            if let Some(search) = searches.get_mut(nth) {
+                search.again(rows).await?;
+            }
         }
         Ok(())
     }
 }
 
-/// One page's worth of references.
+/// A row: its primary key, and what it refers to, which is empty where a column of that is NULL: that refers to nothing, by intent.
 type Row_ = (Vec<String>, Vec<String>);
 
-struct Look<'a> {
-    child: (&'a PgPool, String, &'a [String], Columns),
-    parent: (&'a PgPool, String, &'a [String], Columns),
+/// What is found of a reference, and how it is looked at.
+struct Search<'a> {
+    found: Orphans,
+    /// `None`: it cannot be, or not any more, as `found` tells.
+    look: Option<Look<'a>>,
 }
 
-/// What is looked at, with nothing found yet; `None`: it cannot be, as is told.
-async fn of_reference<'a>(
-    reference: &'a Reference,
-    legacy: &'a PgPool,
-    new: &'a PgPool,
-) -> sqlx::Result<(Orphans, Option<Look<'a>>)> {
-    let pool = |side: Side| if side == Side::Legacy { legacy } else { new };
-    let (child, parent) = (&reference.child, &reference.parent);
-    let told = |(side, table, columns): &(Side, crate::config::TableName, Vec<String>)| {
-        format!("{side} {table} ({})", columns.join(", "))
-    };
-    let mut orphans = Orphans {
-        constraint: reference.what.clone(),
-        child: told(child),
-        parent: told(parent),
-        count: 0,
-        samples: Vec::new(),
-        skipped: None,
-    };
-    let look = Look {
-        child: (pool(child.0), quoted(&child.1), &child.2, columns(pool(child.0), &child.1).await?),
-        parent: (pool(parent.0), quoted(&parent.1), &parent.2, columns(pool(parent.0), &parent.1).await?),
-    };
-    let lacks = |(side, table, names): &(Side, crate::config::TableName, Vec<String>), of: &Columns| {
-        let missing = of.first_missing(names)?;
-        Some(format!("{table} in the {side} database has no column {missing}"))
-    };
-    let no_key = || {
-        let paged = !look.child.3.primary_key.is_empty();
-        (!paged).then(|| format!("{} in the {} database has no primary key to page by", child.1, child.0))
-    };
-    orphans.skipped = lacks(child, &look.child.3).or_else(|| lacks(parent, &look.parent.3)).or_else(no_key);
-    let can_be = orphans.skipped.is_none();
-    Ok((orphans, can_be.then_some(look)))
+impl<'a> Search<'a> {
+    /// With nothing found yet.
+    async fn of(reference: &'a Reference, legacy: &'a PgPool, new: &'a PgPool) -> sqlx::Result<Search<'a>> {
+        let end = |(side, table, columns): &(Side, TableName, Vec<String>)| {
+            format!("{side} {table} ({})", columns.join(", "))
+        };
+        let look = Look {
+            child: Place::of(&reference.child, legacy, new).await?,
+            parent: Place::of(&reference.parent, legacy, new).await?,
+        };
+        let found = Orphans {
+            constraint: reference.what.clone(),
+            child: end(&reference.child),
+            parent: end(&reference.parent),
+            count: 0,
+            samples: Vec::new(),
+            skipped: look.child.lacks().or_else(|| look.parent.lacks()).or_else(|| look.child.has_no_key()),
+        };
+        let can_be = found.skipped.is_none();
+        Ok(Search { found, look: can_be.then_some(look) })
+    }
+
+    async fn page(&mut self, after: Option<&[String]>) -> sqlx::Result<Option<Page>> {
+        let Some(look) = &self.look else { return Ok(None) };
+        let page = look.page(after).await;
+        Ok(self.unless_refused(page)?.flatten())
+    }
+
+    /// Counts those of these that still refer to nothing.
+    async fn again(&mut self, suspects: Vec<Row_>) -> sqlx::Result<()> {
+        let Some(look) = &self.look else { return Ok(()) };
+        let still = look.again(suspects).await;
+        let Some(real) = self.unless_refused(still)? else { return Ok(()) };
+        self.found.count += real.len() as u64;
+        let room = SAMPLES - self.found.samples.len();
+        let samples = real.into_iter().take(room).map(|(key, refers_to)| Sample { key, refers_to });
+        self.found.samples.extend(samples);
+        Ok(())
+    }
+
+    /// What a look came to; of a reference that was refused nothing, and it is looked at no further.
+    fn unless_refused<T>(&mut self, came_to: Result<T, Trouble>) -> sqlx::Result<Option<T>> {
+        match came_to {
+            Ok(value) => Ok(Some(value)),
+            Err(Trouble::Refused(why)) => {
+                self.found.skipped = Some(why);
+                self.look = None;
+                Ok(None)
+            }
+            Err(Trouble::Away(error)) => Err(error),
+        }
+    }
+}
+
+/// Why a look came to nothing.
+enum Trouble {
+    /// The server refuses what this reference takes: why, and what mends it.
+    Refused(String),
+    /// A server is away or busy: no reference can be looked at.
+    Away(sqlx::Error),
+}
+
+impl From<sqlx::Error> for Trouble {
+    fn from(error: sqlx::Error) -> Trouble {
+        Trouble::Away(error)
+    }
+}
+
+/// An end of a reference, and where to ask about it.
+struct Place<'a> {
+    side: Side,
+    pool: &'a PgPool,
+    table: &'a TableName,
+    /// The columns that refer, or are referred to.
+    columns: &'a [String],
+    /// All that it has.
+    of: Columns,
+}
+
+impl std::fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} in the {} database", self.table, self.side)
+    }
+}
+
+impl<'a> Place<'a> {
+    async fn of(
+        (side, table, names): &'a (Side, TableName, Vec<String>),
+        legacy: &'a PgPool,
+        new: &'a PgPool,
+    ) -> sqlx::Result<Place<'a>> {
+        let pool = if *side == Side::Legacy { legacy } else { new };
+        Ok(Place { side: *side, pool, table, columns: names, of: columns(pool, table).await? })
+    }
+
+    fn lacks(&self) -> Option<String> {
+        let missing = self.of.first_missing(self.columns)?;
+        Some(format!("{self} has no column {missing}"))
+    }
+
+    fn has_no_key(&self) -> Option<String> {
+        self.of.primary_key.is_empty().then(|| format!("{self} has no primary key to page by"))
+    }
+
+    /// Asks there, in a transaction of its own.
+    async fn ask(&self, sql: &str, arguments: PgArguments) -> Result<Vec<PgRow>, Trouble> {
+        let mut session = reading(self.pool).await?;
+        let rows = sqlx::query_with(trusted(sql), arguments).persistent(false).fetch_all(session.connection()).await;
+        session.rollback().await;
+        rows.map_err(|error| {
+            let is_refused = sqlstate(&error).is_some() && !is_transient(&error);
+            if is_refused { Trouble::Refused(self.refused(&error)) } else { Trouble::Away(error) }
+        })
+    }
+
+    /// In the server's words, and with the grants that mend it where it is a matter of those.
+    fn refused(&self, error: &sqlx::Error) -> String {
+        let what = format!("{self}: {}", told(error));
+        if sqlstate(error).as_deref() != Some("42501") {
+            return what;
+        }
+        let read = self.columns.iter().chain(&self.of.primary_key).filter_map(|column| self.of.type_of(column));
+        let extensions = read.map(|of| &of.operators).filter(|schema| *schema != "pg_catalog");
+        let mut schemas: Vec<String> =
+            std::iter::once(&self.table.schema).chain(extensions).map(|schema| ident(schema)).collect();
+        schemas.sort();
+        schemas.dedup();
+        let role = ident(self.pool.connect_options().get_username());
+        let (schemas, table) = (schemas.join(", "), quoted(self.table));
+        format!("{what}: GRANT USAGE ON SCHEMA {schemas} TO {role}; GRANT SELECT ON {table} TO {role};")
+    }
+}
+
+struct Look<'a> {
+    child: Place<'a>,
+    parent: Place<'a>,
 }
 
 struct Page {
-    /// Keys in order; an empty reference where a column of it is NULL: that refers to nothing, by intent.
-    rows: Vec<Row_>,
-}
-
-impl Page {
-    fn referring(self) -> Vec<Row_> {
-        self.rows.into_iter().filter(|(_, refers_to)| !refers_to.is_empty()).collect()
-    }
+    /// The key of its last row.
+    last: Vec<String>,
+    /// Its rows that seem to refer to nothing.
+    without_parent: Vec<Row_>,
 }
 
 impl Look<'_> {
-    async fn page(&self, after: Option<&[String]>) -> sqlx::Result<Page> {
-        let (_, _, _, of) = &self.child;
-        let key = &of.primary_key;
-        let (condition, values) = match after {
-            None => (String::new(), Vec::new()),
-            Some(after) => {
-                let placeholders: Vec<String> =
-                    key.iter().enumerate().map(|(n, column)| of.cast(&format!("${}", n + 1), column)).collect();
-                (format!("WHERE ({}) > ({})", list(key), placeholders.join(", ")), after.to_vec())
-            }
-        };
-        let rest = format!("{condition} ORDER BY {} LIMIT {PAGE}", list(key));
+    /// The next rows after a key; `None`: there are none.
+    async fn page(&self, after: Option<&[String]>) -> Result<Option<Page>, Trouble> {
+        let of = &self.child.of;
+        let key = of_child(&of.primary_key);
+        let condition = after.map_or_else(String::new, |_| {
+            let placeholders = of.primary_key.iter().enumerate();
+            let values: Vec<String> = placeholders.map(|(n, c)| of.cast(&format!("${}", n + 1), c)).collect();
+            let schemas: Vec<String> = of.primary_key.iter().map(|c| of.operators_of(c).to_owned()).collect();
+            format!("WHERE {}", beyond(&key, ">", &values, &schemas))
+        });
+        let rest = format!("{condition} ORDER BY {} LIMIT {PAGE}", key.join(", "));
         let mut arguments = PgArguments::default();
-        for value in values {
-            arguments.add(value).map_err(sqlx::Error::Encode)?;
+        for value in after.unwrap_or_default() {
+            arguments.add(value.clone()).map_err(sqlx::Error::Encode)?;
         }
-        Ok(Page { rows: self.children(&rest, arguments).await? })
+        let rows = self.children(&rest, arguments).await?;
+        let Some(last) = rows.last().map(|(key, _)| key.clone()) else { return Ok(None) };
+        let referring = rows.into_iter().filter(|(_, refers_to)| !refers_to.is_empty()).collect();
+        Ok(Some(Page { last, without_parent: self.without_parent(referring).await? }))
     }
 
-    /// Rows of the referring table: primary key, and what they refer to.
-    async fn children(&self, rest: &str, arguments: PgArguments) -> sqlx::Result<Vec<Row_>> {
-        let (pool, table, columns, of) = &self.child;
-        let texts =
-            |columns: &[String]| columns.iter().map(|c| format!("{}::text", ident(c))).collect::<Vec<_>>().join(", ");
-        let any_null = columns.iter().map(|c| format!("{} IS NULL", ident(c))).collect::<Vec<_>>().join(" OR ");
+    /// Rows of the referring table, which is called `c`.
+    async fn children(&self, rest: &str, arguments: PgArguments) -> Result<Vec<Row_>, Trouble> {
+        let Place { table, columns, of, .. } = &self.child;
+        let columns = of_child(columns);
+        let texts = |columns: &[String]| columns.iter().map(|c| format!("{c}::text")).collect::<Vec<_>>().join(", ");
+        let any_null = columns.iter().map(|c| format!("{c} IS NULL")).collect::<Vec<_>>().join(" OR ");
         let sql = format!(
-            "SELECT ARRAY[{}] AS key, CASE WHEN {any_null} THEN '{{}}' ELSE ARRAY[{}] END AS refers_to FROM {table} AS c {rest}",
-            texts(&of.primary_key),
-            texts(columns),
+            "SELECT ARRAY[{}] AS key, CASE WHEN {any_null} THEN '{{}}' ELSE ARRAY[{}] END AS refers_to FROM {} AS c {rest}",
+            texts(&of_child(&of.primary_key)),
+            texts(&columns),
+            quoted(table),
         );
-        let mut session = reading(pool).await?;
-        let rows = sqlx::query_with(trusted(&sql), arguments).persistent(false).fetch_all(session.connection()).await;
-        session.rollback().await;
-        rows?.iter().map(|row| Ok((row.try_get("key")?, row.try_get("refers_to")?))).collect()
+        let rows = self.child.ask(&sql, arguments).await?;
+        let row = |row: &PgRow| -> sqlx::Result<Row_> { Ok((row.try_get("key")?, row.try_get("refers_to")?)) };
+        Ok(rows.iter().map(row).collect::<sqlx::Result<Vec<Row_>>>()?)
     }
 
-    async fn without_parent(&self, rows: Vec<Row_>) -> sqlx::Result<Vec<Row_>> {
+    async fn without_parent(&self, rows: Vec<Row_>) -> Result<Vec<Row_>, Trouble> {
         if rows.is_empty() {
             return Ok(rows);
         }
-        let (pool, table, columns, of) = &self.parent;
-        let lists: Vec<String> = (1..=columns.len()).map(|n| format!("${n}::text[]")).collect();
-        let names: Vec<String> = (1..=columns.len()).map(|n| format!("v{n}")).collect();
-        let same: Vec<String> = columns
-            .iter()
-            .zip(&names)
-            .map(|(column, v)| format!("p.{} = {}", ident(column), of.cast(&format!("v.{v}"), column)))
-            .collect();
+        let Place { table, columns, of, .. } = &self.parent;
         let sql = format!(
-            "SELECT v.n FROM ROWS FROM (unnest({})) WITH ORDINALITY AS v ({}, n) WHERE NOT EXISTS (SELECT FROM {table} AS p WHERE {})",
-            lists.join("), unnest("),
-            names.join(", "),
-            same.join(" AND "),
+            "SELECT v.n FROM {} WITH ORDINALITY AS v ({}, n) WHERE NOT EXISTS (SELECT FROM {} AS p WHERE {})",
+            lists(columns.len()),
+            names(columns.len()),
+            quoted(table),
+            of.same("p", columns),
         );
         let mut arguments = PgArguments::default();
         for n in 0..columns.len() {
             let values: Vec<&String> = rows.iter().map(|(_, refers_to)| &refers_to[n]).collect();
             arguments.add(values).map_err(sqlx::Error::Encode)?;
         }
-        let mut session = reading(pool).await?;
-        let missing =
-            sqlx::query_with(trusted(&sql), arguments).persistent(false).fetch_all(session.connection()).await;
-        session.rollback().await;
-        let missing = missing?.iter().map(|row| row.try_get::<i64, _>(0)).collect::<sqlx::Result<Vec<i64>>>()?;
+        let missing = self.parent.ask(&sql, arguments).await?;
+        let missing = missing.iter().map(|row| row.try_get::<i64, _>(0)).collect::<sqlx::Result<Vec<i64>>>()?;
         Ok(missing.into_iter().filter_map(|n| rows.get(usize::try_from(n - 1).ok()?).cloned()).collect())
     }
 
     /// Of these, those that still refer to nothing.
-    async fn again(&self, suspects: Vec<Row_>) -> sqlx::Result<Vec<Row_>> {
-        let (_, _, _, of) = &self.child;
+    async fn again(&self, suspects: Vec<Row_>) -> Result<Vec<Row_>, Trouble> {
+        let of = &self.child.of;
         let key = &of.primary_key;
-        let lists: Vec<String> = (1..=key.len()).map(|n| format!("${n}::text[]")).collect();
-        let names: Vec<String> = (1..=key.len()).map(|n| format!("v{n}")).collect();
-        let same: Vec<String> = key
-            .iter()
-            .zip(&names)
-            .map(|(column, v)| format!("c.{} = {}", ident(column), of.cast(&format!("v.{v}"), column)))
-            .collect();
-        let rest = format!(
-            "JOIN ROWS FROM (unnest({})) AS v ({}) ON {}",
-            lists.join("), unnest("),
-            names.join(", "),
-            same.join(" AND ")
-        );
+        let rest = format!("JOIN {} AS v ({}) ON {}", lists(key.len()), names(key.len()), of.same("c", key));
         let mut arguments = PgArguments::default();
         for n in 0..key.len() {
             let values: Vec<&String> = suspects.iter().map(|(key, _)| &key[n]).collect();
@@ -257,9 +338,39 @@ impl Look<'_> {
     }
 }
 
+/// Columns of the referring table: what the statement itself gives a name to is not meant.
+fn of_child(columns: &[String]) -> Vec<String> {
+    columns.iter().map(|column| format!("c.{}", ident(column))).collect()
+}
+
+/// The parameters, each the values of a column, side by side.
+fn lists(columns: usize) -> String {
+    let lists: Vec<String> = (1..=columns).map(|n| format!("unnest(${n}::text[])")).collect();
+    format!("ROWS FROM ({})", lists.join(", "))
+}
+
+/// What those are called.
+fn names(columns: usize) -> String {
+    (1..=columns).map(|n| format!("v{n}")).collect::<Vec<_>>().join(", ")
+}
+
 impl Columns {
     /// A text as a value of this column's type.
     fn cast(&self, value: &str, column: &str) -> String {
-        format!("{value}::text::{}", self.type_of(column).unwrap_or("text"))
+        format!("{value}::text::{}", self.type_of(column).map_or("text", |of| of.name.as_str()))
+    }
+
+    /// The schema of the operators of this column's type.
+    fn operators_of(&self, column: &str) -> &str {
+        self.type_of(column).map_or("pg_catalog", |of| of.operators.as_str())
+    }
+
+    /// That these columns of a row are what `v` has.
+    fn same(&self, row: &str, columns: &[String]) -> String {
+        let one = |(n, column): (usize, &String)| {
+            let equal = operator(Some(self.operators_of(column)), "=");
+            format!("{row}.{} {equal} {}", ident(column), self.cast(&format!("v.v{}", n + 1), column))
+        };
+        columns.iter().enumerate().map(one).collect::<Vec<_>>().join(" AND ")
     }
 }

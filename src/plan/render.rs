@@ -142,7 +142,8 @@ fn orphaned(out: &mut String, found: &[Orphans]) {
     heading(out, "Rows that refer to nothing");
     for of in found {
         let result = match (&of.skipped, of.count) {
-            (Some(why), _) => format!("not looked at: {why}"),
+            (Some(why), 0) => format!("not looked at: {why}"),
+            (Some(why), n) => format!("{n} rows, and then not looked at further: {why}"),
             (None, 0) => "none".to_owned(),
             (None, n) => format!("{n} rows"),
         };

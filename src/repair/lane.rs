@@ -1,6 +1,6 @@
 //! The rows of one lane, made right under its lock.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Instant;
 
 use super::{Action, Change, Repair, Repaired};
@@ -16,16 +16,28 @@ use crate::verify::report::what;
 use crate::verify::{
     Difference, Ground, Homes, Judgement, Kind, Look, Seen, Suspect, VerifyError, hands_all_keys_through, passing,
 };
+use crate::words::thousands;
 
 /// Rows at a time under a lock.
 const ROWS: usize = 100;
+/// Rows of the new table that the owners of what is written at a time may have: each that goes is held, to be kept as it stood.
+const OWNED: usize = 10_000;
+
+/// What is to be looked at again.
+struct Again {
+    /// It is another lane's by now.
+    elsewhere: Vec<Suspect>,
+    /// It is this lane's, and was too much for one look: in chunks.
+    later: Vec<Vec<Suspect>>,
+}
 
 impl Repair<'_> {
-    /// Makes these rows right, lane by lane.
+    /// Makes these rows right, lane by lane. `through`: whether every key is handed through, if that is known.
     pub(super) async fn rows(
         &self,
         entity: &Entity,
         suspects: Vec<Suspect>,
+        through: Option<bool>,
         repaired: &mut Repaired,
     ) -> Result<(), VerifyError> {
         if suspects.is_empty() {
@@ -35,8 +47,9 @@ impl Repair<'_> {
         let mapping = self.target.mapping(entity).await.map_err(|error| VerifyError::Mapping(Box::new(error)))?;
         let pass = passing(&self.config.entities);
         let mut look = self.look(entity, &ground, &pass, &ground.comparison.columns);
+        look.through = through == Some(true);
         let (all, began, before) = (suspects.len(), Instant::now(), repaired.seen());
-        let (mut left, mut asked) = (suspects, false);
+        let (mut left, mut asked) = (suspects, through.is_some());
         let (mut by_hand, mut told): (Vec<Suspect>, HashSet<RowKey>) = (Vec::new(), HashSet::new());
         for _ in 0..10 {
             if left.is_empty() {
@@ -58,12 +71,14 @@ impl Repair<'_> {
                 by_hand.extend(self.homeless(entity, &look, standing, repaired).await?);
             }
             for (lane, suspects) in by_lane {
-                for some in together(suspects) {
+                let mut chunks = VecDeque::from(together(suspects));
+                while let Some(some) = chunks.pop_front() {
                     if self.stop.is_cancelled() {
                         return Err(VerifyError::Stopped);
                     }
                     let (again, changed) = self.lane(entity, &look, &mapping, lane, &some, repaired).await?;
-                    left.extend(again);
+                    left.extend(again.elsewhere);
+                    chunks.extend(again.later);
                     told.extend(changed);
                     self.tell(entity, repaired, began, before, all);
                 }
@@ -125,6 +140,7 @@ impl Repair<'_> {
             let Some((source, mut target)) = look.take(Lane(0)).await? else {
                 return Err(VerifyError::Busy(Lane(0)));
             };
+            target.canonical().await.map_err(VerifyError::Target)?;
             let (before, refused) = in_parts(&mut target, &delete, keys.clone()).await?;
             let still = look.without_row(before.keys().cloned().collect()).await?;
             if still.len() == before.len() {
@@ -152,7 +168,7 @@ impl Repair<'_> {
         Ok(())
     }
 
-    /// One chunk of a lane. Gives back what is another lane's by now, and the keys of the new table of which something is told.
+    /// One chunk of a lane. Gives back what is to be looked at again, and the keys of the new table of which something is told.
     async fn lane(
         &self,
         entity: &Entity,
@@ -161,7 +177,7 @@ impl Repair<'_> {
         lane: Lane,
         suspects: &[Suspect],
         repaired: &mut Repaired,
-    ) -> Result<(Vec<Suspect>, Vec<RowKey>), VerifyError> {
+    ) -> Result<(Again, Vec<RowKey>), VerifyError> {
         let Some((mut source, mut target)) = look.take(lane).await? else { return Err(VerifyError::Busy(lane)) };
         let done = self.locked(entity, look, mapping, suspects, (&mut source, &mut target)).await;
         let (judgement, again, right) = match done {
@@ -190,15 +206,20 @@ impl Repair<'_> {
         mapping: &Mapping,
         suspects: &[Suspect],
         (source, target): (&mut SourceLane, &mut TargetLane),
-    ) -> Result<(Judgement, Vec<Suspect>, u64), VerifyError> {
-        let (seen, mut again, later) = look.seen_locked(source, target, suspects).await?;
-        again.extend(later);
-        let not_here: HashSet<&Suspect> = again.iter().collect();
+    ) -> Result<(Judgement, Again, u64), VerifyError> {
+        let (seen, mut elsewhere, mut later) = look.seen_locked(source, target, suspects).await?;
+        later.retain(|suspect| !elsewhere.contains(suspect));
+        let not_here: HashSet<&Suspect> = elsewhere.iter().chain(&later).collect();
         let here: Vec<Suspect> = suspects.iter().filter(|s| !not_here.contains(s)).cloned().collect();
         let mut judgement = look.judged(&here, &seen);
         let right = (here.len() - judgement.unequal.len().min(here.len())) as u64;
-        again.extend(judgement.take_anothers());
-        let mut replaced = replaced(look, &judgement, &seen, target).await?;
+        let anothers = judgement.take_anothers();
+        let mut later = if later.is_empty() { Vec::new() } else { vec![later] };
+        let Some(mut replaced) = replaced(look, &mut judgement, &seen, target).await? else {
+            later.extend(halves(&here));
+            return Ok((Judgement::default(), Again { elsewhere, later }, 0));
+        };
+        elsewhere.extend(anothers);
         if self.apply && !judgement.differences.is_empty() {
             reach("repair_judged");
             let differences = (&judgement.differences[..], &mut replaced);
@@ -213,7 +234,7 @@ impl Repair<'_> {
             let stand = stand(&here, &judgement);
             target.stand(&entity.name, &stand).await.map_err(VerifyError::Target)?;
         }
-        Ok((judgement, again, right))
+        Ok((judgement, Again { elsewhere, later }, right))
     }
 
     /// Gives back which of the differences stay as they are, because the new table refuses what would mend them, and its words; and of the rows that
@@ -314,16 +335,17 @@ impl Repair<'_> {
     }
 }
 
-/// With `replace_by`, what is written takes the owner's other rows away: these.
+/// With `replace_by`, what is written takes the owner's other rows away: these. `None`: they are too many at a time; of a single legacy row
+/// they are refused.
 async fn replaced(
     look: &Look<'_>,
-    judgement: &Judgement,
+    judgement: &mut Judgement,
     seen: &Seen,
     target: &mut TargetLane,
-) -> Result<Vec<Difference>, VerifyError> {
-    let is_written = |d: &&Difference| matches!(d.kind, Kind::MissingInNew | Kind::Differs);
-    let writing: HashSet<&RowKey> =
-        judgement.differences.iter().filter(is_written).filter_map(|d| d.legacy_key.as_ref()).collect();
+) -> Result<Option<Vec<Difference>>, VerifyError> {
+    let is_written = |d: &Difference| matches!(d.kind, Kind::MissingInNew | Kind::Differs);
+    let written = judgement.differences.iter().filter(|d| is_written(d));
+    let writing: HashSet<RowKey> = written.filter_map(|d| d.legacy_key.clone()).collect();
     let (mut owners, mut stay): (HashMap<Vec<String>, RowKey>, HashSet<RowKey>) = (HashMap::new(), HashSet::new());
     for looked in seen.looked.iter().filter(|looked| writing.contains(&looked.from)) {
         if let Some(owner) = look.rule.owner(&looked.expected).filter(|owner| !owner.is_empty()) {
@@ -332,18 +354,32 @@ async fn replaced(
         stay.extend(looked.key.iter().cloned().collect::<Option<Vec<String>>>().map(RowKey));
     }
     if owners.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Some(Vec::new()));
     }
     stay.extend(judgement.extra());
     let given: Vec<Vec<String>> = owners.keys().cloned().collect();
     let rows = target.owned(look.comparison, &given).await.map_err(VerifyError::Target)?;
+    if rows.len() > OWNED {
+        if writing.len() > 1 {
+            return Ok(None);
+        }
+        let said = format!(
+            "its owner has more than {} rows in the new table, which is more than are replaced: delete those that are too much by hand \
+             first, or let its next event do it",
+            thousands(OWNED as u64)
+        );
+        for difference in judgement.differences.iter_mut().filter(|d| is_written(d)) {
+            (difference.kind, difference.message) = (Kind::Refused, Some(said.clone()));
+        }
+        return Ok(Some(Vec::new()));
+    }
     let going = rows.into_iter().filter(|(key, _)| !stay.contains(key)).map(|(key, found)| {
         let owner: Option<Vec<String>> = found.values.iter().cloned().collect();
         let from = owner.and_then(|owner| owners.get(&owner).cloned());
         let aggregate_id = from.as_ref().and_then(|from| seen.there.get(from).cloned());
         Difference::new(Kind::MissingInLegacy, key.0.into_iter().map(Some).collect(), from, aggregate_id)
     });
-    Ok(going.collect())
+    Ok(Some(going.collect()))
 }
 
 /// In chunks; what looks different of one legacy row stays together, for all that it yields is made right at once.
@@ -357,6 +393,13 @@ fn together(mut suspects: Vec<Suspect>) -> Vec<Vec<Suspect>> {
         }
     }
     chunks
+}
+
+/// The same in two chunks.
+fn halves(here: &[Suspect]) -> [Vec<Suspect>; 2] {
+    let of_each: Vec<&[Suspect]> = here.chunk_by(|a, b| a.from == b.from).collect();
+    let (lower, upper) = of_each.split_at(of_each.len() / 2);
+    [lower.concat(), upper.concat()]
 }
 
 /// The legacy keys of those that stand as they should by now: they were right, or were made so.
@@ -400,6 +443,7 @@ async fn in_parts(
 ) -> Result<(HashMap<RowKey, String>, Vec<(RowKey, String)>), VerifyError> {
     let (mut before, mut refused) = (HashMap::new(), Vec::new());
     let mut parts = if all.is_empty() { Vec::new() } else { vec![all] };
+    let mut tried_empty = false;
     while let Some(mut part) = parts.pop() {
         let error = match act.on(target, &part).await {
             Ok(stood) => {
@@ -409,11 +453,25 @@ async fn in_parts(
             }
             Err(error) => error,
         };
-        // A row that another one needs, or stands in the way of, is as little to be written as one that is wrong.
-        if !matches!(disposition::of(&error), Disposition::Event | Disposition::Waiting) {
+        let disposition = disposition::of(&error);
+        let may_be_a_rows = match disposition {
+            // A row that another one needs, or stands in the way of, is as little to be written as one that is wrong.
+            Disposition::Event | Disposition::Waiting => true,
+            Disposition::Transient => disposition::may_be_of_a_value(&error),
+            // What is deleted has no values that could be refused.
+            Disposition::Operator => matches!(act, Act::Write(..)),
+            Disposition::Contended => false,
+        };
+        if !may_be_a_rows {
             return Err(VerifyError::Target(error));
         }
         target.undo().await.map_err(VerifyError::Target)?;
+        // By its code alone it cannot be told whose it is: what comes without any row too is no row's.
+        if matches!(disposition, Disposition::Transient | Disposition::Operator) && !tried_empty {
+            act.on(target, &[]).await.map_err(VerifyError::Target)?;
+            target.undo().await.map_err(VerifyError::Target)?;
+            tried_empty = true;
+        }
         if part.len() > 1 {
             let upper = part.split_off(part.len() / 2);
             parts.extend([upper, part]);

@@ -6,19 +6,22 @@
 //! Does not guarantee that a row stays right: what made it wrong may do so again.
 
 mod lane;
+mod reported;
 mod wanted;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use std::collections::HashSet;
 use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub use self::reported::Reports;
 pub use self::wanted::{Since, Wanted, odd_key};
 use crate::config::{Config, Entity};
 use crate::job::{self, Ending, Order, Via, Who, Working};
 use crate::source::{RowKey, Source};
-use crate::target::{Progress, ReportId, Target, Which};
-use crate::verify::{Difference, Ground, Kind, Look, Rule, Suspect, VerifyError};
+use crate::target::{Progress, ReportId, Target};
+use crate::verify::{Ground, Look, Rule, Suspect, VerifyError, hands_all_keys_through};
 use crate::words::{per_second, several};
 
 /// Who wants it, and why.
@@ -78,7 +81,8 @@ pub struct Repaired {
     pub divergent_cleared: u64,
     /// Each row, the first of them.
     pub changes: Vec<Change>,
-    /// The verification that it stands on did not read everything: what is wrong beyond that is wrong still.
+    /// What it stands on does not know all that may be wrong: a verification that did not read everything, or none of an entity; aggregates
+    /// of which nobody can tell what stands. What is wrong beyond that is wrong still.
     #[serde(default)]
     pub verify_again: bool,
     /// What else is to be known.
@@ -123,7 +127,7 @@ pub struct Repair<'a> {
     pub by: &'a By,
     /// Whether to act.
     pub apply: bool,
-    /// Acts only if so many rows would be changed.
+    /// Acts only if so many rows would be changed; of a command, which has shown them: if no more.
     pub expected: Option<u64>,
     /// Ends it between two lanes.
     pub stop: &'a CancellationToken,
@@ -136,11 +140,21 @@ pub struct Repair<'a> {
 pub enum Task<'a> {
     /// Those that a report found: of each entity the last full one that was finished, if none is named; of one entity, or of all.
     Reported(Option<ReportId>, Option<&'a Entity>),
+    /// The same, of reports that were chosen already.
+    Chosen(Reports<'a>),
     /// These rows of an entity, whether or not they differ.
     Resync(&'a Entity, Wanted),
 }
 
-impl Task<'_> {
+impl<'a> Task<'a> {
+    /// With its reports chosen, if it is about any: what is shown and what is done are then of the same ones.
+    pub async fn chosen(&self, config: &'a Config, target: &Target) -> Result<Task<'a>, VerifyError> {
+        match self {
+            Task::Reported(named, only) => Reports::choose(config, target, *named, *only).await.map(Task::Chosen),
+            Task::Chosen(_) | Task::Resync(..) => Ok(self.clone()),
+        }
+    }
+
     /// Whether there may be something to do although no row is to be changed.
     pub fn settles(&self) -> bool {
         matches!(self, Task::Resync(_, Wanted::Divergent))
@@ -149,8 +163,10 @@ impl Task<'_> {
     /// The names of those that it is about.
     pub fn entities(&self, config: &Config) -> Vec<String> {
         match self {
-            Task::Reported(_, Some(entity)) | Task::Resync(entity, _) => vec![entity.name.clone()],
-            Task::Reported(_, None) => {
+            Task::Reported(_, Some(entity))
+            | Task::Chosen(Reports { only: Some(entity), .. })
+            | Task::Resync(entity, _) => vec![entity.name.clone()],
+            Task::Reported(_, None) | Task::Chosen(Reports { only: None, .. }) => {
                 config.entities.iter().filter(|e| e.legacy.is_some()).map(|e| e.name.clone()).collect()
             }
         }
@@ -159,7 +175,7 @@ impl Task<'_> {
     /// As it is kept with the job, and in the audit.
     fn words(&self) -> serde_json::Value {
         match self {
-            Task::Reported(report, entity) => {
+            Task::Reported(report, entity) | Task::Chosen(Reports { named: report, only: entity, .. }) => {
                 json!({ "report": report.map(|id| id.0), "entity": entity.map(|entity| &entity.name) })
             }
             Task::Resync(entity, Wanted::Keys(keys)) => {
@@ -189,7 +205,7 @@ fn digest(keys: &[&RowKey]) -> String {
 pub struct Apply {
     /// Else it is only told what would be done.
     pub apply: bool,
-    /// Act only if so many rows would be changed.
+    /// As [`Repair::expected`].
     pub expected: Option<u64>,
 }
 
@@ -205,7 +221,9 @@ pub fn order(config: &Config, task: &Task<'_>, by: &By, how: Apply) -> Order {
 impl Repair<'_> {
     /// Does it, or tells what would be done.
     pub async fn run(&self, task: &Task<'_>) -> Result<Repaired, VerifyError> {
-        let order = order(self.config, task, self.by, Apply { apply: self.apply, expected: self.expected });
+        // A command expects what it has shown, and so does the same as one that asks for no number.
+        let expected = self.expected.filter(|_| self.by.via != Via::Command);
+        let order = order(self.config, task, self.by, Apply { apply: self.apply, expected });
         let job = match &self.job {
             Some(job) => job.clone(),
             None => Working::begin(self.target, &order, self.stop).await.map_err(VerifyError::Target)?,
@@ -222,13 +240,19 @@ impl Repair<'_> {
     }
 
     async fn audited(&self, task: &Task<'_>, order: &Order) -> Result<Repaired, VerifyError> {
+        // Once, for what is counted and for what is done.
+        let task = &task.chosen(self.config, self.target).await?;
         if !self.apply {
             return self.task(task).await;
         }
         if let Some(expected) = self.expected {
             let planned = Repair { apply: false, job: self.job.clone(), ..*self }.task(task).await?;
             let matched = planned.written + planned.deleted;
-            if matched != expected {
+            let is_as_expected = match self.by.via {
+                Via::Command => matched <= expected,
+                Via::Api | Via::Run => matched == expected,
+            };
+            if !is_as_expected {
                 return Err(VerifyError::NotAsExpected { expected, matched });
             }
         }
@@ -245,78 +269,12 @@ impl Repair<'_> {
 
     async fn task(&self, task: &Task<'_>) -> Result<Repaired, VerifyError> {
         match task {
-            Task::Reported(report, entity) => self.reported(*report, *entity).await,
+            Task::Reported(named, only) => {
+                self.reported(&Reports::choose(self.config, self.target, *named, *only).await?).await
+            }
+            Task::Chosen(reports) => self.reported(reports).await,
             Task::Resync(entity, wanted) => self.resync(entity, wanted).await,
         }
-    }
-
-    /// What a report found: these rows, as they are now.
-    async fn reported(&self, report: Option<ReportId>, of: Option<&Entity>) -> Result<Repaired, VerifyError> {
-        let meant = |e: &&Entity| e.legacy.is_some() && of.is_none_or(|of| of.name == e.name);
-        let entities: Vec<&Entity> = self.config.entities.iter().filter(meant).collect();
-        let reports = match report {
-            Some(id) => self.named_report(id, &entities).await?,
-            None => self.last_reports(&entities).await?,
-        };
-        let mut repaired = Repaired { applied: self.apply, ..Repaired::default() };
-        let (mut read, mut found) = (None, Vec::new());
-        for (entity, id, whole) in reports {
-            // Most of the time all are of one report.
-            if read != Some(id) {
-                found = self.target.report_differences(id).await.map_err(VerifyError::Target)?;
-                read = Some(id);
-            }
-            let of: Vec<&Difference> = found.iter().filter(|d| d.entity == entity.name).collect();
-            repaired.notes.push(format!(
-                "{}: of report {}: {}",
-                entity.name,
-                id.0,
-                several(of.len() as u64, "difference")
-            ));
-            if !whole {
-                repaired.verify_again = true;
-                let note = "the verification was cut off: verify again afterwards";
-                repaired.notes.push(format!("{}: {note}", entity.name));
-            }
-            self.rows(entity, of.into_iter().map(suspect).collect(), &mut repaired).await?;
-        }
-        Ok(repaired)
-    }
-
-    /// Of each entity that a report is about, whether it read everything.
-    async fn named_report<'e>(
-        &self,
-        id: ReportId,
-        entities: &[&'e Entity],
-    ) -> Result<Vec<(&'e Entity, ReportId, bool)>, VerifyError> {
-        let kept = self.target.report(id).await.map_err(VerifyError::Target)?;
-        let none = || VerifyError::NoEntity(format!("there is no report {}: outbox-relay verify --history", id.0));
-        let kept = kept.ok_or_else(none)?;
-        let whole = |entity: &Entity| match &kept.report {
-            Some(report) => report.entities.iter().find(|of| of.entity == entity.name).map(|of| of.complete),
-            // It is under way, or was killed.
-            None => Some(false),
-        };
-        let known = entities.iter().filter_map(|entity| Some((*entity, id, whole(entity)?)));
-        Ok(known.collect())
-    }
-
-    /// Of each entity the last full report with an answer. A later sample, or a report of another entity, does not stand before it.
-    async fn last_reports<'e>(
-        &self,
-        entities: &[&'e Entity],
-    ) -> Result<Vec<(&'e Entity, ReportId, bool)>, VerifyError> {
-        let names: Vec<String> = entities.iter().map(|entity| entity.name.clone()).collect();
-        let last = self.target.verified_last(&names, Which::Answered).await.map_err(VerifyError::Target)?;
-        if last.is_empty() {
-            let none = "there is no report yet of a full verification: outbox-relay verify";
-            return Err(VerifyError::NoEntity(none.to_owned()));
-        }
-        let of = |entity: &&'e Entity| {
-            let last = last.iter().find(|of| of.found.entity == entity.name)?;
-            Some((*entity, ReportId(last.report), last.found.complete))
-        };
-        Ok(entities.iter().filter_map(of).collect())
     }
 
     /// The rows of an entity that are wanted, whether or not they differ.
@@ -325,8 +283,8 @@ impl Repair<'_> {
         match wanted {
             Wanted::Keys(keys) => {
                 let ground = Ground::of(self.config, self.source, self.target, entity).await?;
-                let suspects = self.of_keys(entity, &ground, keys, &mut repaired).await?;
-                self.rows(entity, suspects, &mut repaired).await?;
+                let (suspects, through) = self.of_keys(entity, &ground, keys, &mut repaired).await?;
+                self.rows(entity, suspects, through, &mut repaired).await?;
             }
             Wanted::Since(since) => {
                 let ids = self.aggregates_since(entity, since).await?;
@@ -339,33 +297,64 @@ impl Repair<'_> {
         Ok(repaired)
     }
 
-    /// The rows of these legacy keys, which may be written otherwise than the rows have them.
+    /// The rows of these legacy keys, which may be written otherwise than the rows have them; and whether every key is handed through, if
+    /// that is known.
     async fn of_keys(
         &self,
         entity: &Entity,
         ground: &Ground,
         keys: &[RowKey],
         repaired: &mut Repaired,
-    ) -> Result<Vec<Suspect>, VerifyError> {
+    ) -> Result<(Vec<Suspect>, Option<bool>), VerifyError> {
         let (there, gone) = self.source.keys_of_rows(&ground.legacy, keys).await.map_err(VerifyError::Source)?;
-        let through = self.hands_keys_through(entity, ground).await?;
+        let sampled = self.hands_keys_through(entity, ground).await?;
+        let through = self.hands_all_through(entity, sampled, &gone).await?;
         let of = |key: RowKey, through: bool| Suspect { key: through.then(|| key.clone()), from: Some(key) };
-        // Where no legacy row shows it, it may: what has none is deleted only after all were asked.
-        let suspects: Vec<Suspect> = gone.into_iter().map(|key| of(key, through != Some(false))).collect();
-        let look = self.look(entity, ground, &[], &ground.comparison.columns);
-        let mut wanted = look.standing(&suspects).await?;
+        // Where no legacy row shows it, it may.
+        let suspects: Vec<Suspect> = gone.into_iter().map(|key| of(key, sampled != Some(false))).collect();
+        let mut wanted = self.standing(entity, ground, &suspects, through, repaired).await?;
         let nowhere = (suspects.len() - wanted.len()) as u64;
-        if nowhere > 0 {
-            let of_keys = several(nowhere, "key");
-            repaired.notes.push(if through == Some(false) {
-                format!("{of_keys} without a legacy row: where such a row would stand in the new table cannot be told from its key")
-            } else {
-                let verb = if nowhere == 1 { "stands" } else { "stand" };
-                format!("{of_keys} {verb} on neither side")
+        if nowhere > 0 && through == Some(true) {
+            let verb = if nowhere == 1 { "stands" } else { "stand" };
+            repaired.notes.push(format!("{} {verb} on neither side", several(nowhere, "key")));
+        }
+        wanted.extend(there.into_iter().map(|key| of(key, sampled == Some(true))));
+        Ok((wanted, through))
+    }
+
+    /// Of keys without a legacy row, those that stand in the new table. Where not every key is handed through, what such a row yielded may
+    /// stand under another key: then the others are left, and told.
+    async fn standing(
+        &self,
+        entity: &Entity,
+        ground: &Ground,
+        suspects: &[Suspect],
+        through: Option<bool>,
+        repaired: &mut Repaired,
+    ) -> Result<Vec<Suspect>, VerifyError> {
+        let look = self.look(entity, ground, &[], &ground.comparison.columns);
+        let standing = look.standing(suspects).await?;
+        if through != Some(false) || standing.len() == suspects.len() {
+            return Ok(standing);
+        }
+        let name = &entity.name;
+        let of_keys = several((suspects.len() - standing.len()) as u64, "key");
+        repaired.notes.push(format!(
+            "{name}: {of_keys} without a legacy row: where such a row would stand in the new table cannot be told from its key: \
+             outbox-relay verify {name} finds it"
+        ));
+        let stands: HashSet<&Suspect> = standing.iter().collect();
+        for suspect in suspects.iter().filter(|suspect| !stands.contains(suspect)) {
+            let message =
+                "it has no legacy row, and where that would stand in the new table cannot be told from its key";
+            repaired.add(Change {
+                entity: name.clone(),
+                action: Action::Waits,
+                key: suspect.named(),
+                message: Some(message.to_owned()),
             });
         }
-        wanted.extend(there.into_iter().map(|key| of(key, through == Some(true))));
-        Ok(wanted)
+        Ok(standing)
     }
 
     /// Every entity of the type, and then the events that made its aggregates divergent are forgotten.
@@ -387,6 +376,7 @@ impl Repair<'_> {
             }
             whole &= self.aggregates(entity, &ids, repaired).await?;
         }
+        repaired.verify_again |= !whole && !ids.is_empty();
         if whole && self.apply && repaired.left == 0 {
             repaired.divergent_cleared = self.source.clear_divergent(&events).await.map_err(VerifyError::Source)?;
         } else if self.apply && !ids.is_empty() {
@@ -401,6 +391,23 @@ impl Repair<'_> {
         const SAMPLE: u32 = 200;
         let rows = self.source.legacy_sample(&ground.legacy, entity, SAMPLE).await.map_err(VerifyError::Source)?;
         self.look(entity, ground, &[], &ground.comparison.columns).hands_keys_through(&rows).await
+    }
+
+    /// Whether every legacy row's key is handed through: asked of all of them where any of these keys has none, for a sample misses the few
+    /// that decide what becomes of it. `None`: it was not asked.
+    async fn hands_all_through(
+        &self,
+        entity: &Entity,
+        sampled: Option<bool>,
+        gone: &[RowKey],
+    ) -> Result<Option<bool>, VerifyError> {
+        if sampled == Some(false) {
+            return Ok(sampled);
+        }
+        if gone.is_empty() {
+            return Ok(None);
+        }
+        hands_all_keys_through(self.config, (self.source, self.target), entity, self.stop).await.map(Some)
     }
 
     fn tell(&self, entity: &Entity, repaired: &Repaired, began: Instant, before: u64, all: usize) {
@@ -433,35 +440,34 @@ impl Repair<'_> {
         }
     }
 
-    /// The rows of these aggregates. False: those that have no legacy row any more are not known.
+    /// The rows of these aggregates. False: what stands of those that have no legacy row any more is not known.
     async fn aggregates(&self, entity: &Entity, ids: &[String], repaired: &mut Repaired) -> Result<bool, VerifyError> {
         let ground = Ground::of(self.config, self.source, self.target, entity).await?;
         let by_key = self.source.is_its_key(&ground.legacy, ids).await.map_err(VerifyError::Source)?
             && self.hands_keys_through(entity, &ground).await? == Some(true);
-        let suspects = if by_key {
-            // Also where there is no row: what stands under that key is then too much.
-            ids.iter()
-                .map(|id| RowKey(vec![id.clone()]))
-                .map(|key| Suspect { from: Some(key.clone()), key: Some(key) })
-                .collect()
-        } else {
-            let keys = self.source.keys_of_aggregates(&ground.legacy, ids).await.map_err(VerifyError::Source)?;
+        if !by_key {
+            let keys = self.source.keys_of_aggregates(&ground.legacy, ids, self.stop).await;
+            let keys = keys.map_err(VerifyError::Source)?.ok_or(VerifyError::Stopped)?;
             repaired.notes.push(format!(
                 "{}: rows of the new table whose legacy rows are gone are not found by their aggregates: outbox-relay verify {} finds them",
                 entity.name, entity.name
             ));
-            keys.into_iter().map(|key| Suspect { key: None, from: Some(key) }).collect()
-        };
-        self.rows(entity, suspects, repaired).await?;
-        Ok(by_key)
-    }
-}
-
-/// Where to look for what a report found.
-fn suspect(difference: &Difference) -> Suspect {
-    Suspect {
-        key: difference.whole_key().filter(|_| difference.kind != Kind::Refused),
-        from: difference.legacy_key.clone(),
+            let suspects = keys.into_iter().map(|key| Suspect { key: None, from: Some(key) }).collect();
+            self.rows(entity, suspects, None, repaired).await?;
+            return Ok(false);
+        }
+        let keys: Vec<RowKey> = ids.iter().map(|id| RowKey(vec![id.clone()])).collect();
+        let (there, gone) = self.source.keys_of_rows(&ground.legacy, &keys).await.map_err(VerifyError::Source)?;
+        let through = self.hands_all_through(entity, Some(true), &gone).await?;
+        // Also where there is no row: what stands under that key is then too much.
+        let of = |key: RowKey| Suspect { from: Some(key.clone()), key: Some(key) };
+        let mut suspects: Vec<Suspect> = gone.into_iter().map(of).collect();
+        if through == Some(false) {
+            suspects = self.standing(entity, &ground, &suspects, through, repaired).await?;
+        }
+        suspects.extend(there.into_iter().map(of));
+        self.rows(entity, suspects, through, repaired).await?;
+        Ok(through != Some(false))
     }
 }
 

@@ -1,7 +1,5 @@
 //! Which rows a resync is about.
 
-use std::collections::BTreeSet;
-
 use chrono::{DateTime, Utc};
 
 use super::Repair;
@@ -39,8 +37,9 @@ impl Repair<'_> {
     pub(super) async fn aggregates_since(&self, entity: &Entity, of: &Since) -> Result<Vec<String>, VerifyError> {
         let until = of.until.unwrap_or_else(|| Utc::now() + chrono::Duration::days(1));
         let kind = &entity.aggregate_type;
-        let written = self.source.aggregates_between(kind, of.since, until).await.map_err(VerifyError::Source)?;
-        let applied = self.target.aggregates_between(kind, of.since, until).await.map_err(VerifyError::Target)?;
-        Ok(written.into_iter().chain(applied).collect::<BTreeSet<_>>().into_iter().collect())
+        let written = self.source.aggregates_between(kind, of.since, until, self.stop).await;
+        let mut ids = written.map_err(VerifyError::Source)?.ok_or(VerifyError::Stopped)?;
+        ids.extend(self.target.aggregates_between(kind, of.since, until).await.map_err(VerifyError::Target)?);
+        Ok(ids.into_iter().collect())
     }
 }

@@ -34,9 +34,11 @@ pub(super) fn bind_keys<'q>(
     query
 }
 
-/// Whether a value is not what a type, or a domain, takes.
-fn is_of_a_value(error: &sqlx::Error) -> bool {
-    sqlstate(error).is_some_and(|code| code.starts_with("22") || code == "23514")
+impl RowKey {
+    /// Whether an error says that a value, as a part of a key is one, is not what a type, or a domain, takes.
+    pub(crate) fn is_not_taken(error: &sqlx::Error) -> bool {
+        sqlstate(error).is_some_and(|code| code.starts_with("22") || code == "23514")
+    }
 }
 
 fn aggregates_or_none(answer: sqlx::Result<Vec<PgRow>>) -> sqlx::Result<Option<Vec<KeyAt>>> {
@@ -44,7 +46,8 @@ fn aggregates_or_none(answer: sqlx::Result<Vec<PgRow>>) -> sqlx::Result<Option<V
         Ok(rows) => rows.iter().map(key_at).collect::<sqlx::Result<_>>().map(Some),
         // No such column; or the expression refuses the key.
         Err(error)
-            if sqlstate(&error).is_some_and(|code| code == "42703" || code == "42P01" || code.starts_with("22")) =>
+            if RowKey::is_not_taken(&error)
+                || sqlstate(&error).is_some_and(|code| matches!(code.as_ref(), "42703" | "42P01")) =>
         {
             Ok(None)
         }
@@ -157,7 +160,7 @@ impl Source {
         payload_bytes: u64,
     ) -> sqlx::Result<Vec<LegacyRow>> {
         let rows = match self.rows_of_keys(legacy, keys, payload_bytes).await {
-            Err(error) if is_of_a_value(&error) => {
+            Err(error) if RowKey::is_not_taken(&error) => {
                 let possible = self.possible(legacy, keys).await?;
                 // Else it is a value of a row: which must not be taken for no row.
                 if possible.len() == keys.len() {
@@ -205,7 +208,7 @@ impl Source {
                                 written.insert(RowKey(row.try_get("given")?), RowKey(row.try_get("key")?));
                             }
                         }
-                        Err(error) if is_of_a_value(&error) => {
+                        Err(error) if RowKey::is_not_taken(&error) => {
                             session.script("ROLLBACK TO SAVEPOINT relay").await?;
                             if part.len() > 1 {
                                 let (lower, upper) = part.split_at(part.len() / 2);
@@ -226,7 +229,7 @@ impl Source {
     /// key's types is nobody's, and left out.
     pub async fn aggregates_of(&self, legacy: &Legacy, keys: &[RowKey]) -> sqlx::Result<Option<Vec<KeyAt>>> {
         match self.aggregates_of_keys(legacy, keys).await {
-            Err(error) if is_of_a_value(&error) => {
+            Err(error) if RowKey::is_not_taken(&error) => {
                 let possible = self.possible(legacy, keys).await?;
                 if possible.len() == keys.len() {
                     return Ok(None);

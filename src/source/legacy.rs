@@ -22,7 +22,7 @@ use crate::config::{Entity, LegacyRows, RowsFrom};
 use crate::event::{Aggregate, Event, EventId, Lane};
 use crate::mapping::text;
 use crate::session::{self, Session};
-use crate::sql::{ident, literal, render};
+use crate::sql::{beyond, ident, literal, operator, render};
 
 /// What tells a row of the legacy database apart: the text of each column of its key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -209,7 +209,7 @@ impl Source {
         let row = described.first().ok_or(sqlx::Error::RowNotFound)?;
         let key_types: Vec<String> = row.try_get("key_types")?;
         let key_schemas: Vec<String> = row.try_get("key_schemas")?;
-        let equal = |n: usize| operator(&key_schemas, n, "=");
+        let equal = |n: usize| operator(key_schemas.get(n).map(String::as_str), "=");
         let given = |n: usize| format!("relay_key.relay_k{n}");
         let columns: Vec<String> = (1..=rows.key.len()).map(|n| format!("relay_k{n}")).collect();
         let arrays: Vec<String> = (1..=rows.key.len()).map(|n| format!("unnest(${}::text[])", n + 1)).collect();
@@ -448,7 +448,7 @@ impl Legacy {
         let mut names: HashMap<&'static str, String> = self.names.iter().cloned().collect();
         names.insert("aggregate_id_column", column);
         let own: Vec<(&'static str, String)> = names.into_iter().collect();
-        outbox.render(&render(file, &own))
+        outbox.render_with(file, &own)
     }
 
     /// `SET LOCAL …;` for whoever reads these rows.
@@ -457,64 +457,8 @@ impl Legacy {
     }
 }
 
-/// An operator on a column of the key: its type's own.
-fn operator(schemas: &[String], column: usize, name: &str) -> String {
-    match schemas.get(column).map(String::as_str) {
-        None | Some("pg_catalog") => name.to_owned(),
-        Some(schema) => format!("OPERATOR({}.{name})", ident(schema)),
-    }
-}
-
-/// `(a, b) > (x, y)`, for `>` and `<=`. Where the columns' operators are in several schemas, which no comparison of rows can name, column
-/// by column: first by what the index can be walked by, then by what decides.
-fn beyond(key: &[String], comparison: &str, values: &[String], schemas: &[String]) -> String {
-    if schemas.windows(2).all(|two| two[0] == two[1]) {
-        return format!("({}) {} ({})", key.join(", "), operator(schemas, 0, comparison), values.join(", "));
-    }
-    let pairs: Vec<(&String, &String)> = key.iter().zip(values).collect();
-    let one = |n: usize, name: &str| {
-        pairs
-            .get(n)
-            .map_or_else(String::new, |(column, value)| format!("{column} {} {value}", operator(schemas, n, name)))
-    };
-    // Only the last column may be equal, and of a comparison that takes that.
-    let strict = comparison.trim_end_matches('=');
-    let last = pairs.len().saturating_sub(1);
-    let decided = (0..last)
-        .rev()
-        .fold(one(last, comparison), |rest, n| format!("({} OR ({} AND {rest}))", one(n, strict), one(n, "=")));
-    format!("({} AND {decided})", one(0, &format!("{strict}=")))
-}
-
 pub(super) fn key_at(row: &PgRow) -> sqlx::Result<KeyAt> {
     let aggregate_id: Option<String> = row.try_get("aggregate_id")?;
     let lane = if aggregate_id.is_some() { row.try_get("lane")? } else { None };
     Ok(KeyAt { key: RowKey(row.try_get("key")?), aggregate_id, lane })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_are_compared_by_the_operators_of_their_own_types() {
-        let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
-        let compared = |schemas: &[&str], comparison: &str| {
-            let (key, values) = (["a", "b", "c"], ["x", "y", "z"]);
-            let n = schemas.len();
-            beyond(&texts(&key[..n]), comparison, &texts(&values[..n]), &texts(schemas))
-        };
-        assert_eq!(compared(&["pg_catalog"], ">"), "(a) > (x)");
-        assert_eq!(compared(&["pg_catalog", "pg_catalog"], "<="), "(a, b) <= (x, y)");
-        assert_eq!(compared(&["my own"], ">"), "(a) OPERATOR(\"my own\".>) (x)");
-        assert_eq!(compared(&["ext", "ext"], "<="), "(a, b) OPERATOR(\"ext\".<=) (x, y)");
-        assert_eq!(
-            compared(&["pg_catalog", "ext", "pg_catalog"], ">"),
-            "(a >= x AND (a > x OR (a = x AND (b OPERATOR(\"ext\".>) y OR (b OPERATOR(\"ext\".=) y AND c > z)))))"
-        );
-        assert_eq!(
-            compared(&["ext", "pg_catalog"], "<="),
-            "(a OPERATOR(\"ext\".<=) x AND (a OPERATOR(\"ext\".<) x OR (a OPERATOR(\"ext\".=) x AND b <= y)))"
-        );
-    }
 }

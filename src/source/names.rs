@@ -94,6 +94,11 @@ impl Names {
         render(file, &self.pairs)
     }
 
+    /// Likewise, with names of the file's own, which come first. At once, for what an operator wrote may hold a name in braces (`'{id}'`).
+    pub fn render_with(&self, file: &str, own: &[(&'static str, String)]) -> String {
+        render(file, &[own, &self.pairs].concat())
+    }
+
     /// How many lanes the expressions were made for.
     pub fn lanes(&self) -> u16 {
         self.lanes

@@ -1,9 +1,10 @@
 //! What a resync asks: which aggregates, and which rows are theirs.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use sqlx::Row;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::compare::bind_keys;
@@ -28,16 +29,26 @@ impl Source {
         Ok(rows.len() as u64)
     }
 
-    /// A type's aggregates that had an event written in that time.
+    /// A type's aggregates that had an event written in that time, by a walk over the outbox; `None`: it was told to end.
     pub async fn aggregates_between(
         &self,
         aggregate_type: &str,
         since: DateTime<Utc>,
         until: DateTime<Utc>,
-    ) -> sqlx::Result<Vec<String>> {
+        stop: &CancellationToken,
+    ) -> sqlx::Result<Option<BTreeSet<String>>> {
+        const PAGE: i64 = 50_000;
         let sql = self.names.render(include_str!("../../sql/source/aggregates_between.sql"));
-        let rows = self.ask("", self.query(&sql).bind(aggregate_type).bind(since).bind(until)).await?;
-        rows.iter().map(|row| row.try_get(0)).collect()
+        let (mut found, mut after) = (BTreeSet::new(), i64::MIN);
+        while !stop.is_cancelled() {
+            let page = self.query(&sql).bind(aggregate_type).bind(since).bind(until).bind(after).bind(PAGE);
+            let rows = self.ask("", page).await?;
+            let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+            let Some(last) = row.try_get::<Option<i64>, _>("last")? else { return Ok(Some(found)) };
+            after = last;
+            found.extend(row.try_get::<Option<Vec<String>>, _>("aggregate_ids")?.unwrap_or_default());
+        }
+        Ok(None)
     }
 
     /// Whether an aggregate's id is the key of its row, as far as these show: then it need not be searched for.
@@ -86,20 +97,26 @@ impl Source {
         Ok((there, not))
     }
 
-    /// The keys of the rows of these aggregates, by a walk over all keys.
-    pub async fn keys_of_aggregates(&self, legacy: &Legacy, ids: &[String]) -> sqlx::Result<Vec<RowKey>> {
+    /// The keys of the rows of these aggregates, by a walk over all keys; `None`: it was told to end.
+    pub async fn keys_of_aggregates(
+        &self,
+        legacy: &Legacy,
+        ids: &[String],
+        stop: &CancellationToken,
+    ) -> sqlx::Result<Option<Vec<RowKey>>> {
         const PAGE: u32 = 5000;
         let wanted: HashSet<&str> = ids.iter().map(String::as_str).collect();
         let (mut found, mut after) = (Vec::new(), None);
-        loop {
+        while !stop.is_cancelled() {
             let keys = self.legacy_keys(legacy, after.as_ref(), None, PAGE).await?;
             let ended = (keys.len() as u32) < PAGE;
             after = keys.last().map(|at| at.key.clone());
             let is_wanted = |id: &Option<String>| id.as_deref().is_some_and(|id| wanted.contains(id));
             found.extend(keys.into_iter().filter(|at| is_wanted(&at.aggregate_id)).map(|at| at.key));
             if ended {
-                return Ok(found);
+                return Ok(Some(found));
             }
         }
+        Ok(None)
     }
 }

@@ -341,13 +341,14 @@ impl Target {
         rows.iter().map(|row| Ok((row.try_get("name")?, row.try_get("sequence")?))).collect()
     }
 
-    /// Sets a sequence past the highest value of its column, never back. Reads the whole table unless an index begins with the column, and
-    /// so has twice as long as others. False: it was past that already.
+    /// Sets a sequence past the highest value of its column, never back; what no sequence can reach (NaN, an infinite or a larger numeric) does not
+    /// count. Reads the whole table unless an index begins with the column, and so has twice as long as others. False: it was past that already.
     pub async fn raise_sequence(&self, table: &TableName, column: &str, sequence: &str) -> sqlx::Result<bool> {
         let quoted = format!("{}.{}", ident(&table.schema), ident(&table.table));
         let (column, name) = (ident(column), literal(sequence));
         let sql = format!(
-            "SELECT setval({name}::regclass, m.highest) FROM (SELECT max({column})::bigint AS highest FROM {quoted}) AS m, {sequence} AS s \
+            "SELECT setval({name}::regclass, m.highest) FROM (SELECT max({column})::bigint AS highest FROM {quoted} \
+             WHERE {column} BETWEEN '-9223372036854775808'::bigint AND 9223372036854775807) AS m, {sequence} AS s \
              WHERE m.highest > s.last_value OR (m.highest = s.last_value AND NOT s.is_called)"
         );
         let limits = crate::session::Limits { deadline: self.limits.deadline * 2, ..self.limits };

@@ -34,7 +34,7 @@ pub struct Looked {
 /// A row that stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
-    /// Its texts.
+    /// With `replace_by`, the texts of the columns that name its owner, in that order; else none.
     pub values: Vec<Option<String>>,
     /// Changes whenever it is written.
     pub version: String,

@@ -11,6 +11,7 @@ use std::time::Instant;
 use super::VerifyError;
 use super::judge::{Suspect, differing};
 use super::pass::{Buckets, CHUNKS, Keys, Pass, Sums, Trouble};
+use super::patience::patiently;
 use crate::mapping::compare::Ask;
 use crate::source::{Range, RowKey};
 
@@ -169,10 +170,11 @@ impl Pass<'_> {
             size = size.min(most);
             let began = Instant::now();
             range.until = match side {
-                Side::Legacy => {
-                    self.source.legacy_bound(self.legacy, &range, size).await.map_err(VerifyError::Source)?
+                Side::Legacy => self.bound(&range, size).await?,
+                Side::New => {
+                    let found = patiently(self.stop, || self.target.bound(self.comparison, &range, size)).await;
+                    found.map_err(VerifyError::Target)?
                 }
-                Side::New => self.target.bound(self.comparison, &range, size).await.map_err(VerifyError::Target)?,
             };
             let (rows, done) = match what {
                 Ask::Sums => match self.sums(side, &range, buckets).await {
@@ -202,7 +204,8 @@ impl Pass<'_> {
                 }
                 Err(Trouble::Late) => return Err(VerifyError::TooSlow),
                 Err(Trouble::Refused(_)) => {
-                    let one = self.source.legacy_keys(self.legacy, range.after.as_ref(), range.until.as_ref(), 1).await;
+                    let ask = || self.source.legacy_keys(self.legacy, range.after.as_ref(), range.until.as_ref(), 1);
+                    let one = patiently(self.stop, ask).await;
                     keys.nameless.extend(one.map_err(VerifyError::Source)?.into_iter().map(|at| at.key));
                 }
             }

@@ -60,6 +60,15 @@ pub(crate) struct Judgement {
 }
 
 impl Judgement {
+    /// With what came of others.
+    pub(crate) fn add(&mut self, of: Judgement) {
+        self.differences.extend(of.differences);
+        self.waiting.extend(of.waiting);
+        self.left_over += of.left_over;
+        self.unequal.extend(of.unequal);
+        self.versions.extend(of.versions);
+    }
+
     /// Takes the suspects out that only wait for an event on its way: to be looked at again.
     pub(crate) fn on_their_way(&mut self, suspects: &[Suspect]) -> Vec<Suspect> {
         let (pending, stuck) =
@@ -119,7 +128,7 @@ impl<'a> Rule<'a> {
         Rule { columns, rules: &entity.verify, key: &entity.key, owner: &entity.replace_by }
     }
 
-    /// Whose a row of these values is; `None` where that is NULL, or not compared.
+    /// Whose a row is that has these values in the compared columns; `None` where that is NULL, or not compared.
     pub(crate) fn owner(&self, values: &[Option<String>]) -> Option<Vec<String>> {
         let value = |of: &String| values.get(self.columns.iter().position(|column| column == of)?)?.clone();
         self.owner.iter().map(value).collect()
@@ -135,7 +144,8 @@ impl<'a> Rule<'a> {
     fn is_anothers(&self, found: &Found, from: &RowKey, looked: &[Looked]) -> bool {
         let yielded = looked.iter().filter(|looked| looked.from == *from);
         let owners: Vec<_> = yielded.filter_map(|looked| self.owner(&looked.expected)).collect();
-        !owners.is_empty() && self.owner(&found.values).is_some_and(|owner| !owners.contains(&owner))
+        let owner: Option<Vec<String>> = found.values.iter().cloned().collect();
+        !owners.is_empty() && owner.is_some_and(|owner| !owners.contains(&owner))
     }
 
     /// The columns whose texts differ beyond what is tolerated.
@@ -363,7 +373,7 @@ mod tests {
                 expected: values("8", "a"),
                 found: Some(values("8", "a")),
             }],
-            found: [(key("7"), Found { values: values("7", now_of), version: "1".into() })].into(),
+            found: [(key("7"), Found { values: vec![Some(now_of.to_owned())], version: "1".into() })].into(),
             ..Seen::default()
         };
         let mut of_b = judge(&suspects, &seen("b"), &rule);

@@ -4,26 +4,28 @@
 //! aggregate was open; so no event that was committed when the legacy row was read is missing from what the new table shows. A row
 //! of the new table whose aggregate cannot be told from its key has no lane to lock: see [`Look::fenced`].
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
 use super::VerifyError;
 use super::judge::{Judgement, Rule, Seen, Suspect, judge};
+use super::patience::patiently;
 use super::report::{Difference, Kind, UNKNOWN, Waiting};
 use crate::disposition::{self, Disposition, said};
 use crate::event::{Event, Lane};
 use crate::failpoint::reach;
 use crate::lease;
 use crate::mapping::compare::Comparison;
-use crate::session::sqlstate;
 use crate::source::{KeyAt, Legacy, LegacyRow, RowKey, Source, SourceLane};
 use crate::target::{Found, Looked, Shipped, Target, TargetLane};
 
 /// Legacy rows that are read at a time under a lock, and their bytes.
 const ROWS: usize = 200;
 const BYTES: u64 = 8 << 20;
+/// Keys of the new table that are asked for at a time, without a lock.
+const KEYS: usize = 2_000;
 /// How long a lane is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long events that are on their way are waited for, where there is no lane to lock.
@@ -66,62 +68,98 @@ impl Look<'_> {
         judge(suspects, seen, &self.rule)
     }
 
-    /// Those that still look different, without a lock; most were on their way. And whether one of their rows yields another key than its own.
-    pub(crate) async fn unlocked(&self, suspects: &[Suspect]) -> Result<(Vec<Suspect>, bool), VerifyError> {
+    /// Those that still look different, without a lock; most were on their way. And how many rows are left over by the others, and whether one
+    /// of their rows yields another key than its own.
+    pub(crate) async fn unlocked(&self, suspects: &[Suspect]) -> Result<(Vec<Suspect>, u64, bool), VerifyError> {
         let (seen, _) = self.seen_unlocked(suspects).await?;
-        let unequal = judge(suspects, &seen, &self.rule).unequal;
+        let Judgement { unequal, left_over, .. } = judge(suspects, &seen, &self.rule);
         let left = suspects.iter().filter(|suspect| unequal.contains(suspect)).cloned().collect();
-        Ok((left, !seen.looked.iter().all(keeps_key)))
+        Ok((left, left_over, !seen.looked.iter().all(keeps_key)))
     }
 
     /// Looked at twice, for rows whose changes emit no events: what is different both times is. Of these, given back: the keys that another
     /// legacy row may yield.
     pub(crate) async fn twice(&self, suspects: &[Suspect]) -> Result<(Judgement, Homeless, bool), VerifyError> {
-        let (first, moved) = self.unlocked(suspects).await?;
+        let (first, left_over, moved) = self.unlocked(suspects).await?;
         if first.is_empty() {
-            return Ok((Judgement::default(), Vec::new(), moved));
+            return Ok((Judgement { left_over, ..Judgement::default() }, Vec::new(), moved));
         }
         self.pause(TWICE).await?;
         let (seen, _) = self.seen_unlocked(&first).await?;
         let mut judgement = judge(&first, &seen, &self.rule);
+        judgement.left_over += left_over;
         let homeless = if self.through { Vec::new() } else { judgement.take_homeless(&seen) };
         Ok((judgement, homeless, moved))
     }
 
-    /// Rows whose aggregate is NULL. No event can be theirs, and no copy or repair writes them, for there is no lane to lock: what differs of
-    /// them is refused. Those that have an aggregate by now, or are gone, are given back.
+    /// Rows whose aggregate is NULL. No copy or repair writes them, for there is no lane to lock; but capture writes their events, under the
+    /// key's text: refused is what differs as it did before all events of the type that were committed then were applied. Those that differ
+    /// otherwise by now, or have an aggregate, or are gone, are given back.
     pub(crate) async fn unowned(&self, suspects: &[Suspect]) -> Result<(Judgement, Vec<Suspect>), VerifyError> {
+        let (first, mut others) = self.unowned_now(suspects).await?;
+        let mut told = Judgement { left_over: first.left_over, ..Judgement::default() };
+        if first.unequal.is_empty() {
+            return Ok((told, others));
+        }
+        let kind = &self.legacy.aggregate_type;
+        if !self.without_events && self.events_are_stuck(kind).await? {
+            let keys: BTreeSet<Vec<Option<String>>> = first.unequal.iter().map(Suspect::named).collect();
+            let waiting = keys.into_iter().map(|key| Waiting {
+                entity: String::new(),
+                key,
+                aggregate_id: None,
+                event: None,
+                status: format!(
+                    "{UNKNOWN}, for events of {kind} are waiting, and whether one is this row's, whose aggregate is NULL, cannot be told"
+                ),
+            });
+            told.waiting = waiting.collect();
+            told.unequal = first.unequal;
+            return Ok((told, others));
+        }
+        let before: HashMap<_, _> = first.differences.into_iter().map(|d| ((d.kind, d.key.clone()), d)).collect();
+        let (second, gone) = self.unowned_now(&first.unequal.into_iter().collect::<Vec<_>>()).await?;
+        others.extend(gone);
+        told.left_over += second.left_over;
+        let same = second.differences.iter().filter(|d| before.get(&(d.kind, d.key.clone())) == Some(*d));
+        let still: HashSet<&RowKey> = same.filter_map(|d| d.legacy_key.as_ref()).collect();
+        for suspect in second.unequal {
+            match suspect.from.clone().filter(|from| still.contains(from)) {
+                Some(from) => {
+                    let message = Some(crate::source::NO_AGGREGATE.to_owned());
+                    let refused = Difference::new(Kind::Refused, suspect.named(), Some(from), None);
+                    told.differences.push(Difference { message, ..refused });
+                    told.unequal.insert(suspect);
+                }
+                None => others.push(suspect),
+            }
+        }
+        Ok((told, others))
+    }
+
+    /// What these are now whose aggregate is NULL; and those that have one, or are gone.
+    async fn unowned_now(&self, suspects: &[Suspect]) -> Result<(Judgement, Vec<Suspect>), VerifyError> {
         let (mut all, mut others) = (Judgement::default(), Vec::new());
         for some in suspects.chunks(ROWS) {
             let (seen, at) = self.seen_unlocked(some).await?;
             let still: HashSet<RowKey> =
                 at.into_iter().filter(|at| at.aggregate_id.is_none()).map(|at| at.key).collect();
-            let unequal = judge(some, &seen, &self.rule).unequal;
-            for suspect in some {
-                match suspect.from.as_ref().filter(|from| still.contains(from)) {
-                    None => others.push(suspect.clone()),
-                    Some(from) if unequal.contains(suspect) => {
-                        all.unequal.insert(suspect.clone());
-                        let key = suspect.named();
-                        let message = Some(crate::source::NO_AGGREGATE.to_owned());
-                        let refused = Difference::new(Kind::Refused, key, Some(from.clone()), None);
-                        all.differences.push(Difference { message, ..refused });
-                    }
-                    Some(_) => {}
-                }
-            }
+            let is_still = |s: &Suspect| s.from.as_ref().is_some_and(|from| still.contains(from));
+            let (here, elsewhere): (Vec<Suspect>, Vec<Suspect>) = some.iter().cloned().partition(is_still);
+            others.extend(elsewhere);
+            all.add(judge(&here, &seen, &self.rule));
         }
         Ok((all, others))
     }
 
-    /// Rows that were in another lane whenever one was locked.
+    /// Rows that were in another lane whenever one was locked; or have none, and were others whenever events were waited for.
     pub(crate) fn never_at_home(&self, suspects: impl Iterator<Item = Suspect>) -> Judgement {
         let waiting = suspects.map(|suspect| Waiting {
             entity: String::new(),
             key: suspect.named(),
             aggregate_id: None,
             event: None,
-            status: format!("{UNKNOWN}, for its aggregate is another one at every look"),
+            status: format!("{UNKNOWN}, for the row, or its aggregate, is another one at every look"),
         });
         Judgement { waiting: waiting.collect(), ..Judgement::default() }
     }
@@ -142,15 +180,19 @@ impl Look<'_> {
         let mut left = froms(suspects);
         while !left.is_empty() {
             let now: Vec<RowKey> = left.drain(..left.len().min(ROWS)).collect();
-            let rows = self.source.legacy_rows(self.legacy, &now, BYTES).await.map_err(VerifyError::Source)?;
-            let (rows, beyond) = split(rows);
+            let rows = patiently(self.stop, || self.source.legacy_rows(self.legacy, &now, BYTES)).await;
+            let (rows, beyond) = split(rows.map_err(VerifyError::Source)?);
             left.extend(beyond);
             at.extend(rows.iter().map(|(at, _)| at.clone()));
             self.note_rows(&rows, &mut seen);
             let events = self.events(rows);
             let mut groups = vec![events];
             while let Some(group) = groups.pop() {
-                match self.target.look(self.comparison, &Shipped::new(&group)).await {
+                let looked = {
+                    let rows = Shipped::new(&group);
+                    patiently(self.stop, || self.target.look(self.comparison, &rows)).await
+                };
+                match looked {
                     Ok(looked) => seen.looked.extend(looked),
                     Err(error) => refused(error, group, &mut groups, &mut seen)?,
                 }
@@ -162,9 +204,11 @@ impl Look<'_> {
 
     /// What stands under these keys, without a lock. A key that the new table's types do not take is found by halves.
     async fn found(&self, keys: Vec<RowKey>) -> Result<HashMap<RowKey, Found>, VerifyError> {
-        let (mut all, mut parts) = (HashMap::new(), vec![keys]);
+        let mut all = HashMap::new();
+        let mut parts: Vec<Vec<RowKey>> = keys.chunks(KEYS).map(<[RowKey]>::to_vec).collect();
         while let Some(part) = parts.pop() {
-            match self.target.found(self.comparison, &part).await {
+            let found = patiently(self.stop, || self.target.found(self.comparison, &part)).await;
+            match found {
                 Ok(found) => all.extend(found),
                 Err(error) => parts.extend(without_such_keys(error, part)?),
             }
@@ -188,15 +232,15 @@ impl Look<'_> {
         let mut lanes: HashMap<RowKey, Option<Lane>> = HashMap::new();
         let all = froms(suspects);
         for some in all.chunks(ROWS) {
-            for row in self.source.legacy_rows(self.legacy, some, 0).await.map_err(VerifyError::Source)? {
+            let rows = patiently(self.stop, || self.source.legacy_rows(self.legacy, some, 0)).await;
+            for row in rows.map_err(VerifyError::Source)? {
                 lanes.insert(row.at.key, row.at.lane);
             }
         }
         let gone: Vec<RowKey> = all.iter().filter(|key| !lanes.contains_key(key)).cloned().collect();
-        if self.through
-            && !gone.is_empty()
-            && let Some(found) = self.source.aggregates_of(self.legacy, &gone).await.map_err(VerifyError::Source)?
-        {
+        if self.through && !gone.is_empty() {
+            let found = patiently(self.stop, || self.source.aggregates_of(self.legacy, &gone)).await;
+            let found = found.map_err(VerifyError::Source)?.unwrap_or_default();
             for at in found.into_iter().filter(|at| at.lane.is_some()) {
                 lanes.insert(at.key, at.lane);
             }
@@ -242,10 +286,7 @@ impl Look<'_> {
             let here: Vec<Suspect> =
                 some.into_iter().filter(|s| !elsewhere.contains(s) && !later.contains(s)).collect();
             let judgement = judge(&here, &seen, &self.rule);
-            all.0.differences.extend(judgement.differences);
-            all.0.waiting.extend(judgement.waiting);
-            all.0.left_over += judgement.left_over;
-            all.0.unequal.extend(judgement.unequal);
+            all.0.add(judgement);
             all.1.extend(elsewhere);
             waiting.extend(later);
         }
@@ -365,7 +406,7 @@ impl Look<'_> {
     where
         F: Future<Output = Result<Vec<RowKey>, VerifyError>>,
     {
-        let before = self.target.found(self.comparison, &keys(suspects)).await.map_err(VerifyError::Target)?;
+        let before = self.found(keys(suspects)).await?;
         let alone: HashSet<RowKey> = still(before.keys().cloned().collect()).await?.into_iter().collect();
         let mut judgement = Judgement::default();
         if alone.is_empty() {
@@ -381,7 +422,7 @@ impl Look<'_> {
         reach("look_fenced");
         let unchanged = |key: &RowKey, version: &str| before.get(key).is_some_and(|found| found.version == version);
         let alone: Vec<RowKey> = alone.into_iter().collect();
-        let after = self.target.found(self.comparison, &alone).await.map_err(VerifyError::Target)?;
+        let after = self.found(alone).await?;
         let mut seen = Seen::default();
         let mut left = Vec::new();
         for (key, found) in after.into_iter().filter(|(key, found)| unchanged(key, &found.version)) {
@@ -409,10 +450,11 @@ impl Look<'_> {
 
     /// Waits until all events of a type that are committed by now are applied; whether some are not, however long it waits.
     async fn events_are_stuck(&self, kind: &str) -> Result<bool, VerifyError> {
-        let mark = self.source.newest_id().await.map_err(VerifyError::Source)?;
+        let mark = patiently(self.stop, || self.source.newest_id()).await.map_err(VerifyError::Source)?;
         let until = Instant::now() + FENCE;
         loop {
-            let (pending, stuck) = self.source.open_until(kind, mark).await.map_err(VerifyError::Source)?;
+            let open = patiently(self.stop, || self.source.open_until(kind, mark)).await;
+            let (pending, stuck) = open.map_err(VerifyError::Source)?;
             if !pending || Instant::now() > until {
                 return Ok(pending || stuck);
             }
@@ -447,8 +489,8 @@ impl Look<'_> {
     pub(crate) async fn without_row(&self, keys: Vec<RowKey>) -> Result<Vec<RowKey>, VerifyError> {
         let mut alone = Vec::new();
         for some in keys.chunks(ROWS) {
-            let rows = self.source.legacy_rows(self.legacy, some, 0).await.map_err(VerifyError::Source)?;
-            let there: HashSet<RowKey> = rows.into_iter().map(|row| row.at.key).collect();
+            let rows = patiently(self.stop, || self.source.legacy_rows(self.legacy, some, 0)).await;
+            let there: HashSet<RowKey> = rows.map_err(VerifyError::Source)?.into_iter().map(|row| row.at.key).collect();
             alone.extend(some.iter().filter(|key| !there.contains(key)).cloned());
         }
         Ok(alone)
@@ -507,9 +549,9 @@ pub(crate) fn refused(
     Ok(())
 }
 
-/// A key that the new table's types do not take stands in no row of it: these keys in halves, or none of a single one.
+/// A key that the new table's types, or domains, do not take stands in no row of it: these keys in halves, or none of a single one.
 fn without_such_keys(error: sqlx::Error, mut keys: Vec<RowKey>) -> Result<Vec<Vec<RowKey>>, VerifyError> {
-    if !sqlstate(&error).is_some_and(|code| code.starts_with("22")) {
+    if !RowKey::is_not_taken(&error) {
         return Err(VerifyError::Target(error));
     }
     if keys.len() < 2 {

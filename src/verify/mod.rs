@@ -10,6 +10,7 @@ mod judge;
 pub mod keep;
 mod look;
 mod pass;
+mod patience;
 mod ranges;
 pub mod report;
 
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use self::judge::{Judgement, Rule, Seen, Suspect};
 pub(crate) use self::look::{Homes, Look};
 use self::pass::Pass;
+use self::patience::patiently;
 use self::ranges::Step;
 pub(crate) use self::report::STOPPED;
 pub use self::report::{ColumnDifference, Difference, EntityReport, Kind, Outcome, Report, Waiting, render};
@@ -32,7 +34,9 @@ use crate::lease::LeaseError;
 use crate::mapping::MappingError;
 use crate::mapping::compare::{Comparison, Hash};
 use crate::redact::Quoting;
+use crate::session::{is_late, is_lock_timeout};
 use crate::source::{Legacy, RowKey, Source};
+use crate::sql::ident;
 use crate::target::{Progress as Told, ReportId, Target};
 use crate::words::{per_second, several};
 
@@ -82,6 +86,17 @@ pub enum VerifyError {
     /// Even a small chunk takes too long.
     #[error("even a small chunk takes longer than relay.deadline: is there an index on the key?")]
     TooSlow,
+    /// Rows with NULL in their key cannot be counted in time.
+    #[error(
+        "to count the rows of the new table with NULL in their key takes longer than relay.deadline: CREATE INDEX CONCURRENTLY ON {table} ((1)) \
+         WHERE {condition} has them at hand; or raise relay.deadline; then verify again"
+    )]
+    NullsTooSlow {
+        /// The new one, quoted.
+        table: String,
+        /// Which rows.
+        condition: String,
+    },
     /// The new table's own rows cannot be read.
     #[error(
         "a row of the new table cannot be read: {0}: mend or delete that row, or leave the column out ([entity.verify] ignore), then verify again"
@@ -497,7 +512,15 @@ impl Verification<'_> {
 
     /// Rows of the new table whose key is NULL are found in no range, and no legacy row can yield them.
     async fn without_key(&mut self, comparison: &Comparison) -> Result<(), VerifyError> {
-        let rows = self.target.without_key(comparison).await.map_err(VerifyError::Target)?;
+        let rows = patiently(self.stop, || self.target.without_key(comparison)).await;
+        let rows = rows.map_err(|error| {
+            if !is_late(&error) || is_lock_timeout(&error) {
+                return VerifyError::Target(error);
+            }
+            let nulls: Vec<String> =
+                self.entity.key.iter().map(|column| format!("{} IS NULL", ident(column))).collect();
+            VerifyError::NullsTooSlow { table: comparison.table_name().to_owned(), condition: nulls.join(" OR ") }
+        })?;
         if rows > 0 {
             self.report.missing_in_legacy += rows;
             let message = format!(
@@ -770,8 +793,10 @@ impl Verification<'_> {
         }
         let mut left = Vec::new();
         for some in suspects.chunks(GATHER) {
-            let (unequal, moved) = look.unlocked(some).await?;
+            let (unequal, left_over, moved) = look.unlocked(some).await?;
             self.moved |= moved;
+            // Of those that are equal: what is looked at under the lock counts there.
+            self.report.left_over += left_over;
             left.extend(unequal);
         }
         self.report.looked_under_lock += left.len() as u64;
@@ -851,6 +876,10 @@ mod tests {
         for (error, remedy) in [
             (VerifyError::Busy(Lane(3)), "then run it again"),
             (VerifyError::Unreadable("x".into()), "[entity.verify] ignore"),
+            (
+                VerifyError::NullsTooSlow { table: "\"t\"".into(), condition: "\"a\" IS NULL".into() },
+                "CREATE INDEX CONCURRENTLY ON \"t\" ((1)) WHERE \"a\" IS NULL",
+            ),
         ] {
             assert!(error.to_string().contains(remedy), "{error}");
         }

@@ -9,6 +9,7 @@ use sqlx::postgres::PgRow;
 use tokio_util::sync::CancellationToken;
 
 use super::judge::Hashed;
+use super::patience::patiently;
 use super::{Again, Progress, VerifyError};
 use crate::disposition::{self, Disposition, said};
 use crate::mapping::compare::{Ask, Comparison, Hash};
@@ -204,19 +205,21 @@ impl Pass<'_> {
         mut take: impl FnMut(&[PgRow]) -> sqlx::Result<()>,
     ) -> Result<(), Trouble> {
         if self.by_legacy {
-            let rows = self.source.legacy_compared(self.legacy, self.comparison, self.hash, what, range, buckets).await;
+            let ask = || self.source.legacy_compared(self.legacy, self.comparison, self.hash, what, range, buckets);
+            let rows = patiently(self.stop, ask).await;
             let rows = rows.map_err(|error| trouble(error, VerifyError::Source))?.unwrap_or_default();
             return take(&rows).map_err(|error| VerifyError::Source(error).into());
         }
         let mut after = range.after.clone();
         loop {
-            let keys = self.source.legacy_keys(self.legacy, after.as_ref(), range.until.as_ref(), SHIP_ROWS).await;
+            let ask = || self.source.legacy_keys(self.legacy, after.as_ref(), range.until.as_ref(), SHIP_ROWS);
+            let keys = patiently(self.stop, ask).await;
             let keys = keys.map_err(|error| trouble(error, VerifyError::Source))?;
             let ended = (keys.len() as u32) < SHIP_ROWS;
             let mut left: Vec<RowKey> = keys.into_iter().map(|at| at.key).collect();
             after = left.last().cloned();
             while !left.is_empty() {
-                let rows = self.source.legacy_rows(self.legacy, &left, SHIP_BYTES).await;
+                let rows = patiently(self.stop, || self.source.legacy_rows(self.legacy, &left, SHIP_BYTES)).await;
                 let mut shipped = Vec::new();
                 let mut beyond = Vec::new();
                 for row in rows.map_err(|error| trouble(error, VerifyError::Source))? {
@@ -229,7 +232,8 @@ impl Pass<'_> {
                     }
                 }
                 let rows = Shipped::new(&shipped);
-                let answer = self.target.compared_shipped(self.comparison, self.hash, what, &rows, buckets).await;
+                let ask = || self.target.compared_shipped(self.comparison, self.hash, what, &rows, buckets);
+                let answer = patiently(self.stop, ask).await;
                 take(&answer.map_err(|error| trouble(error, VerifyError::Target))?).map_err(VerifyError::Target)?;
                 left = beyond;
             }
@@ -247,7 +251,8 @@ impl Pass<'_> {
     }
 
     pub(super) async fn new_sums(&self, range: &Range, buckets: Buckets<'_>) -> Result<Sums, Trouble> {
-        let rows = self.target.compared(self.comparison, self.hash, Ask::Sums, range, buckets).await;
+        let ask = || self.target.compared(self.comparison, self.hash, Ask::Sums, range, buckets);
+        let rows = patiently(self.stop, ask).await;
         let mut sums = Sums::default();
         sums.add(&rows.map_err(|error| trouble(error, VerifyError::Target))?).map_err(VerifyError::Target)?;
         Ok(sums)
@@ -263,7 +268,8 @@ impl Pass<'_> {
     }
 
     pub(super) async fn new_hashes(&self, range: &Range, buckets: Buckets<'_>, into: &mut Keys) -> Result<(), Trouble> {
-        let rows = self.target.compared(self.comparison, self.hash, Ask::Keys, range, buckets).await;
+        let ask = || self.target.compared(self.comparison, self.hash, Ask::Keys, range, buckets);
+        let rows = patiently(self.stop, ask).await;
         let rows = rows.map_err(|error| trouble(error, VerifyError::Target))?;
         into.add(&rows).map_err(|error| VerifyError::Target(error).into())
     }

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use super::judge::{Hashed, Suspect, differing};
 use super::pass::{CHUNKS, Keys, Pass, SHIP_ROWS, Trouble};
+use super::patience::patiently;
 use super::{GATHER, VerifyError};
 use crate::session::is_late;
 use crate::source::{Range, RowKey};
@@ -129,8 +130,14 @@ impl Pass<'_> {
     async fn end(&mut self, range: &Range, size: u64) -> Result<Option<RowKey>, VerifyError> {
         match self.ahead.take() {
             Some((after, until)) if range.after.as_ref() == Some(&after) => Ok(until),
-            _ => self.source.legacy_bound(self.legacy, range, size).await.map_err(VerifyError::Source),
+            _ => self.bound(range, size).await,
         }
+    }
+
+    /// The legacy key after so many others in the range, if there is one.
+    pub(super) async fn bound(&self, range: &Range, rows: u64) -> Result<Option<RowKey>, VerifyError> {
+        let found = patiently(self.stop, || self.source.legacy_bound(self.legacy, range, rows)).await;
+        found.map_err(VerifyError::Source)
     }
 
     /// A chunk that differs: halved while it has many legacy rows, then told key by key, until enough is told for a look. All of that is
@@ -178,7 +185,7 @@ impl Pass<'_> {
         let (mut range, mut size) = (Range { after, until: None }, self.first_size());
         loop {
             let began = Instant::now();
-            range.until = self.source.legacy_bound(self.legacy, &range, size).await.map_err(VerifyError::Source)?;
+            range.until = self.bound(&range, size).await?;
             let rows = match self.legacy_sums(&range, None).await {
                 Ok(sums) if sums.moved > 0 => return Ok(false),
                 Ok(sums) => sums.rows(),
@@ -204,7 +211,7 @@ impl Pass<'_> {
     async fn halves(&self, range: &Range, rows: u64) -> Result<Option<[Range; 2]>, VerifyError> {
         let mut below = rows / 2;
         while below > NARROW / 2 {
-            let middle = self.source.legacy_bound(self.legacy, range, below).await.map_err(VerifyError::Source)?;
+            let middle = self.bound(range, below).await?;
             if let Some(middle) = middle.filter(|middle| Some(middle) != range.until.as_ref()) {
                 let lower = Range { after: range.after.clone(), until: Some(middle.clone()) };
                 return Ok(Some([lower, Range { after: Some(middle), until: range.until.clone() }]));
@@ -226,9 +233,8 @@ impl Pass<'_> {
                 on_legacy = Keys::default();
                 let mut after = range.after.clone();
                 loop {
-                    let some =
-                        self.source.legacy_keys(self.legacy, after.as_ref(), range.until.as_ref(), SHIP_ROWS).await;
-                    let some = some.map_err(VerifyError::Source)?;
+                    let ask = || self.source.legacy_keys(self.legacy, after.as_ref(), range.until.as_ref(), SHIP_ROWS);
+                    let some = patiently(self.stop, ask).await.map_err(VerifyError::Source)?;
                     after = some.last().map(|at| at.key.clone());
                     let ended = (some.len() as u32) < SHIP_ROWS;
                     for at in some {
@@ -253,7 +259,7 @@ impl Pass<'_> {
         uncounted: bool,
         suspects: &mut Vec<Suspect>,
     ) -> Result<Option<Telling>, VerifyError> {
-        let until = self.target.bound(self.comparison, &telling.left, NARROW).await;
+        let until = patiently(self.stop, || self.target.bound(self.comparison, &telling.left, NARROW)).await;
         let until = until.map_err(|e| if is_late(&e) { VerifyError::TooSlow } else { VerifyError::Target(e) })?;
         let ended = until.is_none();
         let page = Range { after: telling.left.after.take(), until: until.or_else(|| telling.left.until.clone()) };

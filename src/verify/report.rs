@@ -350,8 +350,9 @@ pub fn render(report: &Report) -> String {
         if e.left_over > 0 {
             let _ = writeln!(
                 out,
-                "{}: {} rows stand although their legacy row no longer yields them; they stay, unless replace_by names their owner",
-                e.entity, e.left_over
+                "{}: {} left over: the legacy row is there, and no longer yields what stands; it stays, unless replace_by names its owner",
+                e.entity,
+                several(e.left_over, "row")
             );
         }
         for ignored in &e.ignored {

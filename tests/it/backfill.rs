@@ -471,6 +471,186 @@ async fn rows_left_out_are_so_no_more_once_a_repair_or_a_whole_verification_has_
     assert_eq!(left().await, are("done", &[]));
 }
 
+/// Raises an error with the code that is a row's name.
+pub(crate) const RAISES_ITS_NAME: &str = "
+    CREATE FUNCTION raise_name() RETURNS trigger LANGUAGE plpgsql AS $$ DECLARE changed record := coalesce(NEW, OLD); BEGIN
+        IF changed.name ~ '^[0-9A-Z]{5}$' THEN RAISE 'no geometry' USING ERRCODE = changed.name; END IF;
+        RETURN changed;
+    END $$;
+    CREATE TRIGGER raise_name BEFORE INSERT OR UPDATE OR DELETE ON users FOR EACH ROW EXECUTE FUNCTION raise_name();";
+
+/// Raises an error that has the code of a statement that is wrong, whether or not there is a row.
+pub(crate) const RAISES_ALWAYS: &str = "
+    CREATE FUNCTION raise_always() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN RAISE 'no such place' USING ERRCODE = '42P01'; END $$;
+    CREATE TRIGGER raise_always BEFORE INSERT ON users FOR EACH STATEMENT EXECUTE FUNCTION raise_always();";
+
+/// Why a copy ends that cannot go on.
+async fn why_it_ends(stage: &Stage) -> String {
+    let (options, stop) = (Options::default(), CancellationToken::new());
+    let copying = backfill::run(&stage.config, &options, &|_| {}, &stop);
+    tokio::time::timeout(DEADLINE, copying).await.expect("it ends").unwrap_err().to_string()
+}
+
+/// Types in C that give their errors no code raise XX000, and what a tsquery is refused for has the code of a statement that is wrong.
+#[tokio::test]
+async fn what_one_value_is_refused_for_is_its_rows_affair_whatever_its_code() {
+    let stage = copying::stage(pair().await, 40, |config| {
+        // All of them in one chunk.
+        config.relay.lanes = 1;
+        let mapping = "SELECT payload->>'id' AS id, payload->>'name' AS name, payload->>'version' AS version, payload->>'noise' AS query FROM event";
+        config.entities[0].mapping = Some(file("mappings/user.sql", mapping));
+    })
+    .await;
+    stage.pair.new.run(&format!("ALTER TABLE users ADD query tsquery; {RAISES_ITS_NAME}")).await;
+    stage
+        .pair
+        .legacy
+        .run(
+            "UPDATE users SET noise = CASE id WHEN 4 THEN 'a b' ELSE 'a & b' END,
+                 name = CASE id WHEN 1 THEN 'XX000' WHEN 2 THEN '0A000' WHEN 3 THEN '42P01' ELSE name END",
+        )
+        .await;
+    let copied = tokio::time::timeout(DEADLINE, copy(&stage)).await.expect("it ends").copies.remove(0);
+    assert_eq!((copied.rows, copied.refused), (36, 4), "{copied:?}");
+    let (_, target) = connect::open(&stage.config).await.unwrap();
+    let left = target.left_rows("users", None, 10).await.unwrap();
+    let left: Vec<_> =
+        left.iter().map(|row| (row.key.0[0].as_str(), row.code.as_deref().unwrap_or_default())).collect();
+    assert_eq!(left, [("1", "XX000"), ("2", "0A000"), ("3", "42P01"), ("4", "42601")]);
+    // Mended, by the next run.
+    stage.pair.new.run("DROP TRIGGER raise_name ON users").await;
+    stage.pair.legacy.run("UPDATE users SET noise = 'a & b' WHERE id = 4").await;
+    let summary = copy(&stage).await;
+    assert!(summary.is_whole(), "{summary:?}");
+    agree(&stage).await;
+}
+
+#[tokio::test]
+async fn what_a_statement_is_refused_for_without_any_row_ends_the_copy_with_its_file() {
+    let stage = copying::stage(pair().await, 40, |_| {}).await;
+    stage.pair.new.run(RAISES_ALWAYS).await;
+    let error = why_it_ends(&stage).await;
+    assert!(error.contains("entity users (mappings/user.sql): no such place (42P01): mend it"), "{error}");
+    let (_, target) = connect::open(&stage.config).await.unwrap();
+    assert_eq!(target.copies().await.unwrap()[0].refused, 0);
+}
+
+#[tokio::test]
+async fn a_constraint_that_is_made_deferrable_while_a_copy_runs_costs_only_the_rows_that_break_it() {
+    if !has_failpoints() {
+        return;
+    }
+    let stage = copying::stage(pair().await, 300, |_| {}).await;
+    let mut copier = Copier::start(&stage, Some("page_read=stop"));
+    copier.stands_still().await;
+    stage
+        .pair
+        .new
+        .run(
+            "CREATE TABLE names (name text PRIMARY KEY);
+             INSERT INTO names SELECT 'n' || i FROM generate_series(-5, 294) i WHERE i <> 7;
+             ALTER TABLE users ADD FOREIGN KEY (name) REFERENCES names DEFERRABLE INITIALLY DEFERRED",
+        )
+        .await;
+    copier.go_on();
+    assert!(copier.ended().await, "it ended with an error");
+    let (_, target) = connect::open(&stage.config).await.unwrap();
+    let copied = target.copies().await.unwrap().remove(0);
+    assert_eq!((copied.rows, copied.refused), (299, 1), "{copied:?}");
+    let left = target.left_rows("users", None, 10).await.unwrap().remove(0);
+    assert_eq!((left.key.0[0].as_str(), left.code.as_deref()), ("7", Some("23503")));
+}
+
+#[tokio::test]
+async fn legacy_rows_that_cannot_be_read_are_told_as_such_and_not_as_the_mappings_fault() {
+    let stage = copying::stage(pair().await, 60, |config| {
+        let rows = config.entities[0].legacy.as_mut().unwrap();
+        rows.aggregate_id = "concat(id, ':', 1 / CASE noise WHEN 'bad' THEN 0 ELSE 1 END)".into();
+    })
+    .await;
+    let (_, target) = connect::open(&stage.config).await.unwrap();
+    let said = "entity users: its legacy rows cannot be read: division by zero (22012). Look whether the relay's role has its grants";
+    let bad = "UPDATE users SET noise = 'bad' WHERE id = 7";
+    // Where its key is read.
+    stage.pair.legacy.run(bad).await;
+    let error = why_it_ends(&stage).await;
+    assert!(error.contains(said) && error.contains("for every row of public.users"), "{error}");
+    assert!(!error.contains("mappings/user.sql"), "{error}");
+    let good = "UPDATE users SET noise = NULL";
+    stage.pair.legacy.run(good).await;
+    // And where the row is.
+    if has_failpoints() {
+        let mut copier = Copier::start(&stage, Some("page_read=stop"));
+        copier.stands_still().await;
+        stage.pair.legacy.run(bad).await;
+        copier.go_on();
+        assert!(!copier.ended().await, "it could be read");
+        let job = target.jobs(None, 1).await.unwrap().remove(0);
+        assert_eq!(job.code.as_deref(), Some("22012"));
+        let message = job.message.unwrap_or_default();
+        assert!(message.contains(said) && !message.contains("mappings/user.sql"), "{message}");
+        stage.pair.legacy.run(good).await;
+    }
+    let summary = copy(&stage).await;
+    assert!(summary.is_whole(), "{summary:?}");
+    agree(&stage).await;
+}
+
+#[tokio::test]
+async fn keys_that_cannot_be_read_in_time_end_the_copy_with_the_index_that_they_need() {
+    let databases = pair().await;
+    // Each key takes a tenth of a second while something stands in `slow`.
+    databases
+        .legacy
+        .run(
+            "CREATE TABLE slow (); CREATE FUNCTION public.slowly(id bigint) RETURNS text LANGUAGE plpgsql AS $$
+             BEGIN IF EXISTS (SELECT FROM public.slow) THEN PERFORM pg_sleep(0.1); END IF; RETURN id::text; END $$",
+        )
+        .await;
+    let stage = copying::stage(databases, 300, |config| {
+        (config.relay.lanes, config.relay.deadline) = (2, Duration::from_secs(2));
+        config.entities[0].legacy.as_mut().unwrap().aggregate_id = "public.slowly(id)".into();
+    })
+    .await;
+    let ends_with_the_index = async || {
+        stage.pair.legacy.run("INSERT INTO slow DEFAULT VALUES").await;
+        let error = why_it_ends(&stage).await;
+        for said in [
+            "entity users: a page of its legacy keys was not read within 2s, again and again",
+            "CREATE INDEX CONCURRENTLY ON \"public\".\"users\" (\"id\")",
+            "raise relay.deadline",
+            "outbox-relay backfill users",
+        ] {
+            assert!(error.contains(said), "{said}\n{error}");
+        }
+        stage.pair.legacy.run("DELETE FROM slow").await;
+        let summary = copy(&stage).await;
+        assert!(summary.is_whole(), "{summary:?}");
+        agree(&stage).await;
+    };
+    ends_with_the_index().await;
+    // A page that was handed out before.
+    if has_failpoints() {
+        let mut copier = Copier::that("copies anew", &stage, Some("page_read"));
+        assert!(!copier.ended().await, "it dies when a page is handed out");
+        ends_with_the_index().await;
+    }
+}
+
+#[tokio::test]
+async fn a_query_whose_rows_come_in_no_indexs_order_ends_the_copy_in_time_with_what_to_do() {
+    let stage = copying::stage(pair().await, 300, |config| {
+        (config.relay.lanes, config.relay.deadline) = (2, Duration::from_secs(2));
+        let slow = "SELECT * FROM users WHERE pg_sleep(0.1) IS NOT NULL";
+        config.entities[0].legacy.as_mut().unwrap().from = RowsFrom::Query(file("legacy/users.sql", slow));
+    })
+    .await;
+    let error = why_it_ends(&stage).await;
+    let said = "was not read within 2s, again and again: an index has to yield the rows of legacy/users.sql in the order of the key (id)";
+    assert!(error.contains(said), "{error}");
+}
+
 #[tokio::test]
 async fn too_many_refused_rows_end_the_copy_with_the_reason() {
     let stage = copying::stage(pair().await, 300, |config| config.backfill.max_refused = 20).await;
@@ -570,6 +750,27 @@ async fn a_default_that_makes_a_text_of_a_sequence_is_no_hindrance_to_a_copys_en
     let (_, target) = connect::open(&stage.config).await.unwrap();
     assert_eq!(target.copies().await.unwrap()[0].sequences, ["public.user_ids"]);
     assert_eq!(stage.pair.new.value::<i64>("SELECT last_value FROM user_ids").await, 14);
+}
+
+#[tokio::test]
+async fn numbers_that_no_sequence_can_reach_are_no_hindrance_to_a_copys_end() {
+    let stage = copying::stage(pair().await, 20, |_| {}).await;
+    stage
+        .pair
+        .new
+        .run(
+            "CREATE SEQUENCE numbers; ALTER TABLE users ADD number numeric DEFAULT nextval('numbers');
+             INSERT INTO users VALUES (100, 'a', 1, 'NaN'), (101, 'b', 1, 'Infinity'), (102, 'c', 1, 1e30), (103, 'd', 1, 76.6)",
+        )
+        .await;
+    let copied = tokio::time::timeout(DEADLINE, copy(&stage)).await.expect("it ends").copies.remove(0);
+    assert_eq!(copied.sequences, ["public.numbers"]);
+    assert_eq!(stage.pair.new.value::<i64>("SELECT last_value FROM numbers").await, 77);
+    // Where there are no others.
+    stage.pair.new.run("UPDATE users SET number = 'NaN'").await;
+    let summary = tokio::time::timeout(DEADLINE, copy(&stage)).await.expect("it ends");
+    assert!(summary.is_whole(), "{summary:?}");
+    assert_eq!(stage.pair.new.value::<i64>("SELECT last_value FROM numbers").await, 77);
 }
 
 #[tokio::test]

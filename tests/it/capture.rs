@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use outbox_relay::capture::{self, State};
-use outbox_relay::config::{Action, Capture, Config, DeletePayload, Entity, TableName};
+use outbox_relay::config::{Action, Capture, Config, DeletePayload, Entity, RowsFrom, TableName};
 use outbox_relay::connect;
 use outbox_relay::init;
 use outbox_relay::job::Who;
@@ -20,7 +20,7 @@ async fn source(stage: &Stage) -> Source {
 }
 
 async fn events(stage: &Stage) -> Vec<(String, String, String)> {
-    sqlx::query_as("SELECT event_type, aggregate_id, payload::text FROM outbox ORDER BY id")
+    sqlx::query_as("SELECT event_type::text, aggregate_id::text, payload::text FROM outbox ORDER BY id")
         .fetch_all(&stage.pair.legacy.pool)
         .await
         .unwrap()
@@ -116,6 +116,47 @@ async fn what_the_applications_triggers_and_cascades_do_to_a_row_comes_after_the
     stage.drained().await;
     relay.stop().await;
     agree(&stage).await;
+}
+
+/// A cascade's triggers fire behind those of the row that went, whatever they are called.
+#[tokio::test]
+async fn rows_that_a_delete_takes_along_go_with_it_where_the_new_foreign_key_cascades_too() {
+    const ORDERS: &str = "CREATE TABLE orders (id int PRIMARY KEY);
+                          CREATE TABLE lines (id int PRIMARY KEY, order_id int NOT NULL REFERENCES orders ON DELETE CASCADE)";
+    let pair = pair().await;
+    for database in [&pair.legacy, &pair.new] {
+        database.run(ORDERS).await;
+    }
+    let stage = Stage::on(pair, |config| {
+        let of = |name: &str, id: &str, word: &str| {
+            let table = TableName { schema: "public".into(), table: name.into() };
+            let mut entity = Entity::new("Order", table.clone(), &["id"]).made_of(table, "id");
+            entity.name = name.to_owned();
+            let legacy = entity.legacy.as_mut().unwrap();
+            legacy.aggregate_id = format!("{id}::text");
+            let called = |what: &str| format!("{word}{what}");
+            (legacy.capture.insert, legacy.capture.update, legacy.capture.delete) =
+                (called("Created"), called("Updated"), called("Deleted"));
+            let entity = entity.on(&called("Created"), Action::Upsert).on(&called("Updated"), Action::Upsert);
+            entity.on(&called("Deleted"), Action::Delete)
+        };
+        config.entities = vec![of("orders", "id", "Order"), of("lines", "order_id", "Line")];
+    })
+    .await;
+    let source = source(&stage).await;
+    for entity in &stage.config.entities {
+        assert!(capture::install(&stage.config, entity, &source, &Who::default()).await.unwrap());
+    }
+    let relay = stage.start().await;
+    stage.pair.legacy.run("INSERT INTO orders VALUES (1), (2); INSERT INTO lines VALUES (1, 1), (2, 1), (3, 2)").await;
+    stage.drained().await;
+    stage.pair.legacy.run("DELETE FROM orders WHERE id = 1").await;
+    stage.drained().await;
+    relay.stop().await;
+    let kinds: Vec<String> = events(&stage).await.into_iter().skip(5).map(|(kind, ..)| kind).collect();
+    assert_eq!(kinds, ["OrderDeleted", "LineDeleted", "LineDeleted"]);
+    assert_eq!(stage.count("processed").await, 8);
+    assert_eq!(stage.pair.new.value::<i64>("SELECT count(*) FROM orders, lines").await, 1);
 }
 
 /// By the name that the trigger of rows has, and the one that it had before.
@@ -518,6 +559,131 @@ async fn what_would_fail_the_applications_own_writes_is_refused() {
     stage.pair.legacy.run("ALTER TABLE outbox DROP tenant; DROP TABLE users").await;
     assert!(refusal(&stage).await.contains("there is no table public.users"));
     assert_eq!(events(&stage).await, []);
+}
+
+/// A type that the application gave the outbox is met by no key's text, or by a word that it does not have.
+#[tokio::test]
+async fn an_outbox_of_the_applications_own_types_is_written_or_refused_before_the_triggers_stand() {
+    let pair = pair().await;
+    pair.legacy
+        .run(
+            "CREATE TYPE kind AS ENUM ('MemberCreated', 'MemberUpdated');
+             CREATE TABLE outbox (id bigserial PRIMARY KEY, event_id uuid NOT NULL DEFAULT gen_random_uuid(), aggregate_type varchar(10) NOT NULL,
+                                  aggregate_id uuid NOT NULL, event_type kind NOT NULL, payload json NOT NULL,
+                                  created_at timestamptz NOT NULL DEFAULT now());
+             CREATE TABLE members (id uuid PRIMARY KEY, relay_aggregate text);
+             INSERT INTO members VALUES (gen_random_uuid(), 'one')",
+        )
+        .await;
+    pair.new.run("CREATE TABLE members (id uuid PRIMARY KEY, relay_aggregate text)").await;
+    let stage = Stage::on(pair, |config| {
+        let table = TableName { schema: "public".into(), table: "members".into() };
+        let mut members = Entity::new("Member", table.clone(), &["id"]).made_of(table, "id");
+        for (name, action) in [("Created", Action::Upsert), ("Updated", Action::Upsert), ("Deleted", Action::Delete)] {
+            members = members.on(&format!("Member{name}"), action);
+        }
+        config.entities[0] = members;
+    })
+    .await;
+    for said in [refusal(&stage).await, refusal_of_the_script(&stage).await] {
+        for part in
+            ["the outbox does not take what capture would write of public.members", "kind", "MemberDeleted", "22P02"]
+        {
+            assert!(said.contains(part), "{part}\n{said}");
+        }
+    }
+    assert_eq!(state(&stage).await, State::Absent);
+    stage.pair.legacy.run("ALTER TYPE kind ADD VALUE 'MemberDeleted'").await;
+    install(&stage).await;
+    assert_eq!(events(&stage).await, [], "what was tried is taken back");
+    let relay = stage.start().await;
+    stage
+        .pair
+        .legacy
+        .run(
+            "UPDATE members SET relay_aggregate = 'two'; INSERT INTO members VALUES (gen_random_uuid(), 'three');
+             DELETE FROM members WHERE relay_aggregate = 'two'",
+        )
+        .await;
+    stage.drained().await;
+    relay.stop().await;
+    let kinds: Vec<String> = events(&stage).await.into_iter().map(|(kind, ..)| kind).collect();
+    assert_eq!(kinds, ["MemberUpdated", "MemberCreated", "MemberDeleted"]);
+    assert_eq!(stage.pair.new.value::<String>("SELECT string_agg(relay_aggregate, ' ') FROM members").await, "three");
+}
+
+#[tokio::test]
+async fn a_table_whose_changes_its_triggers_would_not_see_or_would_tell_twice_is_refused() {
+    let mut stage = copying::stage(pair().await, 1, |_| {}).await;
+    stage.pair.legacy.run("CREATE TABLE users_2019 () INHERITS (users)").await;
+    for said in [refusal(&stage).await, refusal_of_the_script(&stage).await] {
+        assert!(said.contains("public.users has tables that inherit from it") && said.contains("users_2019"), "{said}");
+    }
+    stage.pair.legacy.run("DROP TABLE users_2019").await;
+    install(&stage).await;
+    // The table is called otherwise, and those triggers go with it.
+    stage.pair.legacy.run("ALTER TABLE users RENAME TO members").await;
+    let legacy = stage.config.entities[0].legacy.as_mut().unwrap();
+    legacy.from = RowsFrom::Table(TableName { schema: "public".into(), table: "members".into() });
+    for said in [refusal(&stage).await, refusal_of_the_script(&stage).await] {
+        assert!(said.contains("write its changes once more") && said.matches("DROP TRIGGER").count() == 2, "{said}");
+    }
+    let drops: Vec<String> = stage.pair.legacy.pool.fetch_all(
+        "SELECT format('DROP TRIGGER %I ON members', tgname) FROM pg_trigger WHERE tgrelid = 'members'::regclass AND NOT tgisinternal",
+    ).await.unwrap().iter().map(|row| sqlx::Row::get(row, 0)).collect();
+    stage.pair.legacy.run(&drops.join(";")).await;
+    install(&stage).await;
+    stage.pair.legacy.run("UPDATE members SET version = 2").await;
+    assert_eq!(events(&stage).await.len(), 1);
+}
+
+#[tokio::test]
+async fn triggers_that_fire_for_replicated_changes_go_on_to_when_they_are_installed_again() {
+    let mut stage = copying::stage(pair().await, 1, |_| {}).await;
+    install(&stage).await;
+    let enabled = "SELECT string_agg(DISTINCT tgenabled::text, '') FROM pg_trigger WHERE tgrelid = 'users'::regclass AND NOT tgisinternal";
+    assert_eq!(stage.pair.legacy.value::<String>(enabled).await, "O");
+    stage
+        .pair
+        .legacy
+        .run(
+            "DO $$ DECLARE name text; BEGIN
+                 FOR name IN SELECT tgname FROM pg_trigger WHERE tgrelid = 'users'::regclass AND NOT tgisinternal LOOP
+                     EXECUTE format('ALTER TABLE users ENABLE ALWAYS TRIGGER %I', name);
+                 END LOOP;
+             END $$",
+        )
+        .await;
+    stage.config.entities[0].legacy.as_mut().unwrap().aggregate_id = "'u-' || id".into();
+    install(&stage).await;
+    assert_eq!(stage.pair.legacy.value::<String>(enabled).await, "A");
+    assert_eq!(state(&stage).await, State::Installed);
+}
+
+/// Two of them cannot be compared, and no index tells their order.
+#[tokio::test]
+async fn a_key_of_a_type_without_an_order_is_refused() {
+    let mut stage = copying::stage(pair().await, 1, |_| {}).await;
+    stage.pair.legacy.run("CREATE DOMAIN spot AS point; ALTER TABLE users ADD at spot NOT NULL DEFAULT '(1,2)'").await;
+    stage.config.entities[0].legacy.as_mut().unwrap().key.push("at".to_owned());
+    for said in [refusal(&stage).await, refusal_of_the_script(&stage).await] {
+        assert!(
+            said.contains("of the key of public.users is of a type without an order") && said.contains("at ("),
+            "{said}"
+        );
+    }
+    // What has one by way of another type, or of its parts.
+    stage
+        .pair
+        .legacy
+        .run(
+            "CREATE TYPE pair AS (a varchar, b cidr[]);
+             ALTER TABLE users ALTER at DROP DEFAULT, ALTER at TYPE pair[] USING ARRAY[ROW('a', ARRAY['10.0.0.0/8'::cidr])::pair]",
+        )
+        .await;
+    install(&stage).await;
+    stage.pair.legacy.run("UPDATE users SET at = '{}', version = 2").await;
+    assert_eq!(events(&stage).await.len(), 2);
 }
 
 /// What the printed script says where it is run.

@@ -295,6 +295,48 @@ async fn replace_by_deletes_what_an_owner_no_longer_has() {
     assert_eq!(ground.delete(&entity, &[r#"{"user": 1}"#]).await, Ok(2));
 }
 
+/// Off the search path an extension's `=` is not seen, and a word would be compared as text.
+#[tokio::test]
+async fn a_key_of_an_extensions_type_is_compared_as_its_type_compares() {
+    let ground = Ground::new(
+        "CREATE SCHEMA \"An Extension\"; CREATE EXTENSION citext SCHEMA \"An Extension\";
+         CREATE DOMAIN mail AS \"An Extension\".citext;
+         CREATE TABLE t (mail mail, kind \"An Extension\".citext, PRIMARY KEY (mail, kind));
+         INSERT INTO t VALUES ('Ada', 'Home'), ('Ada', 'Work'), ('bob', 'Home')",
+    )
+    .await;
+    let one =
+        entity("t", &["mail", "kind"], Some("SELECT payload->>'mail' AS mail, payload->>'kind' AS kind FROM event"));
+    // It is the same row, and as the event writes it.
+    assert_eq!(ground.upsert(&one, &[r#"{"mail": "ADA", "kind": "HOME"}"#]).await, Ok(1));
+    assert!(ground.rows("t").await.contains(r#"{"kind": "HOME", "mail": "ADA"}"#));
+    assert_eq!(ground.delete(&one, &[r#"{"mail": "BOB", "kind": "home"}"#]).await, Ok(1));
+    let all = Entity { replace_by: vec!["mail".into()], ..one };
+    assert_eq!(ground.upsert(&all, &[r#"{"mail": "aDA", "kind": "work"}"#]).await, Ok(1));
+    assert_eq!(ground.rows("t").await, r#"{"kind": "work", "mail": "aDA"}"#);
+    assert_eq!(ground.delete(&all, &[r#"{"mail": "ada"}"#]).await, Ok(1));
+}
+
+#[tokio::test]
+async fn a_key_that_its_collation_folds_is_written_as_the_event_has_it() {
+    let ground = Ground::new("CREATE TABLE t (name text PRIMARY KEY, v text)").await;
+    if ground.db.value::<i64>("SELECT count(*) FROM pg_collation WHERE collprovider = 'i'").await == 0 {
+        return;
+    }
+    ground
+        .db
+        .run(
+            "CREATE COLLATION folded (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+             ALTER TABLE t ALTER name TYPE text COLLATE folded",
+        )
+        .await;
+    let one = entity("t", &["name"], Some("SELECT payload->>'name' AS name, payload->>'v' AS v FROM event"));
+    assert_eq!(ground.upsert(&one, &[r#"{"name": "Ada", "v": "1"}"#, r#"{"name": "ADA", "v": "2"}"#]).await, Ok(1));
+    assert_eq!(ground.rows("t").await, r#"{"v": "2", "name": "ADA"}"#);
+    assert_eq!(ground.upsert(&one, &[r#"{"name": "ada", "v": "3"}"#]).await, Ok(1));
+    assert_eq!(ground.rows("t").await, r#"{"v": "3", "name": "ada"}"#);
+}
+
 #[tokio::test]
 async fn composite_keys_and_identities_that_are_always_generated_are_written() {
     let ground = Ground::new(

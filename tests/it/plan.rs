@@ -1,7 +1,8 @@
 //! plan: what the split does to foreign keys. The statements that it prints are run.
 
-use outbox_relay::config::{Action, Entity, RowsFrom};
-use outbox_relay::init::Choices;
+use outbox_relay::config::{Action, DatabaseUrl, Entity, RowsFrom};
+use outbox_relay::connect;
+use outbox_relay::init::{self, Choices, Roles};
 use outbox_relay::plan::{self, End};
 
 use crate::admin::{Api, tokens};
@@ -142,6 +143,160 @@ async fn a_reference_that_could_not_be_looked_at_is_told_and_the_program_exits_2
         told.contains("not looked at: public.visits in the legacy database has no primary key to page by"),
         "{told}"
     );
+}
+
+/// What is found of each reference, in the plan's order: the constraint, how many rows refer to nothing, why it was not looked at.
+fn told(found: &[plan::Orphans]) -> Vec<(&str, u64, Option<&str>)> {
+    found.iter().map(|of| (of.constraint.as_str(), of.count, of.skipped.as_deref())).collect()
+}
+
+/// One entity, `users`, of a table that is called so on both sides.
+async fn stage_of_users(key: &str, legacy: &str, new: &str) -> Stage {
+    let pair = pair().await;
+    pair.legacy.run(legacy).await;
+    pair.new.run(new).await;
+    let mut config = config(&pair.legacy.url, &pair.new.url);
+    config.entities = vec![Entity::new("User", table("users"), &[key]).on("Written", Action::Upsert)];
+    Stage { pair, config }
+}
+
+/// From here on under a role, which is returned, that has what `init --print` grants and no more.
+async fn with_its_grants_alone(stage: &mut Stage) -> String {
+    let name = &stage.pair.new.name;
+    let roles = Roles { app: format!("app_{name}"), relay: format!("relay_{name}") };
+    let grants = init::grants(&stage.config, &stage.pair.legacy.pool, &roles).await.unwrap();
+    for (database, grants) in [(&stage.pair.legacy, grants.source), (&stage.pair.new, grants.target)] {
+        database.run(&format!("CREATE ROLE {} LOGIN; CREATE ROLE {} LOGIN", roles.app, roles.relay)).await;
+        for grant in grants {
+            database.run(&grant).await;
+        }
+    }
+    let url = |url: &str| DatabaseUrl::parse(&url.replace("postgres@", &format!("{}@", roles.relay))).unwrap();
+    stage.config.legacy.url = url(&stage.pair.legacy.url);
+    stage.config.new.url = url(&stage.pair.new.url);
+    roles.relay
+}
+
+#[tokio::test]
+async fn a_table_that_the_role_may_not_read_is_told_with_its_grants_and_the_other_references_are_looked_at() {
+    let mut stage = copying::stage(pair().await, 3, |_| {}).await;
+    stage
+        .pair
+        .legacy
+        .run(
+            "CREATE TABLE countries (code text PRIMARY KEY); INSERT INTO countries VALUES ('nl');
+             ALTER TABLE users ADD boss bigint REFERENCES users, ADD country text REFERENCES countries,
+                ADD referrer bigint REFERENCES users;
+             UPDATE users SET country = 'nl'",
+        )
+        .await;
+    stage
+        .pair
+        .new
+        .run("ALTER TABLE users ADD country text; INSERT INTO users (id, name, version, country) VALUES (-5, 'n-5', 1, 'nl')")
+        .await;
+    let role = with_its_grants_alone(&mut stage).await;
+    let grants = format!(
+        "GRANT USAGE ON SCHEMA \"public\" TO \"{role}\"; GRANT SELECT ON \"public\".\"countries\" TO \"{role}\";"
+    );
+    let why =
+        format!("public.countries in the legacy database: permission denied for table countries (42501): {grants}");
+    let folder = folder_of(&stage, "");
+    let printed = said(&folder, &["plan", "--orphans"], 2).await;
+    // In the legacy database, and across.
+    assert_eq!(printed.matches(&format!(": not looked at: {why}\n")).count(), 2, "{printed}");
+    assert_eq!(printed.matches(": none\n").count(), 2, "{printed}");
+    stage
+        .pair
+        .legacy
+        .run(
+            "SET session_replication_role = replica; UPDATE users SET boss = 99, referrer = 99 WHERE id = -4;
+             RESET session_replication_role",
+        )
+        .await;
+    let plan = planned(&stage).await;
+    let pool = |url: &DatabaseUrl| connect::pool(url, true, 2).unwrap();
+    let (legacy, new) = (pool(&stage.config.legacy.url), pool(&stage.config.new.url));
+    let found = plan::orphans(&plan, &legacy, &new).await.unwrap();
+    let why = Some(why.as_str());
+    let expected = [
+        ("users_boss_fkey", 1, None),
+        ("users_country_fkey", 0, why),
+        ("users_country_fkey", 0, why),
+        ("users_referrer_fkey", 1, None),
+    ];
+    assert_eq!(told(&found), expected);
+    // The grants are exact.
+    stage.pair.legacy.run(&grants).await;
+    let found = plan::orphans(&plan, &legacy, &new).await.unwrap();
+    assert_eq!(told(&found), expected.map(|(constraint, count, _)| (constraint, count, None)));
+}
+
+#[tokio::test]
+async fn a_reference_between_types_that_do_not_compare_is_told_and_the_others_are_looked_at() {
+    let stage = stage_of_users(
+        "id",
+        "CREATE TABLE countries (id int PRIMARY KEY);
+         CREATE TABLE users (id int PRIMARY KEY, country int REFERENCES countries, boss int REFERENCES users);
+         CREATE TABLE visits (id int PRIMARY KEY, who int REFERENCES users);
+         SET session_replication_role = replica;
+         INSERT INTO countries VALUES (1);
+         INSERT INTO users VALUES (1, 1, NULL), (2, NULL, 99);
+         INSERT INTO visits VALUES (1, 1), (2, 99);
+         RESET session_replication_role",
+        // All rows of the first page seem to refer to nothing, and are forgotten with the second, of which one cannot even be asked.
+        "CREATE TABLE users (id json, no int PRIMARY KEY, country text);
+         INSERT INTO users SELECT '1'::json, i, CASE WHEN i > 5000 THEN 'nl' ELSE '7' END FROM generate_series(1, 5001) i",
+    )
+    .await;
+    let found = plan::orphans(&planned(&stage).await, &stage.pair.legacy.pool, &stage.pair.new.pool).await.unwrap();
+    let word = "public.countries in the legacy database: invalid input syntax for type integer: \"nl\" (22P02)";
+    let no_operator = "public.users in the new database: operator does not exist: json = json (42883)";
+    let expected = [
+        ("users_boss_fkey", 1, None),
+        ("users_country_fkey", 0, None),
+        ("users_country_fkey", 0, Some(word)),
+        ("visits_who_fkey", 1, None),
+        ("visits_who_fkey", 0, Some(no_operator)),
+    ];
+    assert_eq!(told(&found), expected);
+}
+
+#[tokio::test]
+async fn keys_of_an_extensions_type_are_compared_as_it_compares_them_and_are_passed_over_by_no_page() {
+    let users = "CREATE SCHEMA \"An Extension\"; CREATE EXTENSION citext SCHEMA \"An Extension\";
+         CREATE DOMAIN mail AS \"An Extension\".citext COLLATE \"C\";
+         CREATE TABLE users (mail mail PRIMARY KEY); INSERT INTO users VALUES ('ada@x');";
+    // As the type has them the names with a come before those with B, and after them by their bytes. Of a hundred one refers to nothing.
+    let letters = "
+         CREATE TABLE letters (name mail PRIMARY KEY, writer mail REFERENCES users);
+         CREATE TABLE theirs (tenant int, name mail, writer mail REFERENCES users, PRIMARY KEY (tenant, name));
+         SET session_replication_role = replica;
+         INSERT INTO letters SELECT CASE WHEN i > 5500 THEN 'B' ELSE 'a' END || i, CASE WHEN i % 100 = 0 THEN 'eve@x' ELSE 'Ada@x' END
+         FROM generate_series(1, 6000) i;
+         INSERT INTO theirs SELECT t, CASE WHEN i > 1500 THEN 'B' ELSE 'a' END || i, CASE WHEN i % 100 = 0 THEN 'eve@x' ELSE 'Ada@x' END
+         FROM generate_series(1, 3000) i, generate_series(1, 2) t;
+         RESET session_replication_role";
+    let stage = stage_of_users("mail", &format!("{users}{letters}"), users).await;
+    let found = plan::orphans(&planned(&stage).await, &stage.pair.legacy.pool, &stage.pair.new.pool).await.unwrap();
+    let expected = ["letters_writer_fkey", "letters_writer_fkey", "theirs_writer_fkey", "theirs_writer_fkey"];
+    assert_eq!(told(&found), expected.map(|constraint| (constraint, 60, None)));
+}
+
+#[tokio::test]
+async fn a_table_is_paged_by_its_key_alone_whatever_its_columns_are_called() {
+    let stage = stage_of_users(
+        "id",
+        "CREATE TABLE users (id int PRIMARY KEY); INSERT INTO users VALUES (1);
+         CREATE TABLE marks (key int, v1 int REFERENCES users, refers_to text, PRIMARY KEY (key) INCLUDE (refers_to));
+         SET session_replication_role = replica;
+         INSERT INTO marks SELECT i, CASE WHEN i % 100 = 0 THEN 99 ELSE 1 END FROM generate_series(1, 6000) i;
+         RESET session_replication_role",
+        "CREATE TABLE users (id int PRIMARY KEY); INSERT INTO users VALUES (1)",
+    )
+    .await;
+    let found = plan::orphans(&planned(&stage).await, &stage.pair.legacy.pool, &stage.pair.new.pool).await.unwrap();
+    assert_eq!(told(&found), [("marks_v1_fkey", 60, None), ("marks_v1_fkey", 60, None)]);
 }
 
 /// A query that joins a view, a table of which it takes nothing, and a partitioned one.

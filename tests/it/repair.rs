@@ -7,9 +7,11 @@ use outbox_relay::job::{Kind, Via};
 use outbox_relay::relay::batch::{self, Errand};
 use outbox_relay::repair::{By, Repair, Repaired, Since, Task, Wanted, render, render_dry};
 use outbox_relay::source::RowKey;
+use outbox_relay::target::ReportId;
 use outbox_relay::verify::{self, Options, Outcome, VerifyError};
 use tokio_util::sync::CancellationToken;
 
+use crate::backfill::{RAISES_ALWAYS, RAISES_ITS_NAME};
 use crate::support::child::has_failpoints;
 use crate::support::copying::Copier;
 use crate::support::past::Past;
@@ -20,6 +22,14 @@ use crate::verify::{Writers, found, inject, stage_of, stage_with, table, thing, 
 
 /// `None`: the last report.
 pub(crate) async fn repaired(stage: &Stage, wanted: Option<&Wanted>, apply: bool) -> Result<Repaired, VerifyError> {
+    let task = match wanted {
+        Some(wanted) => Task::Resync(&stage.config.entities[0], wanted.clone()),
+        None => Task::Reported(None, None),
+    };
+    run(stage, &task, apply, None).await
+}
+
+async fn run(stage: &Stage, task: &Task<'_>, apply: bool, expected: Option<u64>) -> Result<Repaired, VerifyError> {
     let (source, target) = connect::open(&stage.config).await.unwrap();
     let by = By { actor: "ada".into(), reason: "a test".into(), command: Kind::Repair, via: Via::Command };
     let stop = CancellationToken::new();
@@ -29,15 +39,11 @@ pub(crate) async fn repaired(stage: &Stage, wanted: Option<&Wanted>, apply: bool
         target: &target,
         by: &by,
         apply,
-        expected: None,
+        expected,
         stop: &stop,
         job: None,
     };
-    let task = match wanted {
-        Some(wanted) => Task::Resync(&stage.config.entities[0], wanted.clone()),
-        None => Task::Reported(None, None),
-    };
-    repair.run(&task).await
+    repair.run(task).await
 }
 
 #[tokio::test]
@@ -123,6 +129,7 @@ async fn orders() -> Stage {
     let mapping = "SELECT (payload->>'id')::int AS order_id, l.line::int AS line
                    FROM event LEFT JOIN LATERAL jsonb_array_elements_text(payload->'lines') AS l (line) ON true";
     Stage::on(pair, |config| {
+        config.relay.lanes = 1;
         let lines = Entity::new("Order", table("lines"), &["line"]).made_of(table("orders"), "id");
         let lines = lines.mapping("lines.sql", mapping).on("OrderUpdated", Action::Upsert);
         config.entities = vec![Entity { replace_by: vec!["order_id".to_owned()], ..lines }];
@@ -289,9 +296,10 @@ async fn resync_deletes_no_row_that_a_legacy_row_of_another_key_yields() {
                           payload->>'name' AS name, payload->>'version' AS version FROM event";
     let handing_through = stage.config.entities[0].mapping.replace(file("mappings/user.sql", mapping));
     let done = repaired(&stage, Some(&keys), true).await.unwrap();
-    assert_eq!((done.deleted, done.right, done.left), (0, 1, 2), "{done:?}");
-    assert_eq!(done.notes, ["1 key stands on neither side"]);
-    assert!(done.changes[0].message.as_ref().is_some_and(|said| said.contains("delete it by hand")), "{done:?}");
+    assert_eq!((done.deleted, done.right, done.left), (0, 1, 3), "{done:?}");
+    assert!(done.notes.len() == 1 && done.notes[0].contains("without a legacy row"), "{done:?}");
+    let cannot = |said: &String| said.contains("cannot be told from its key");
+    assert!(done.changes.iter().all(|change| change.message.as_ref().is_some_and(cannot)), "{done:?}");
     // Where every key is handed through, what no legacy row has goes.
     stage.config.entities[0].mapping = handing_through;
     let keys = Wanted::Keys(vec![RowKey(vec!["500000".to_owned()])]);
@@ -359,8 +367,8 @@ async fn divergent_aggregates_are_made_right_and_are_divergent_no_more() {
     let (_, _) = batch::run_once(&shared, Lane(0), Errand::default()).await.unwrap();
 }
 
-#[tokio::test]
-async fn a_later_sample_or_report_of_another_entity_hides_no_known_difference() {
+/// Two entities of 300 rows each, of which some are wrong.
+async fn users_and_others() -> Stage {
     let pair = pair().await;
     for name in ["users", "others"] {
         let rows = format!(
@@ -382,7 +390,16 @@ async fn a_later_sample_or_report_of_another_entity_hides_no_known_difference() 
     stage.pair.new.run("INSERT INTO users SELECT i, 'name ' || i, 1 FROM generate_series(1, 300) i").await;
     stage.pair.new.run("UPDATE users SET name = 'wrong' WHERE id <= 55").await;
     stage.pair.new.run("UPDATE others SET name = 'wrong' WHERE id <= 2").await;
-    let only = |name: &str, sample| Options { entities: vec![name.into()], sample, ..Options::default() };
+    stage
+}
+
+fn only(name: &str, sample: Option<u32>) -> Options {
+    Options { entities: vec![name.into()], sample, ..Options::default() }
+}
+
+#[tokio::test]
+async fn a_later_sample_or_report_of_another_entity_hides_no_known_difference() {
+    let stage = users_and_others().await;
     assert_eq!(verify_with(&stage, only("users", None)).await.entities[0].differences(), 55);
     assert_eq!(verify_with(&stage, only("others", None)).await.entities[0].differences(), 2);
     verify_with(&stage, only("users", Some(1))).await;
@@ -432,4 +449,184 @@ async fn keys_of_another_number_of_parts_than_the_legacy_key_are_refused_by_the_
     let stage = copying::stage(pair().await, 3, |_| {}).await;
     let told = said(&folder_of(&stage, ""), &["resync", "users", "--keys", "[1,2]"], 2).await;
     assert!(told.contains("the legacy key of users has 1 part (id)") && told.contains("1, 2 has 2"), "{told}");
+}
+
+#[tokio::test]
+async fn a_repair_acts_on_what_was_shown_whatever_is_verified_meanwhile_and_on_no_more() {
+    let stage = stage_of(20).await;
+    stage.pair.new.run("UPDATE users SET name = 'wrong' WHERE id = 1").await;
+    verified(&stage).await;
+    let (_, target) = connect::open(&stage.config).await.unwrap();
+    let last = Task::Reported(None, None);
+    let task = last.chosen(&stage.config, &target).await.unwrap();
+    let shown = run(&stage, &task, false, None).await.unwrap();
+    assert_eq!((shown.written, shown.deleted), (1, 0), "{shown:?}");
+    // While the question stands.
+    stage.pair.new.run("UPDATE users SET name = 'wrong' WHERE id IN (2, 3)").await;
+    verified(&stage).await;
+    let wrong = || stage.pair.new.value::<i64>("SELECT count(*) FROM users WHERE name = 'wrong'");
+    let refused = run(&stage, &last, true, Some(1)).await;
+    assert!(matches!(refused, Err(VerifyError::NotAsExpected { expected: 1, matched: 3 })), "{refused:?}");
+    assert_eq!(wrong().await, 3);
+    let done = run(&stage, &task, true, Some(1)).await.unwrap();
+    assert_eq!((done.written, wrong().await), (1, 2), "{done:?}");
+    // Fewer are no surprise.
+    assert_eq!(run(&stage, &last, true, Some(3)).await.unwrap().written, 2);
+    assert_eq!(wrong().await, 0);
+}
+
+#[tokio::test]
+async fn rows_of_which_few_can_be_looked_at_at_a_time_are_all_made_right() {
+    let pair = pair().await;
+    pair.legacy
+        .run(
+            "CREATE TABLE users (id bigint PRIMARY KEY, name text NOT NULL, version int NOT NULL);
+             INSERT INTO users SELECT i, repeat('x', 4500000), 1 FROM generate_series(1, 12) i",
+        )
+        .await;
+    let stage = Stage::on(pair, |config| {
+        config.relay.lanes = 1;
+        config.relay.deadline = DEADLINE;
+        config.entities[0] = users().made_of(table("users"), "id");
+    })
+    .await;
+    let keys = Wanted::Keys((1..=12).map(|id| RowKey(vec![id.to_string()])).collect());
+    for apply in [false, true] {
+        let done = repaired(&stage, Some(&keys), apply).await.unwrap();
+        assert_eq!((done.written, done.left), (12, 0), "{apply}: {:?}", done.notes);
+    }
+    assert_eq!(stage.pair.new.value::<i64>("SELECT count(*) FROM users WHERE length(name) = 4500000").await, 12);
+}
+
+/// Of 60,000 rows one has another key, and so had one that is gone.
+#[tokio::test]
+async fn what_a_legacy_row_that_is_gone_yielded_under_another_key_is_not_taken_for_right() {
+    let mut stage = stage_of(60_000).await;
+    let mapping = "SELECT CASE WHEN (payload->>'id')::bigint IN (2999, 70000) THEN -(payload->>'id')::bigint
+                          ELSE (payload->>'id')::bigint END AS id, payload->>'name' AS name, payload->>'version' AS version FROM event";
+    stage.config.entities[0].mapping = Some(file("mappings/user.sql", mapping));
+    stage.pair.new.run("UPDATE users SET id = -id WHERE id = 2999").await;
+    let shared = stage.shared().await;
+    let past = Past::of(&stage.pair.legacy).await;
+    // What the legacy database will have forgotten.
+    stage.pair.legacy.run("INSERT INTO users VALUES (70000, 'lost', 1)").await;
+    stage.user(70_000, "UserCreated", "lost", 1).await;
+    stage.drain_by_hand(&shared).await;
+    past.again(&stage.pair.legacy).await;
+    assert!(stage.heal_by_hand(&shared).await.is_empty());
+    let divergent = || stage.pair.legacy.value::<i64>("SELECT count(*) FROM outbox_relay.divergent");
+    assert_eq!(divergent().await, 1);
+    for apply in [false, true] {
+        let done = repaired(&stage, Some(&Wanted::Divergent), apply).await.unwrap();
+        assert!(!done.changes_any() && done.verify_again && done.divergent_cleared == 0, "{apply}: {done:?}");
+    }
+    assert_eq!(divergent().await, 1);
+    let folder = folder_of(&stage, "");
+    said(&folder, &["resync", "users", "--divergent", "--apply", "--reason", "a test"], 1).await;
+    let told = said(&folder, &["resync", "users", "--keys", "70000"], 1).await;
+    let note = "users: 1 key without a legacy row";
+    assert!(told.contains(note) && told.contains("outbox-relay verify users finds it"), "{told}");
+    assert_eq!(found(&verified(&stage).await), [(verify::Kind::MissingInLegacy, "-70000".into())]);
+}
+
+#[tokio::test]
+async fn aggregates_of_a_span_of_time_are_found_however_many_events_lie_between_theirs() {
+    let stage = stage_of(3).await;
+    let of = |kind: &str, ids: &str| {
+        format!(
+            "INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload, status)
+             SELECT '{kind}', i::text, 'X', '{{}}', 'processed' FROM generate_series({ids}) i;"
+        )
+    };
+    stage.pair.legacy.run(&[of("User", "1, 1"), of("Other", "1, 50001"), of("User", "2, 2")].concat()).await;
+    stage.pair.new.run("UPDATE users SET name = 'wrong'").await;
+    let since = chrono::Utc::now() - chrono::Duration::hours(1);
+    let span = Wanted::Since(Since { since, until: None });
+    let done = repaired(&stage, Some(&span), true).await.unwrap();
+    assert_eq!((done.written, &done.notes[0][..]), (2, "2 aggregates had events in that time"), "{done:?}");
+    let (source, _) = connect::open(&stage.config).await.unwrap();
+    let stop = CancellationToken::new();
+    stop.cancel();
+    assert_eq!(source.aggregates_between("User", since, chrono::Utc::now(), &stop).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn an_entity_without_a_report_is_told_and_one_that_the_named_report_is_not_of_is_refused() {
+    let stage = users_and_others().await;
+    let report = ReportId(verify_with(&stage, only("users", None)).await.id);
+    let planned = repaired(&stage, None, false).await.unwrap();
+    assert!(planned.verify_again && planned.written == 55, "{:?}", planned.notes);
+    let note = "others: no full verification of it has come to an answer: outbox-relay verify others";
+    assert!(planned.notes.contains(&note.to_owned()), "{:?}", planned.notes);
+    let others = stage.config.entities.iter().find(|entity| entity.name == "others").unwrap();
+    let refused = run(&stage, &Task::Reported(Some(report), Some(others)), false, None).await.unwrap_err();
+    let id = report.0;
+    let expected = format!("report {id} is not of others: outbox-relay verify --report {id} says of which it is");
+    assert_eq!(refused.to_string(), expected);
+    verify_with(&stage, only("others", None)).await;
+    assert!(!repaired(&stage, None, true).await.unwrap().verify_again);
+}
+
+/// Of which aggregate it was only the legacy row told: there is no lane to lock.
+#[tokio::test]
+async fn a_deleted_row_is_told_and_counted_where_the_new_database_writes_its_key_otherwise() {
+    let table = |name: &str| {
+        format!(
+            "CREATE TABLE {name} (id bytea PRIMARY KEY, name text NOT NULL); INSERT INTO {name} VALUES ('\\x61', 'a')"
+        )
+    };
+    let escaped =
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET bytea_output = ''escape''', current_database()); END $$";
+    let new = format!("{}, ('\\x62', 'too much'); {escaped}", table("things"));
+    let mut entity = thing(None, &["id"]);
+    entity.legacy.as_mut().unwrap().aggregate_id = "name".into();
+    let stage = stage_with(&table("old"), &new, entity).await;
+    let keys = Wanted::Keys(vec![RowKey(vec!["\\x62".to_owned()])]);
+    let done = repaired(&stage, Some(&keys), true).await.unwrap();
+    assert_eq!((done.deleted, done.left), (1, 0), "{done:?}");
+    assert_eq!(stage.pair.new.value::<i64>("SELECT count(*) FROM outbox_relay.repaired").await, 1);
+    assert_eq!(verified(&stage).await.outcome, Outcome::Equal);
+}
+
+#[tokio::test]
+async fn an_owner_of_more_rows_than_are_replaced_is_left_and_others_beside_it_are_made_right() {
+    let stage = orders().await;
+    assert!(copying::copy(&stage).await.is_whole());
+    let many = "UPDATE lines SET order_id = 9 WHERE line IN (7, 8); INSERT INTO lines VALUES (20, 2);
+                INSERT INTO lines SELECT i, 1 FROM generate_series(1000, 11000) i";
+    stage.pair.new.run(many).await;
+    let keys = Wanted::Keys(["1", "2"].map(|k| RowKey(vec![k.to_owned()])).into());
+    for apply in [false, true] {
+        let done = repaired(&stage, Some(&keys), apply).await.unwrap();
+        assert_eq!((done.written, done.deleted, done.left), (1, 1, 1), "{apply}: {done:?}");
+        let refused = |said: &String| said.contains("its owner has more than 10,000 rows");
+        assert!(done.changes.iter().any(|change| change.message.as_ref().is_some_and(refused)), "{done:?}");
+    }
+    stage.pair.new.run("DELETE FROM lines WHERE line = 1000").await;
+    let done = repaired(&stage, Some(&keys), true).await.unwrap();
+    assert_eq!((done.written, done.deleted, done.right, done.left), (1, 10_000, 1, 0), "{:?}", done.notes);
+    let lines = "SELECT string_agg(line || ' of ' || order_id, ', ' ORDER BY line) FROM lines";
+    assert_eq!(stage.pair.new.value::<String>(lines).await, "7 of 1, 8 of 2");
+}
+
+/// As of types in C that give their errors no code.
+#[tokio::test]
+async fn a_row_is_left_for_what_one_value_is_refused_for_whatever_its_code_and_others_are_made_right() {
+    let stage = stage_of(10).await;
+    let (legacy, new) = (&stage.pair.legacy, &stage.pair.new);
+    let values = "UPDATE users SET name = CASE id WHEN 1 THEN 'XX000' WHEN 2 THEN '0A000' WHEN 3 THEN '42601' ELSE 'right' END WHERE id < 6";
+    legacy.run(values).await;
+    new.run(&format!("INSERT INTO users VALUES (20, 'XX000', 1), (21, 'too much', 1); {RAISES_ITS_NAME}")).await;
+    assert_eq!(verified(&stage).await.entities[0].differences(), 7);
+    let done = repaired(&stage, None, true).await.unwrap();
+    assert_eq!((done.written, done.deleted, done.left), (2, 1, 4), "{done:?}");
+    let refused = |said: &&str| said.contains("no geometry");
+    let refused = done.changes.iter().filter_map(|change| change.message.as_deref()).filter(refused);
+    assert_eq!(refused.count(), 4, "{done:?}");
+    assert_eq!(new.value::<i64>("SELECT count(*) FROM users WHERE name = 'right'").await, 2);
+    assert_eq!(new.value::<i64>("SELECT count(*) FROM users WHERE id > 10").await, 1);
+    // What comes without any row is no row's.
+    new.run(RAISES_ALWAYS).await;
+    let error = repaired(&stage, None, true).await.unwrap_err().to_string();
+    assert!(error.contains("no such place (42P01)"), "{error}");
 }

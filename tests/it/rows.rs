@@ -180,6 +180,40 @@ async fn keys_of_types_with_a_length_or_of_ones_own_are_read_copied_and_compared
     assert_eq!(verified(&stage).await.outcome, Outcome::Equal);
 }
 
+/// The new row stands under another key than the legacy one, on the other side of where a chunk ends.
+#[tokio::test]
+async fn rows_whose_key_the_new_table_rounds_are_neither_told_nor_deleted() {
+    let pair = pair().await;
+    let of = |precision: &str| {
+        format!(
+            "CREATE TABLE readings (device int, at timestamptz{precision}, amount numeric{precision}, n int, PRIMARY KEY (device, at, amount))"
+        )
+    };
+    pair.legacy.run(&of("")).await;
+    pair.new.run(&of("(3)").replace("numeric(3)", "numeric(12,2)")).await;
+    pair.legacy
+        .run("INSERT INTO readings SELECT 1, timestamptz '2026-01-01Z' + i * interval '10.0006 ms', i + 0.006, i FROM generate_series(1, 5000) i")
+        .await;
+    let stage = Stage::on(pair, |config| {
+        let mut readings =
+            Entity::new("Reading", table("readings"), &["device", "at", "amount"]).on("Written", Action::Upsert);
+        readings.legacy = Some(rows(RowsFrom::Table(table("readings")), &["device", "at", "amount"], "device::text"));
+        config.entities = vec![readings];
+    })
+    .await;
+    assert!(copying::copy(&stage).await.is_whole());
+    let report = verified(&stage).await;
+    assert_eq!(report.outcome, Outcome::Equal, "{report:?}");
+    stage.pair.new.run("DELETE FROM readings WHERE n = 7; UPDATE readings SET n = -1 WHERE n = 8").await;
+    let report = verified(&stage).await;
+    let kinds: Vec<Kind> = report.differences.iter().map(|d| d.kind).collect();
+    assert_eq!(kinds.len(), 2, "{report:?}");
+    assert!(kinds.contains(&Kind::MissingInNew) && kinds.contains(&Kind::Differs), "{report:?}");
+    let done = repaired(&stage, None, true).await.unwrap();
+    assert_eq!((done.written, done.deleted), (2, 0), "{done:?}");
+    assert_eq!(verified(&stage).await.outcome, Outcome::Equal);
+}
+
 #[tokio::test]
 async fn keys_of_an_extensions_type_are_passed_over_by_no_page_and_are_walked_by_their_index() {
     let pair = pair().await;

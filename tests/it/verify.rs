@@ -213,6 +213,27 @@ async fn a_row_whose_key_the_legacy_types_do_not_take_is_told_and_deleted_and_hi
     }
 }
 
+/// A chunk ends at a legacy key, whatever the new key's type holds.
+#[tokio::test]
+async fn a_legacy_key_that_the_new_type_does_not_take_is_refused_and_hides_no_other() {
+    for new in ["integer", "smallint"] {
+        let stage = stage_with(
+            "CREATE TABLE old (id bigint PRIMARY KEY, name text); INSERT INTO old SELECT i, 'n' || i FROM generate_series(1, 3000) i;
+             INSERT INTO old VALUES (-3000000000, 'x'), (3000000000, 'x'), (9000000000, 'x')",
+            &format!(
+                "CREATE TABLE things (id {new} PRIMARY KEY, name text);
+                 INSERT INTO things SELECT i, 'n' || i FROM generate_series(1, 3000) i WHERE i <> 2500"
+            ),
+            thing(None, &["id"]),
+        )
+        .await;
+        let beyond = of(Kind::Refused, &["-3000000000", "3000000000", "9000000000"]);
+        let report = verified(&stage).await;
+        assert_eq!(found(&report), [of(Kind::MissingInNew, &["2500"]), beyond].concat(), "{new}: {report:?}");
+        assert_eq!(report.entities[0].method.as_str(), "ranges");
+    }
+}
+
 /// Between two legacy keys, and beyond the last, there may be any number of new rows.
 #[tokio::test]
 async fn rows_that_are_too_much_by_the_thousands_end_the_walk_before_all_are_gathered() {
@@ -1160,4 +1181,143 @@ async fn a_row_behind_more_events_than_are_looked_at_is_no_equality() {
     assert_eq!((report.outcome, report.entities[0].waiting), (Outcome::CouldNot, 1), "{report:?}");
     let said = verify::render(&report);
     assert!(said.contains("1 row could not be judged") && said.contains("let the relay catch up"), "{said}");
+}
+
+/// As events and the first copy leave it.
+#[tokio::test]
+async fn what_stands_although_the_mapping_filters_its_legacy_row_is_counted_once_as_left_over() {
+    let filters =
+        "SELECT payload->>'id' AS id, payload->>'name' AS name FROM event WHERE payload->>'deleted_at' IS NULL";
+    for (key, method) in [("int", "ranges"), ("text", "buckets")] {
+        let stage = stage_with(
+            "CREATE TABLE old (id int PRIMARY KEY, name text, deleted_at timestamptz);
+             INSERT INTO old SELECT i, 'n' || i, CASE WHEN i IN (1, 77, 3000) THEN now() END FROM generate_series(1, 3000) i",
+            &format!(
+                "CREATE TABLE things (id {key} PRIMARY KEY, name text);
+                 INSERT INTO things SELECT i, 'n' || i FROM generate_series(1, 2999) i;
+                 UPDATE things SET name = 'wrong' WHERE id = '5'"
+            ),
+            thing(Some(filters), &["id"]),
+        )
+        .await;
+        for without_events in [false, true] {
+            let report = verify_with(&stage, Options { without_events, ..Options::default() }).await;
+            let of_thing = &report.entities[0];
+            assert_eq!((found(&report), of_thing.left_over), (of(Kind::Differs, &["5"]), 2), "{report:?}");
+            assert_eq!((of_thing.method.as_str(), of_thing.differences()), (method, 1), "{report:?}");
+            assert!(verify::render(&report).contains("2 rows left over"), "{}", verify::render(&report));
+        }
+        stage.pair.new.run("UPDATE things SET name = 'n5' WHERE id = '5'").await;
+        let report = verified(&stage).await;
+        assert_eq!((report.outcome, report.entities[0].left_over), (Outcome::Equal, 2), "{report:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_legacy_key_that_the_new_keys_domain_does_not_take_is_refused_and_hides_no_other() {
+    let stage = stage_with(
+        "CREATE TABLE old (id int PRIMARY KEY, name text); INSERT INTO old SELECT i, 'n' || i FROM generate_series(1, 3000) i;
+         INSERT INTO old VALUES (-5, 'x')",
+        "CREATE DOMAIN posint AS int CHECK (VALUE > 0); CREATE TABLE things (id posint PRIMARY KEY, name text);
+         INSERT INTO things SELECT i, 'n' || i FROM generate_series(1, 3000) i WHERE i <> 2500",
+        thing(None, &["id"]),
+    )
+    .await;
+    let expected = [of(Kind::MissingInNew, &["2500"]), of(Kind::Refused, &["-5"])].concat();
+    for options in [Options::default(), Options { sample: Some(10_000), ..Options::default() }] {
+        let report = verify_with(&stage, options).await;
+        assert_eq!(found(&report), expected, "{report:?}");
+        let refused = report.differences.iter().find(|d| d.kind == Kind::Refused).unwrap();
+        assert!(refused.message.as_ref().unwrap().contains("23514"), "{refused:?}");
+    }
+}
+
+/// Capture writes it under the text of the row's key.
+#[tokio::test]
+async fn a_row_whose_aggregate_is_null_is_refused_only_once_no_event_of_its_type_is_on_its_way() {
+    let mapping = "SELECT payload->>'id' AS id, payload->>'name' AS name FROM event";
+    let mut entity = thing(Some(mapping), &["id"]);
+    entity.legacy.as_mut().unwrap().aggregate_id = "customer::text".into();
+    let stage = stage_with(
+        "CREATE TABLE old (id int PRIMARY KEY, customer int, name text);
+         INSERT INTO old SELECT i, CASE WHEN i <> 3 THEN i END, 'n' || i FROM generate_series(1, 5) i",
+        "CREATE TABLE things (id int PRIMARY KEY, name text);
+         INSERT INTO things SELECT i, 'n' || i FROM generate_series(1, 5) i WHERE i <> 3",
+        entity,
+    )
+    .await;
+    let payload = r#"{"id": 3, "customer": null, "name": "n3"}"#;
+    let event = stage.event("Thing", "3", "ThingCreated", payload).await;
+    stage.pair.legacy.run(&format!("UPDATE outbox SET status = 'failed', attempts = 3 WHERE id = {event}")).await;
+    let report = verified(&stage).await;
+    let of_thing = &report.entities[0];
+    assert_eq!((report.outcome, of_thing.differences(), of_thing.waiting), (Outcome::CouldNot, 0, 1), "{report:?}");
+    let said = verify::render(&report);
+    assert!(said.contains("1 row could not be judged") && said.contains("whose aggregate is NULL"), "{said}");
+
+    // One that the relay applies while verification looks.
+    stage.pair.legacy.run("DELETE FROM outbox").await;
+    stage.event("Thing", "3", "ThingCreated", payload).await;
+    let relay = async {
+        eventually(DEADLINE, "the second verification has begun", || async {
+            stage.pair.new.value::<i64>("SELECT count(*) FROM outbox_relay.verify_report").await == 2
+        })
+        .await;
+        stage.start().await
+    };
+    let (report, running) = tokio::join!(verified(&stage), relay);
+    running.stop().await;
+    assert_eq!((report.outcome, found(&report)), (Outcome::Equal, vec![]), "{report:?}");
+
+    stage.pair.new.run("DELETE FROM things WHERE id = 3").await;
+    assert_eq!(found(&verified(&stage).await), of(Kind::Refused, &["3"]));
+}
+
+/// Locks the users of a database, says so, ends whoever waits for them until there were a few, and lets go. How many it ended.
+fn end_whoever_waits_for_users(url: &str, locked: &std::sync::mpsc::Sender<()>) -> i64 {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut holder = sqlx::PgConnection::connect(url).await.unwrap();
+        let mut other = sqlx::PgConnection::connect(url).await.unwrap();
+        sqlx::raw_sql("BEGIN; LOCK TABLE users IN ACCESS EXCLUSIVE MODE").execute(&mut holder).await.unwrap();
+        locked.send(()).unwrap();
+        let (mut ended, began) = (0, Instant::now());
+        while ended < 4 && began.elapsed() < DEADLINE {
+            let waiting = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                           WHERE datname = current_database() AND backend_type = 'client backend' AND wait_event_type = 'Lock'";
+            ended += sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut other).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        holder.close().await.unwrap();
+        ended
+    })
+}
+
+#[tokio::test]
+async fn a_pass_goes_on_where_a_connection_is_ended_in_the_middle_of_a_statement() {
+    let stage = stage_of(25_000).await;
+    for database in [&stage.pair.legacy, &stage.pair.new] {
+        let (source, target) = connect::open(&stage.config).await.unwrap();
+        let (stop, somebody) = (CancellationToken::new(), std::sync::Mutex::new(None));
+        // Once a chunk is read, and before the next.
+        let tell = |_: &Far<'_>| {
+            somebody.lock().unwrap().get_or_insert_with(|| {
+                let (locked, is_locked) = std::sync::mpsc::channel();
+                let url = database.url.clone();
+                let ends = std::thread::spawn(move || end_whoever_waits_for_users(&url, &locked));
+                is_locked.recv_timeout(DEADLINE).unwrap();
+                ends
+            });
+        };
+        let options = Options::default();
+        let report = verify::verify(&stage.config, &source, &target, &options, &stop, &tell).await.unwrap();
+        let ended = somebody.into_inner().unwrap().unwrap().join().unwrap();
+        let of_users = &report.entities[0];
+        assert_eq!(
+            (report.outcome, of_users.legacy_rows, of_users.new_rows),
+            (Outcome::Equal, 25_000, 25_000),
+            "{report:?}"
+        );
+        assert!(ended >= 4, "{ended}");
+    }
 }
