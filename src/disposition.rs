@@ -90,6 +90,16 @@ pub fn may_be_of_a_value(error: &sqlx::Error) -> bool {
     error.as_database_error().and_then(|e| e.code()).is_some_and(|code| matches!(code.as_ref(), "XX000" | "0A000"))
 }
 
+/// Whether a server's refusal of several rows may be of one of them. Of those but [`Disposition::Event`]'s, that it comes with no row, too, shows
+/// that it is not.
+pub fn may_be_of_a_row(error: &sqlx::Error) -> bool {
+    match of(error) {
+        Disposition::Event => true,
+        Disposition::Operator => error.as_database_error().is_some(),
+        _ => may_be_of_a_value(error),
+    }
+}
+
 /// What a database error says, without DETAIL in its message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Said {

@@ -107,7 +107,8 @@ async fn run(how: &ApplyArgs, config: &Config, command: Kind, task: &Task<'_>) -
             how.yes,
         )?;
     }
-    let shown = planned.written + planned.deleted;
+    // What an event was on its way to may be changed by now.
+    let shown = planned.written + planned.deleted + planned.left;
     told(how, &repair(true, Some(shown)).run(task).await.map_err(refused)?)
 }
 

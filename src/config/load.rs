@@ -161,7 +161,7 @@ fn read(r: &mut Reader<'_>) -> Config {
     let relay = Relay {
         workers: r.get("relay.workers", Number(1..=256), 4),
         batch: r.get("relay.batch", Number(1..=100_000), 2000),
-        batch_bytes: r.get("relay.batch_bytes", Size(1 << 10..=1 << 30), 16 << 20),
+        batch_bytes: r.get("relay.batch_bytes", Size(1 << 10..=1 << 30), 4 << 20),
         lanes: r.get("relay.lanes", Number(1..=1024), 16),
         deadline: r.get("relay.deadline", Time(secs(1)..=HOUR), secs(30)),
         poll_max: r.get("relay.poll_max", Time(millis(1)..=MINUTE), millis(250)),
@@ -754,7 +754,7 @@ name = "empty"
     /// A whole file, with a secret in it.
     const WHOLE: &str = "[legacy]\nurl = \"postgres://relay:hunter2s3cret@legacy:5432/monolith?sslmode=require\"\noutbox = \"app.outbox\"\n\
         columns = { id = \"relay_id\", event_id = \"id\", aggregate_type = \"aggregatetype\", aggregate_id = \"aggregateid\" }\n\
-        [new]\nurl = \"postgres://relay:hunter2s3cret@new/users\"\n[relay]\nworkers = 4\nbatch_bytes = \"16MiB\"\ndeadline = \"30s\"\n\
+        [new]\nurl = \"postgres://relay:hunter2s3cret@new/users\"\n[relay]\nworkers = 4\nbatch_bytes = \"4MiB\"\ndeadline = \"30s\"\n\
         [retry]\ninitial = \"1s\"\n[admin]\nlisten = \"127.0.0.1:8080\"\n[[entity]]\naggregate_type = \"User\"\ntable = \"users\"\n\
         key = [\"id\"]\n[entity.events]\nUserCreated = \"upsert\"\nUserDeleted = \"delete\"\n";
 

@@ -59,6 +59,8 @@ struct Compared {
     name: String,
     /// Where its type's own operators are, if it has any.
     operators: Option<String>,
+    /// Whether its collation takes words that differ for equal.
+    folds: bool,
     /// What the mapping yields is read as text first.
     convert: bool,
     type_name: String,
@@ -89,6 +91,13 @@ impl Compared {
             (false, false) => &self.type_name,
         };
         if self.convert { format!("{column}::pg_catalog.text::{of}") } else { format!("{column}::{of}") }
+    }
+
+    /// The one text of a value of the key, with which it is found. As a compared column it has its own.
+    fn key(&self, value: &str) -> String {
+        let text = self.canonical(value);
+        let is_citext = self.base_type == "citext" || self.base_type.ends_with(".citext");
+        if is_citext { format!("pg_catalog.lower(({text}) COLLATE pg_catalog.\"default\")") } else { text }
     }
 
     /// Whether the table's column is this, as its type compares.
@@ -183,6 +192,7 @@ pub async fn comparison(
             convert: of.convert || facts.is_enum,
             type_name: of.column.type_name.clone(),
             operators: of.column.operators.clone(),
+            folds: of.column.folding.is_some(),
             ..facts.clone()
         });
     }
@@ -217,6 +227,7 @@ async fn described(entity: &Entity, connection: &mut PgConnection) -> Result<Vec
         let of = Compared {
             name: row.try_get("name")?,
             operators: None,
+            folds: false,
             convert: false,
             type_name: String::new(),
             full_type: row.try_get("full_type")?,
@@ -286,7 +297,7 @@ impl Comparison {
 
     fn same_key(&self) -> bool {
         let rounds = |c: &Compared| ROUNDED.contains(&c.base_oid) && c.typmod >= 0;
-        let as_it_is = !self.compared.iter().take(self.entity.key.len()).any(rounds);
+        let as_it_is = !self.compared.iter().take(self.entity.key.len()).any(|c| rounds(c) || c.folds);
         as_it_is && self.entity.legacy.as_ref().is_some_and(|legacy| legacy.key == self.entity.key)
     }
 
@@ -502,10 +513,17 @@ impl Comparison {
         keys.map(|(n, c)| c.equal(&format!("g.k{}::{}", n + 1, c.type_name))).collect::<Vec<_>>().join(" AND ")
     }
 
-    /// The key's texts: they can be read back as its types. `NULL`s stay.
+    /// The key's texts: they can be read back as its types, and keys that are equal have the same, but for those of [`Comparison::folds_keys`].
+    /// `NULL`s stay.
     fn key(&self, value: impl Fn(&Compared) -> String) -> String {
         let keys = self.compared.iter().take(self.entity.key.len());
-        format!("ARRAY[{}]::pg_catalog.text[]", keys.map(|c| c.canonical(&value(c))).collect::<Vec<_>>().join(", "))
+        format!("ARRAY[{}]::pg_catalog.text[]", keys.map(|c| c.key(&value(c))).collect::<Vec<_>>().join(", "))
+    }
+
+    /// Whether keys that are written differently may be equal by a collation, which nobody can undo: what a row's key is not, it may be all the
+    /// same.
+    pub fn folds_keys(&self) -> bool {
+        self.compared.iter().take(self.entity.key.len()).any(|c| c.folds)
     }
 
     fn texts(&self, value: impl Fn(&Compared) -> String) -> String {

@@ -12,6 +12,7 @@ mod wanted;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::collections::HashSet;
+use std::sync::Mutex;
 use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -233,6 +234,8 @@ impl Repair<'_> {
         let ending = match &done {
             Ok(repaired) => Ending::Done(serde_json::to_value(repaired).unwrap_or_default()),
             Err(VerifyError::Stopped) => Ending::Stopped(None),
+            // What else went wrong then need not have.
+            Err(_) if own.stop.is_cancelled() => Ending::Stopped(None),
             Err(error) => error.ending(self.config.quoting(&order.entities)),
         };
         job.end(&ending).await;
@@ -437,6 +440,7 @@ impl Repair<'_> {
             stop: self.stop,
             without_events: false,
             through: false,
+            stuck_up_to: Mutex::default(),
         }
     }
 

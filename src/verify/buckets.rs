@@ -91,7 +91,9 @@ impl Pass<'_> {
             }
         }
         suspects.extend(nameless.into_iter().map(|from| Suspect { key: None, from: Some(from) }));
-        let identical = legacy.moved == 0 && self.legacy.key_types.len() == self.comparison.key_types.len();
+        let identical = legacy.moved == 0
+            && !self.comparison.folds_keys()
+            && self.legacy.key_types.len() == self.comparison.key_types.len();
         Ok((differing.groups(), identical))
     }
 

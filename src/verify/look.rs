@@ -5,6 +5,7 @@
 //! of the new table whose aggregate cannot be told from its key has no lane to lock: see [`Look::fenced`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -48,6 +49,8 @@ pub(crate) struct Look<'a> {
     /// Whether it is known of every legacy row that the mapping hands its key through: then a key that no legacy row has is nobody's. Else any
     /// other row may yield it by now, and it is homeless.
     pub(crate) through: bool,
+    /// Up to here events of the type did not come to an end however long they were waited for.
+    pub(crate) stuck_up_to: Mutex<Option<i64>>,
 }
 
 /// Keys that stand in new, without a legacy row that would tell their lane.
@@ -194,7 +197,10 @@ impl Look<'_> {
                 };
                 match looked {
                     Ok(looked) => seen.looked.extend(looked),
-                    Err(error) => refused(error, group, &mut groups, &mut seen)?,
+                    Err(error) => {
+                        let nothing = async { self.target.look(self.comparison, &Shipped::new(&[])).await };
+                        refused(error, group, &mut groups, &mut seen, nothing).await?;
+                    }
                 }
             }
         }
@@ -339,7 +345,8 @@ impl Look<'_> {
                 }
                 Err(error) => {
                     target.undo().await.map_err(VerifyError::Target)?;
-                    refused(error, group, &mut groups, &mut seen)?;
+                    let nothing = async { target.look(self.comparison, &Shipped::new(&[])).await };
+                    refused(error, group, &mut groups, &mut seen, nothing).await?;
                 }
             }
         }
@@ -450,12 +457,20 @@ impl Look<'_> {
 
     /// Waits until all events of a type that are committed by now are applied; whether some are not, however long it waits.
     async fn events_are_stuck(&self, kind: &str) -> Result<bool, VerifyError> {
+        let known = *self.stuck_up_to.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mark) = known {
+            let open = patiently(self.stop, || self.source.open_until(kind, mark)).await;
+            if open.map_err(VerifyError::Source)?.0 {
+                return Ok(true);
+            }
+        }
         let mark = patiently(self.stop, || self.source.newest_id()).await.map_err(VerifyError::Source)?;
         let until = Instant::now() + FENCE;
         loop {
             let open = patiently(self.stop, || self.source.open_until(kind, mark)).await;
             let (pending, stuck) = open.map_err(VerifyError::Source)?;
             if !pending || Instant::now() > until {
+                *self.stuck_up_to.lock().unwrap_or_else(PoisonError::into_inner) = pending.then_some(mark);
                 return Ok(pending || stuck);
             }
             self.pause(Duration::from_millis(200)).await?;
@@ -471,7 +486,7 @@ impl Look<'_> {
 
     /// Whether the mapping hands the legacy key through as the new one, as far as these rows show; `None`: none of them yields anything.
     pub(crate) async fn hands_keys_through(&self, rows: &[RowKey]) -> Result<Option<bool>, VerifyError> {
-        if self.legacy.key_types.len() != self.comparison.key_types.len() {
+        if self.legacy.key_types.len() != self.comparison.key_types.len() || self.comparison.folds_keys() {
             return Ok(Some(false));
         }
         let suspects: Vec<Suspect> = rows.iter().map(|from| Suspect { key: None, from: Some(from.clone()) }).collect();
@@ -529,15 +544,20 @@ fn split(rows: Vec<LegacyRow>) -> (Vec<(KeyAt, String)>, Vec<RowKey>) {
     (whole, beyond)
 }
 
-/// A group with a row that the target refuses: in halves again, or, alone, noted.
-pub(crate) fn refused(
+/// A group with a row that the target refuses: in halves again, or, alone, noted. By its code alone it cannot be told whose an error is: what
+/// comes with `nothing`, too, is no row's.
+async fn refused(
     error: sqlx::Error,
     mut group: Vec<(RowKey, Event)>,
     groups: &mut Vec<Vec<(RowKey, Event)>>,
     seen: &mut Seen,
+    nothing: impl Future<Output = sqlx::Result<Vec<Looked>>>,
 ) -> Result<(), VerifyError> {
-    if disposition::of(&error) != Disposition::Event {
+    if !disposition::may_be_of_a_row(&error) {
         return Err(VerifyError::Target(error));
+    }
+    if disposition::of(&error) != Disposition::Event {
+        nothing.await.map_err(VerifyError::Target)?;
     }
     if group.len() > 1 {
         let upper = group.split_off(group.len() / 2);

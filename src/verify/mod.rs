@@ -14,6 +14,7 @@ mod patience;
 mod ranges;
 pub mod report;
 
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
@@ -305,7 +306,7 @@ async fn each(
         match done {
             Ok(()) => {}
             Err(error) => {
-                stopped = matches!(error, VerifyError::Stopped);
+                stopped = matches!(error, VerifyError::Stopped) || stop.is_cancelled();
                 of.report.outcome = Outcome::CouldNot;
                 of.report.complete = false;
                 of.report.message = Some(if stopped {
@@ -424,6 +425,9 @@ pub(crate) async fn hands_all_keys_through(
     if comparison.keeps_key() {
         return Ok(true);
     }
+    if comparison.folds_keys() {
+        return Ok(false);
+    }
     let by_legacy = by_legacy(source, &mut comparison).await?;
     let mut walk = Pass::new((source, target), &legacy, &comparison, by_legacy, stop, &|_, _, _| {});
     walk.hands_keys_through(None).await
@@ -487,6 +491,7 @@ impl Verification<'_> {
             stop: self.stop,
             without_events: self.options.without_events || self.entity.verify.without_events,
             through: false,
+            stuck_up_to: Mutex::default(),
         };
         let databases = (self.source, self.target);
         let walk = Pass::new(databases, &legacy, &comparison, by_legacy, self.stop, progress);
@@ -663,11 +668,12 @@ impl Verification<'_> {
     /// Legacy rows chosen at random, and of the new table, too, where the mapping hands keys through.
     async fn sample(&mut self, look: &mut Look<'_>, rows: u32, walk: &mut Pass<'_>) -> Result<(), VerifyError> {
         let froms = self.source.legacy_sample(look.legacy, self.entity, rows).await.map_err(VerifyError::Source)?;
-        let of_legacy: Vec<Suspect> =
-            froms.iter().map(|from| Suspect { key: None, from: Some(from.clone()) }).collect();
         // These show whether it may, as it may where they show nothing; whether it does is asked of all, before a row is called nobody's.
         let may = look.hands_keys_through(&froms).await? != Some(false);
-        self.look_at_sample(look, &of_legacy, walk).await?;
+        let of_legacy = |named: bool| -> Vec<Suspect> {
+            froms.iter().map(|from| Suspect { key: named.then(|| from.clone()), from: Some(from.clone()) }).collect()
+        };
+        self.look_at_sample(look, &of_legacy(may), walk).await?;
         walk.legacy_rows = froms.len() as u64;
         if may {
             let mut others = self.target.sample(look.comparison, rows).await.map_err(VerifyError::Target)?;
@@ -680,7 +686,7 @@ impl Verification<'_> {
             // What was told of a legacy row that yields another's key is not to be trusted.
             self.forget().await?;
             self.report.method = "sample".to_owned();
-            self.look_at_sample(look, &of_legacy, walk).await?;
+            self.look_at_sample(look, &of_legacy(false), walk).await?;
             walk.new_rows = 0;
         }
         self.say("only legacy rows were sampled: which legacy row a row of the new table comes from cannot be told from its key");

@@ -1206,11 +1206,74 @@ async fn what_stands_although_the_mapping_filters_its_legacy_row_is_counted_once
             assert_eq!((found(&report), of_thing.left_over), (of(Kind::Differs, &["5"]), 2), "{report:?}");
             assert_eq!((of_thing.method.as_str(), of_thing.differences()), (method, 1), "{report:?}");
             assert!(verify::render(&report).contains("2 rows left over"), "{}", verify::render(&report));
+            let sample = Some(10_000);
+            let report = verify_with(&stage, Options { without_events, sample, ..Options::default() }).await;
+            assert_eq!((found(&report), report.entities[0].left_over), (of(Kind::Differs, &["5"]), 2), "{report:?}");
         }
         stage.pair.new.run("UPDATE things SET name = 'n5' WHERE id = '5'").await;
         let report = verified(&stage).await;
         assert_eq!((report.outcome, report.entities[0].left_over), (Outcome::Equal, 2), "{report:?}");
     }
+}
+
+/// By its code an error of a value may be the server's or the operator's.
+#[tokio::test]
+async fn a_row_whose_mapping_raises_whatever_code_is_refused_and_hides_no_other() {
+    let raises = "CREATE FUNCTION shown(name text) RETURNS text LANGUAGE plpgsql AS $$ BEGIN
+                      IF name = 'n77' THEN RAISE EXCEPTION 'cannot be shown' USING ERRCODE = 'XX000'; END IF; RETURN name;
+                  END $$;";
+    for (function, kind, value, code) in
+        [("", "tsquery", "(payload->>'name')::tsquery", "42601"), (raises, "text", "shown(payload->>'name')", "XX000")]
+    {
+        let stage = stage_with(
+            "CREATE TABLE old (id int PRIMARY KEY, name text); INSERT INTO old SELECT i, 'n' || i FROM generate_series(1, 3000) i;
+             UPDATE old SET name = name || ' n78' WHERE id = 77",
+            &format!(
+                "{function} CREATE TABLE things (id int PRIMARY KEY, name {kind});
+                 INSERT INTO things SELECT i, ('n' || i)::{kind} FROM generate_series(1, 3000) i WHERE i NOT IN (77, 2500)"
+            ),
+            thing(Some(&format!("SELECT payload->>'id' AS id, {value} AS name FROM event")), &["id"]),
+        )
+        .await;
+        if code == "XX000" {
+            stage.pair.legacy.run("UPDATE old SET name = 'n77' WHERE id = 77").await;
+        }
+        let expected = [of(Kind::MissingInNew, &["2500"]), of(Kind::Refused, &["77"])].concat();
+        for options in [Options::default(), Options { sample: Some(10_000), ..Options::default() }] {
+            let report = verify_with(&stage, options).await;
+            assert_eq!(found(&report), expected, "{report:?}");
+            let refused = report.differences.iter().find(|d| d.kind == Kind::Refused).unwrap();
+            assert!(refused.message.as_ref().unwrap().contains(code), "{refused:?}");
+        }
+        verified(&stage).await;
+        let done = crate::repair::repaired(&stage, None, true).await.unwrap();
+        assert_eq!((done.written, done.deleted, done.left), (1, 0, 1), "{done:?}");
+    }
+}
+
+/// Rows that an earlier version wrote stand as they came first.
+#[tokio::test]
+async fn a_citext_key_that_is_written_otherwise_is_one_difference_and_is_written_and_never_deleted() {
+    let mapping = "SELECT payload->>'id' AS id, payload->>'name' AS name FROM event";
+    let stage = stage_with(
+        "CREATE TABLE old (id text PRIMARY KEY, name text); INSERT INTO old SELECT 'k' || i, 'n' FROM generate_series(1, 3000) i;
+         UPDATE old SET id = 'K7@B' WHERE id = 'k7'",
+        "CREATE EXTENSION citext; CREATE TABLE things (id citext PRIMARY KEY, name text, theirs text);
+         INSERT INTO things SELECT 'k' || i, 'n', 'kept' FROM generate_series(1, 3000) i; UPDATE things SET id = 'k7@b' WHERE id = 'k7'",
+        thing(Some(mapping), &["id"]),
+    )
+    .await;
+    for options in [Options { sample: Some(10_000), ..Options::default() }, Options::default()] {
+        let report = verify_with(&stage, options).await;
+        assert_eq!(found(&report), of(Kind::Differs, &["k7@b"]), "{report:?}");
+    }
+    let done = crate::repair::repaired(&stage, None, true).await.unwrap();
+    assert_eq!((done.written, done.deleted, done.left), (1, 0, 0), "{done:?}");
+    assert_eq!(
+        stage.pair.new.value::<String>("SELECT id || ' ' || theirs FROM things WHERE id = 'k7@b'").await,
+        "K7@B kept"
+    );
+    assert_eq!(verified(&stage).await.outcome, Outcome::Equal);
 }
 
 #[tokio::test]
