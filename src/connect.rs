@@ -179,7 +179,7 @@ pub fn is_undefined_column(error: &sqlx::Error) -> bool {
 
 /// Both sides, ready for batches: as many connections as workers need, and a few for looking.
 pub async fn open(config: &Config) -> Result<(Source, Target), ConnectError> {
-    let connections = u32::from(config.relay.workers) + 5;
+    let connections = u32::from(config.relay.workers) + 6;
     let legacy = |error: sqlx::Error| ConnectError::Away { side: "legacy", error };
     let (source, target) = (self::source(config, connections)?, self::target(config, connections)?);
     let installation = installation(&source, config).await?;

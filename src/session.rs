@@ -132,8 +132,9 @@ pub struct Named<'a> {
 /// each connection that is given back to it, which is a round trip more a question.
 pub struct Own {
     pool: PgPool,
-    /// Nobody else's.
+    /// Nobody else's, with a number: a statement may be left behind on a server that is somebody else's by then.
     name: String,
+    names: u64,
     /// In no transaction, and since when it is kept.
     connection: Option<(PoolConnection<Postgres>, Instant)>,
     /// A kept statement was not there any more: somebody else hands servers out.
@@ -147,7 +148,7 @@ impl Own {
     /// Out of this pool, when it is needed.
     pub fn new(pool: PgPool) -> Own {
         let name = format!("outbox_relay_{}", uuid::Uuid::new_v4().simple());
-        Own { pool, name, connection: None, is_shared: false }
+        Own { pool, name, names: 0, connection: None, is_shared: false }
     }
 
     /// Runs the statement, always the same, in a transaction of its own, which sets `limits` and then `settings` for itself; `arguments` as
@@ -164,8 +165,10 @@ impl Own {
                 self.close();
             }
             let before = self.connection.take();
-            let (keeps, name) = (statement.kept && !self.is_shared, &self.name);
+            let keeps = statement.kept && !self.is_shared;
             let has_it = keeps && before.is_some();
+            self.names += u64::from(!has_it);
+            let name = format!("{}_{}", self.name, self.names);
             let (connection, since) = match before {
                 Some(before) => before,
                 None => (self.pool.acquire().await?, Instant::now()),

@@ -4,7 +4,7 @@ SET LOCAL search_path = pg_catalog, pg_temp;
 -- that is there, and taken back.
 DO $guard$
 #variable_conflict use_column
-DECLARE unfit record; old {table}%ROWTYPE; relay_aggregate {outbox}.{aggregate_id}%TYPE;
+DECLARE unfit record; old {table}%ROWTYPE; relay_event {outbox}%ROWTYPE;
 BEGIN
     FOR unfit IN
 {unfit}
@@ -19,17 +19,22 @@ BEGIN
         RETURN;
     END IF;
     BEGIN
-        relay_aggregate := (SELECT ({aggregate})::text FROM (SELECT old.*) AS relay_row);
+        relay_event.{aggregate_id} := (SELECT ({aggregate})::text FROM (SELECT old.*) AS relay_row);
         INSERT INTO {outbox} ({aggregate_type}, {aggregate_id}, {event_type}, {payload})
-        VALUES ({kind}, relay_aggregate, {insert}, to_jsonb(old));
+        VALUES ({kind}, relay_event.{aggregate_id}, {insert}, to_jsonb(old));
         INSERT INTO {outbox} ({aggregate_type}, {aggregate_id}, {event_type}, {payload})
-        VALUES ({kind}, relay_aggregate, {update}, to_jsonb(old));
+        VALUES ({kind}, relay_event.{aggregate_id}, {update}, to_jsonb(old));
         INSERT INTO {outbox} ({aggregate_type}, {aggregate_id}, {event_type}, {payload})
-        VALUES ({kind}, relay_aggregate, {delete}, {deleted});
+        VALUES ({kind}, relay_event.{aggregate_id}, {delete}, {deleted});
+        SET CONSTRAINTS ALL IMMEDIATE;
         RAISE EXCEPTION USING ERRCODE = 'OR000';
     EXCEPTION
-        WHEN SQLSTATE 'OR000' THEN NULL;
+        -- That there is such an event already says nothing of the next one.
+        WHEN SQLSTATE 'OR000' OR unique_violation THEN NULL;
+        -- Nor does who holds a lock just now: it is tried again.
+        WHEN lock_not_available OR deadlock_detected OR serialization_failure OR insufficient_resources THEN RAISE;
         WHEN OTHERS THEN
             RAISE EXCEPTION 'the outbox does not take what capture would write of {table_text}, so that every write of it would fail: % (%)', SQLERRM, SQLSTATE;
     END;
 END $guard$;
+SET LOCAL search_path TO DEFAULT;

@@ -122,7 +122,8 @@ pub(super) fn is_too_slow(error: &sqlx::Error) -> bool {
 
 /// The legacy rows cannot be read. What passes by itself is left as it is, and so is a key that does not tell them apart, which says what to do.
 pub(super) fn unreadable(entity: &Entity, error: sqlx::Error) -> BackfillError {
-    if disposition::is_transient(&error) || KeyTrouble::of(&error).is_some() {
+    let passes = disposition::is_transient(&error) && !disposition::may_be_of_a_value(&error);
+    if passes || KeyTrouble::of(&error).is_some() {
         return legacy(error);
     }
     let say = |said: String| {

@@ -10,8 +10,8 @@ use tokio::sync::Semaphore;
 use super::chunk::{self, Chunk, ChunkError, Todo};
 use super::error::{is_too_slow, keys_late, unreadable};
 use super::gate::{Gate, rest};
-use super::{BackfillError, Job, new};
-use crate::disposition::{is_transient, told};
+use super::{BackfillError, Job, TRIES, new};
+use crate::disposition::{is_transient, may_be_of_a_value, told};
 use crate::event::Lane;
 use crate::failpoint::reach;
 use crate::redact::without_values;
@@ -164,7 +164,7 @@ pub(super) async fn copy_lane(
     left_before: bool,
 ) -> Result<bool, BackfillError> {
     let mut pause = Pause::new(Duration::from_millis(50), Duration::from_secs(5));
-    let (mut rows, mut contended) = (0, 0);
+    let (mut rows, mut contended, mut unread) = (0, 0, 0);
     while !queue.is_empty() {
         let size = part(queue.len(), job.pace.chunk() as usize);
         if !gate.pass(size as u32, &|why| job.counts.waits_for(why), job.stop).await {
@@ -179,7 +179,7 @@ pub(super) async fn copy_lane(
                 queue.done(size);
                 queue.extend(copied.again);
                 rows += copied.rows;
-                contended = 0;
+                (contended, unread) = (0, 0);
                 pause.reset();
                 job.counts.rows.fetch_add(copied.rows, Ordering::Relaxed);
                 // What was left out before was counted then.
@@ -193,10 +193,15 @@ pub(super) async fn copy_lane(
             Err(ChunkError::Refused(why)) => return Err(*why),
             Err(ChunkError::BegunAnew) => return Err(job.begun_anew()),
             Err(ChunkError::Stopped(why)) => return Err(BackfillError::Refused(why)),
-            Err(ChunkError::Source(refused)) if !is_transient(&refused) => return Err(unreadable(job.entity, refused)),
+            Err(ChunkError::Source(refused))
+                if !is_transient(&refused) || (may_be_of_a_value(&refused) && unread + 1 >= TRIES) =>
+            {
+                return Err(unreadable(job.entity, refused));
+            }
             Err(error) => {
                 match &error {
                     ChunkError::Contended(_) => contended += 1,
+                    ChunkError::Source(refused) if may_be_of_a_value(refused) => unread += 1,
                     ChunkError::Deadline(_) => job.pace.too_much(),
                     ChunkError::Target(refused) if !is_transient(refused) => return Err(job.refused(refused)),
                     _ => {}

@@ -114,10 +114,13 @@ impl Output {
     /// Text is read as input would be: by the type's input function, never cut to a length (that is checked on assignment).
     fn converted(&self) -> String {
         let column = format!("m.{}", ident(&self.column.name));
-        let value = if self.convert { format!("{column}::pg_catalog.text::{}", self.column.type_name) } else { column };
-        match &self.column.folding {
-            Some(collation) => format!("({value}) COLLATE {collation}"),
-            None => value,
+        let type_name = &self.column.type_name;
+        match (&self.column.folding, self.convert) {
+            (Some(collation), true) => format!("({column}::pg_catalog.text::{type_name}) COLLATE {collation}"),
+            // A uuid, say, which is assigned to a text, and has no collation.
+            (Some(collation), false) => format!("({column}::{type_name}) COLLATE {collation}"),
+            (None, true) => format!("{column}::pg_catalog.text::{type_name}"),
+            (None, false) => column,
         }
     }
 }

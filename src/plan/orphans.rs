@@ -139,9 +139,16 @@ impl<'a> Search<'a> {
     }
 
     async fn page(&mut self, after: Option<&[String]>) -> sqlx::Result<Option<Page>> {
-        let Some(look) = &self.look else { return Ok(None) };
-        let page = look.page(after).await;
-        Ok(self.unless_refused(page)?.flatten())
+        let Some(look) = self.look.as_ref().filter(|_| self.found.skipped.is_none()) else { return Ok(None) };
+        match look.page(after).await {
+            // What was found before is still to be looked at again.
+            Err(Trouble::Refused(why)) => {
+                self.found.skipped = Some(why);
+                Ok(None)
+            }
+            Err(Trouble::Away(error)) => Err(error),
+            Ok(page) => Ok(page),
+        }
     }
 
     /// Counts those of these that still refer to nothing.

@@ -335,6 +335,12 @@ async fn a_key_that_its_collation_folds_is_written_as_the_event_has_it() {
     assert_eq!(ground.rows("t").await, r#"{"v": "2", "name": "ADA"}"#);
     assert_eq!(ground.upsert(&one, &[r#"{"name": "ada", "v": "3"}"#]).await, Ok(1));
     assert_eq!(ground.rows("t").await, r#"{"v": "3", "name": "ada"}"#);
+    // What has no collation is assigned as a text.
+    let one =
+        entity("t", &["name"], Some("SELECT (payload->>'name')::uuid AS name, (payload->>'v')::int AS v FROM event"));
+    let uuid = "ffffffff-ffff-ffff-ffff-ffffffffffff";
+    assert_eq!(ground.upsert(&one, &[&format!(r#"{{"name": "{uuid}", "v": "4"}}"#)]).await, Ok(1));
+    assert!(ground.rows("t").await.contains(uuid));
 }
 
 #[tokio::test]
