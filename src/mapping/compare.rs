@@ -431,19 +431,28 @@ impl Comparison {
     /// With `replace_by`, the rows of the table that have these owners, but for those with NULL in their key: `row_key`, `found` (their
     /// owner's texts), `version`. `$1` and on: the owners, an array a column. At most one more than are replaced at a time.
     pub fn owned(&self) -> String {
-        let owner: Vec<&Compared> = self.owner().collect();
-        let same = owner.iter().enumerate();
-        let same = same.map(|(n, c)| c.equal(&format!("g.k{}::{}", n + 1, c.type_name)));
-        let same: Vec<String> = same.chain(self.whole_key()).collect();
+        let same: Vec<String> = self.is_owners().chain(self.whole_key()).collect();
         format!(
             "SELECT {} AS row_key, {} AS found, t.xmin::pg_catalog.text AS version \
              FROM {} JOIN {} AS t ON {} LIMIT 10001",
             self.key(|c| format!("t.{}", ident(&c.name))),
             self.owner_texts(),
-            given(owner.len()),
+            given(self.entity.replace_by.len()),
             self.table,
             same.join(" AND "),
         )
+    }
+
+    /// A row, if these owners have one with NULL in its key; `None`: none can be. Parameters as [`Comparison::owned`].
+    pub fn owned_nameless(&self) -> Option<String> {
+        let same: Vec<String> = self.is_owners().collect();
+        let (table, given) = (&self.table, given(same.len()));
+        let nameless = self.is_nameless()?;
+        Some(format!("SELECT FROM {given} JOIN {table} AS t ON {} AND ({nameless}) LIMIT 1", same.join(" AND ")))
+    }
+
+    fn is_owners(&self) -> impl Iterator<Item = String> {
+        self.owner().enumerate().map(|(n, c)| c.equal(&format!("g.k{}::{}", n + 1, c.type_name)))
     }
 
     fn owner_texts(&self) -> String {
@@ -499,9 +508,13 @@ impl Comparison {
 
     /// Counts the table's rows that have NULL in their key; `None`: none can.
     pub fn without_key(&self) -> Option<String> {
+        Some(format!("SELECT pg_catalog.count(*) FROM {} AS t WHERE {}", self.table, self.is_nameless()?))
+    }
+
+    /// That a part of a row's key is NULL; `None`: none can be.
+    fn is_nameless(&self) -> Option<String> {
         let any: Vec<String> = self.nullable_keys().map(|column| format!("t.{column} IS NULL")).collect();
-        (!any.is_empty())
-            .then(|| format!("SELECT pg_catalog.count(*) FROM {} AS t WHERE {}", self.table, any.join(" OR ")))
+        (!any.is_empty()).then(|| any.join(" OR "))
     }
 
     fn given(&self) -> String {

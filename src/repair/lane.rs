@@ -335,8 +335,8 @@ impl Repair<'_> {
     }
 }
 
-/// With `replace_by`, what is written takes the owner's other rows away: these. `None`: they are too many at a time; of a single legacy row
-/// they are refused.
+/// With `replace_by`, what is written takes the owner's other rows away: these. `None`: they are too many at a time, or cannot be named; of a single
+/// legacy row they are refused.
 async fn replaced(
     look: &Look<'_>,
     judgement: &mut Judgement,
@@ -359,15 +359,25 @@ async fn replaced(
     stay.extend(judgement.extra());
     let given: Vec<Vec<String>> = owners.keys().cloned().collect();
     let rows = target.owned(look.comparison, &given).await.map_err(VerifyError::Target)?;
-    if rows.len() > OWNED {
-        if writing.len() > 1 {
-            return Ok(None);
-        }
-        let said = format!(
+    let too_many = || {
+        format!(
             "its owner has more than {} rows in the new table, which is more than are replaced: delete those that are too much by hand \
              first, or let its next event do it",
             thousands(OWNED as u64)
-        );
+        )
+    };
+    let why = match rows.len() > OWNED {
+        true => Some(too_many()),
+        false => target.owns_nameless(look.comparison, &given).await.map_err(VerifyError::Target)?.then(|| {
+            "its owner has rows with NULL in their key in the new table, which would go with what is written and could not be kept: delete them \
+             by hand first, or let its next event do it"
+                .to_owned()
+        }),
+    };
+    if let Some(said) = why {
+        if writing.len() > 1 {
+            return Ok(None);
+        }
         for difference in judgement.differences.iter_mut().filter(|d| is_written(d)) {
             (difference.kind, difference.message) = (Kind::Refused, Some(said.clone()));
         }

@@ -197,11 +197,21 @@ impl TargetLane {
         comparison: &Comparison,
         owners: &[Vec<String>],
     ) -> sqlx::Result<HashMap<RowKey, Found>> {
-        let mut question = query(&comparison.owned(), false);
-        for n in 0..comparison.entity.replace_by.len() {
-            question = question.bind(owners.iter().filter_map(|of| of.get(n).map(String::as_str)).collect::<Vec<_>>());
-        }
-        question.fetch_all(self.session.connection()).await?.iter().map(found).collect()
+        let sql = comparison.owned();
+        bind_owners(query(&sql, false), comparison, owners)
+            .fetch_all(self.session.connection())
+            .await?
+            .iter()
+            .map(found)
+            .collect()
+    }
+
+    /// Whether any row of these owners has NULL in its key.
+    pub async fn owns_nameless(&mut self, comparison: &Comparison, owners: &[Vec<String>]) -> sqlx::Result<bool> {
+        let Some(sql) = comparison.owned_nameless() else { return Ok(false) };
+        let question = bind_owners(query(&sql, false), comparison, owners);
+        // All of at most one: of an answer without columns sqlx gives no optional one.
+        Ok(!question.fetch_all(self.session.connection()).await?.is_empty())
     }
 
     /// Deletes the rows that have these keys and are still of one of these versions; each as it was.
@@ -222,6 +232,17 @@ fn bind_keys<'q>(sql: &str, comparison: &Comparison, keys: &'q [RowKey]) -> Quer
     let mut question = query(sql, false);
     for n in 0..comparison.entity.key.len() {
         question = question.bind(keys.iter().filter_map(|key| key.0.get(n).map(String::as_str)).collect::<Vec<_>>());
+    }
+    question
+}
+
+fn bind_owners<'q>(
+    mut question: Query<'q, Postgres, PgArguments>,
+    comparison: &Comparison,
+    owners: &'q [Vec<String>],
+) -> Query<'q, Postgres, PgArguments> {
+    for n in 0..comparison.entity.replace_by.len() {
+        question = question.bind(owners.iter().filter_map(|of| of.get(n).map(String::as_str)).collect::<Vec<_>>());
     }
     question
 }

@@ -320,16 +320,13 @@ async fn a_key_of_an_extensions_type_is_compared_as_its_type_compares() {
 #[tokio::test]
 async fn a_key_that_its_collation_folds_is_written_as_the_event_has_it() {
     let ground = Ground::new("CREATE TABLE t (name text PRIMARY KEY, v text)").await;
-    if ground.db.value::<i64>("SELECT count(*) FROM pg_collation WHERE collprovider = 'i'").await == 0 {
+    let folds = "CREATE COLLATION folded (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+                 ALTER TABLE t ALTER name TYPE text COLLATE folded";
+    if let Err(error) = sqlx::raw_sql(folds).execute(&ground.db.pool).await {
+        // Some builds come without.
+        assert!(error.to_string().contains("ICU is not supported"), "{error}");
         return;
     }
-    ground
-        .db
-        .run(
-            "CREATE COLLATION folded (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
-             ALTER TABLE t ALTER name TYPE text COLLATE folded",
-        )
-        .await;
     let one = entity("t", &["name"], Some("SELECT payload->>'name' AS name, payload->>'v' AS v FROM event"));
     assert_eq!(ground.upsert(&one, &[r#"{"name": "Ada", "v": "1"}"#, r#"{"name": "ADA", "v": "2"}"#]).await, Ok(1));
     assert_eq!(ground.rows("t").await, r#"{"v": "2", "name": "ADA"}"#);

@@ -609,6 +609,31 @@ async fn an_owner_of_more_rows_than_are_replaced_is_left_and_others_beside_it_ar
     assert_eq!(stage.pair.new.value::<String>(lines).await, "7 of 1, 8 of 2");
 }
 
+/// They go with what is written, and no audit could name them.
+#[tokio::test]
+async fn an_owners_rows_with_null_in_their_key_are_not_taken_away_unkept() {
+    let mapping = "SELECT payload->>'id' AS owner, k AS kind FROM event LEFT JOIN LATERAL jsonb_array_elements_text(payload->'kinds') AS k ON true";
+    let mut entity = thing(Some(mapping), &["owner", "kind"]);
+    entity.replace_by = vec!["owner".to_owned()];
+    let stage = stage_with(
+        "CREATE TABLE old (id int PRIMARY KEY, kinds text[]); INSERT INTO old VALUES (1, '{a,b}'), (2, '{a,b}')",
+        "CREATE TABLE things (owner int, kind text, UNIQUE (owner, kind));
+         INSERT INTO things VALUES (1, 'a'), (1, NULL), (2, 'a'), (2, 'c')",
+        entity,
+    )
+    .await;
+    let keys = Wanted::Keys(["1", "2"].map(|k| RowKey(vec![k.to_owned()])).into());
+    for apply in [false, true] {
+        let done = repaired(&stage, Some(&keys), apply).await.unwrap();
+        assert_eq!((done.written, done.deleted, done.left), (1, 1, 1), "{apply}: {done:?}");
+        let refused = |said: &String| said.contains("its owner has rows with NULL in their key");
+        assert!(done.changes.iter().any(|change| change.message.as_ref().is_some_and(refused)), "{done:?}");
+    }
+    stage.pair.new.run("DELETE FROM things WHERE kind IS NULL").await;
+    let done = repaired(&stage, Some(&keys), true).await.unwrap();
+    assert_eq!((done.written, done.deleted, done.left), (1, 0, 0), "{done:?}");
+}
+
 /// As of types in C that give their errors no code.
 #[tokio::test]
 async fn a_row_is_left_for_what_one_value_is_refused_for_whatever_its_code_and_others_are_made_right() {
