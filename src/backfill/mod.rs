@@ -482,7 +482,9 @@ async fn job<'a>(
     {
         return Err(keys_late(entity, config.relay.deadline));
     }
-    let described = described.map_err(|error| unreadable(entity, error))?;
+    let described = described.map_err(|error| {
+        if crate::disposition::is_transient(&error) { legacy(error) } else { unreadable(entity, error) }
+    })?;
     let described = described.map(|legacy| legacy.shown_to(config.redact.for_admins()));
     let (Some(rows), Some(described)) = (&entity.legacy, described) else {
         return Err(BackfillError::Refused(format!("entity {} has no legacy rows", entity.name)));

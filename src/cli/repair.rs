@@ -7,7 +7,7 @@ use crate::config::{Config, Entity};
 use crate::connect;
 use crate::job::{Kind, Via};
 use crate::map;
-use crate::repair::{By, Repair, Repaired, Since, Task, Wanted, odd_key, render, render_dry};
+use crate::repair::{Action, By, Repair, Repaired, Since, Task, Wanted, odd_key, render, render_dry};
 use crate::run::on_signals;
 use crate::source::RowKey;
 use crate::target::ReportId;
@@ -108,7 +108,8 @@ async fn run(how: &ApplyArgs, config: &Config, command: Kind, task: &Task<'_>) -
         )?;
     }
     // What an event was on its way to may be changed by now.
-    let shown = planned.written + planned.deleted + planned.left;
+    let waited = planned.changes.iter().filter(|change| change.action == Action::Waits).count() as u64;
+    let shown = planned.written + planned.deleted + waited;
     told(how, &repair(true, Some(shown)).run(task).await.map_err(refused)?)
 }
 

@@ -93,11 +93,14 @@ impl Compared {
         if self.convert { format!("{column}::pg_catalog.text::{of}") } else { format!("{column}::{of}") }
     }
 
+    fn is_citext(&self) -> bool {
+        self.base_type == "citext" || self.base_type.ends_with(".citext")
+    }
+
     /// The one text of a value of the key, with which it is found. As a compared column it has its own.
     fn key(&self, value: &str) -> String {
         let text = self.canonical(value);
-        let is_citext = self.base_type == "citext" || self.base_type.ends_with(".citext");
-        if is_citext { format!("pg_catalog.lower(({text}) COLLATE pg_catalog.\"default\")") } else { text }
+        if self.is_citext() { format!("pg_catalog.lower(({text}) COLLATE pg_catalog.\"default\")") } else { text }
     }
 
     /// Whether the table's column is this, as its type compares.
@@ -533,10 +536,9 @@ impl Comparison {
         format!("ARRAY[{}]::pg_catalog.text[]", keys.map(|c| c.key(&value(c))).collect::<Vec<_>>().join(", "))
     }
 
-    /// Whether keys that are written differently may be equal by a collation, which nobody can undo: what a row's key is not, it may be all the
-    /// same.
+    /// Whether keys that are written differently may be equal, by a collation or as citext is: whose row it is cannot be told from such a key.
     pub fn folds_keys(&self) -> bool {
-        self.compared.iter().take(self.entity.key.len()).any(|c| c.folds)
+        self.compared.iter().take(self.entity.key.len()).any(|c| c.folds || c.is_citext())
     }
 
     fn texts(&self, value: impl Fn(&Compared) -> String) -> String {

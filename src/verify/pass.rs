@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::judge::Hashed;
 use super::patience::patiently;
 use super::{Again, Progress, VerifyError};
-use crate::disposition::{self, said};
+use crate::disposition::{self, Disposition, said};
 use crate::mapping::compare::{Ask, Comparison, Hash};
 use crate::session::is_statement_timeout;
 use crate::source::{Legacy, Range, RowKey, Source};
@@ -106,8 +106,7 @@ fn trouble(error: sqlx::Error, side: fn(sqlx::Error) -> VerifyError) -> Trouble 
     {
         return Trouble::Late;
     }
-    // Where it is not a row's, the look at each tells.
-    if disposition::may_be_of_a_row(&error) {
+    if disposition::of(&error) == Disposition::Event {
         return Trouble::Refused(said(&error).message);
     }
     Trouble::Failed(side(error))

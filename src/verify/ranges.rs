@@ -180,28 +180,36 @@ impl Pass<'_> {
         }
     }
 
-    /// Whether the mapping hands the key of every legacy row after this one through; of one that it refuses nothing is said.
+    /// Whether the mapping hands the key of every legacy row after this one through; of one that it refuses nothing is said. Where it refuses all,
+    /// nothing is known.
     pub(super) async fn hands_keys_through(&mut self, after: Option<RowKey>) -> Result<bool, VerifyError> {
         let (mut range, mut size) = (Range { after, until: None }, self.first_size());
+        let (mut told, mut refused) = (0, 0);
         loop {
             let began = Instant::now();
             range.until = self.bound(&range, size).await?;
             let rows = match self.legacy_sums(&range, None).await {
                 Ok(sums) if sums.moved > 0 => return Ok(false),
-                Ok(sums) => sums.rows(),
+                Ok(sums) => {
+                    told += sums.rows();
+                    sums.rows()
+                }
                 Err(Trouble::Failed(error)) => return Err(error),
                 Err(_) if size > 1 => {
                     size = (size / 8).max(1);
                     continue;
                 }
                 Err(Trouble::Late) => return Err(VerifyError::TooSlow),
-                Err(Trouble::Refused(_)) => 1,
+                Err(Trouble::Refused(_)) => {
+                    refused += 1;
+                    1
+                }
             };
             self.adapt(&mut size, began.elapsed());
             self.pace(rows).await?;
             match range.until.take() {
                 Some(until) => range.after = Some(until),
-                None => return Ok(true),
+                None => return Ok(told > 0 || refused == 0),
             }
         }
     }
