@@ -32,6 +32,11 @@ pub fn operator(schema: Option<&str>, name: &str) -> String {
     }
 }
 
+/// A file with its `{operators}`, the schema that [`operator`] is given, of a column `a` of `pg_attribute`.
+pub fn with_operators(file: &str) -> String {
+    render(file, &[("operators", include_str!("../sql/operators.sql").to_owned())])
+}
+
 /// `(a, b) > (x, y)`, for `>` and `<=`. Where the columns' operators are in several schemas, which no comparison of rows can name, column
 /// by column: first by what the index can be walked by, then by what decides.
 pub fn beyond(key: &[String], comparison: &str, values: &[String], schemas: &[String]) -> String {

@@ -2,6 +2,7 @@
 -- installing, and again by the script that installs. The function is SECURITY DEFINER: its owner writes the outbox, who stays the same
 -- where it is only replaced. A VIRTUAL generated column (Postgres 18) is NULL in whatever a trigger is given. Under a key that is unique
 -- only at the end of a statement two rows can change places in one, and the second one's delete would come after the first one's insert.
+-- Whether a type has an order is looked up as Postgres does: of a domain by its base, of an array by its element, of a row by its columns.
 WITH whose AS (
     SELECT r.oid, r.rolname FROM pg_roles r
     WHERE r.oid = coalesce((SELECT p.proowner FROM pg_proc p WHERE p.oid = to_regproc({function_name})),
@@ -77,8 +78,8 @@ UNION ALL
 SELECT 6, format('on %s stand triggers of capture of another name, which write its changes once more, or for nobody: the table, or the aggregate '
                  'type, was called otherwise when they were installed. %s    Then install', {table_shown},
                  string_agg(format('DROP TRIGGER %I ON %s;', t.tgname, {table_name}), ' ' ORDER BY t.tgname))
-FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_namespace s ON s.oid = p.pronamespace
-WHERE t.tgrelid = to_regclass({table_name}) AND NOT t.tgisinternal AND s.nspname = {relay_name}
+FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+WHERE t.tgrelid = to_regclass({table_name}) AND NOT t.tgisinternal AND p.pronamespace = to_regnamespace({relay_name})
   AND p.proname LIKE 'capture\_%' AND p.proname <> ALL ({known})
 HAVING count(*) > 0
 ORDER BY n

@@ -1,18 +1,7 @@
 -- The columns of a table that can be written. $1 schema, $2 table. `type_name` has no length: text is never cut to one.
--- `operators` is the schema of its type's own operators: without it an extension's type (citext) off the search path is compared as text.
 SELECT a.attname::text AS name, a.atttypid::bigint AS type_oid, format_type(a.atttypid, -1) AS type_name,
        format_type(a.atttypid, a.atttypmod) AS full_type, a.attidentity = 'a' AS always_identity,
-       (WITH RECURSIVE base (type) AS (
-            SELECT a.atttypid
-            UNION ALL
-            SELECT t.typbasetype FROM base b JOIN pg_type t ON t.oid = b.type WHERE t.typtype = 'd'
-        )
-        SELECT s.nspname::text
-        FROM base b
-        JOIN pg_opclass p ON p.opcintype = b.type AND p.opcdefault AND p.opcmethod = (SELECT oid FROM pg_am WHERE amname = 'btree')
-        JOIN pg_amop o ON o.amopfamily = p.opcfamily AND o.amopstrategy = 3 AND o.amoplefttype = b.type AND o.amoprighttype = b.type
-        JOIN pg_operator q ON q.oid = o.amopopr
-        JOIN pg_namespace s ON s.oid = q.oprnamespace) AS operators,
+       {operators} AS operators,
        -- By which words that differ may be equal; the mapping's own texts know nothing of it.
        (SELECT format('%I.%I', s.nspname, k.collname) FROM pg_collation k JOIN pg_namespace s ON s.oid = k.collnamespace
         WHERE k.oid = a.attcollation AND NOT k.collisdeterministic) AS folding

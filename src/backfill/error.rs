@@ -120,10 +120,14 @@ pub(super) fn is_too_slow(error: &sqlx::Error) -> bool {
     is_late(error) && !is_lock_timeout(error)
 }
 
-/// The legacy rows cannot be read. What passes by itself is left as it is, and so is a key that does not tell them apart, which says what to do.
+/// Why the legacy rows were not read: what passes by itself is left as it is.
+pub(super) fn unread(entity: &Entity, error: sqlx::Error) -> BackfillError {
+    if disposition::is_transient(&error) { legacy(error) } else { unreadable(entity, error) }
+}
+
+/// The legacy rows cannot be read. A key that does not tell them apart says itself what to do.
 pub(super) fn unreadable(entity: &Entity, error: sqlx::Error) -> BackfillError {
-    let passes = disposition::is_transient(&error) && !disposition::may_be_of_a_value(&error);
-    if passes || KeyTrouble::of(&error).is_some() {
+    if KeyTrouble::of(&error).is_some() {
         return legacy(error);
     }
     let say = |said: String| {

@@ -66,7 +66,7 @@ async fn unread(job: &Job<'_>, size: Option<u32>, error: sqlx::Error) -> Backfil
     if is_too_slow(&error) && job.source.round_trip().await.is_ok() && job.pace.page_late(size) {
         return keys_late(job.entity, job.config.relay.deadline);
     }
-    if is_transient(&error) { super::legacy(error) } else { unreadable(job.entity, error) }
+    super::error::unread(job.entity, error)
 }
 
 /// Pages that somebody handed out and did not end, because it was killed; or that somebody else is at: to do the same twice

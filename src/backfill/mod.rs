@@ -21,7 +21,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 pub use self::error::BackfillError;
-use self::error::{is_too_slow, keys_late, legacy, new, sequence, sequence_late, tables_of_this_version, unreadable};
+use self::error::{is_too_slow, keys_late, legacy, new, sequence, sequence_late, tables_of_this_version, unread};
 use self::gate::Gate;
 pub(crate) use self::gate::PAUSED;
 use self::pace::Pace;
@@ -482,9 +482,7 @@ async fn job<'a>(
     {
         return Err(keys_late(entity, config.relay.deadline));
     }
-    let described = described.map_err(|error| {
-        if crate::disposition::is_transient(&error) { legacy(error) } else { unreadable(entity, error) }
-    })?;
+    let described = described.map_err(|error| unread(entity, error))?;
     let described = described.map(|legacy| legacy.shown_to(config.redact.for_admins()));
     let (Some(rows), Some(described)) = (&entity.legacy, described) else {
         return Err(BackfillError::Refused(format!("entity {} has no legacy rows", entity.name)));

@@ -205,7 +205,7 @@ impl<'a> Capture<'a> {
             ("filled", array(&self.filled())),
             ("key", array(&self.rows.key)),
             ("known", array(&self.known)),
-            ("relay_name", literal(&self.outbox.relay.trim_matches('"').replace("\"\"", "\""))),
+            ("relay_name", literal(&self.outbox.relay)),
         ];
         render(include_str!("../../sql/capture/unfit.sql"), &names)
     }

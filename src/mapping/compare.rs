@@ -432,12 +432,12 @@ impl Comparison {
     }
 
     /// With `replace_by`, the rows of the table that have these owners, but for those with NULL in their key: `row_key`, `found` (their
-    /// owner's texts), `version`. `$1` and on: the owners, an array a column. At most one more than are replaced at a time.
-    pub fn owned(&self) -> String {
+    /// owner's texts), `version`. `$1` and on: the owners, an array a column. At most so many.
+    pub fn owned(&self, at_most: usize) -> String {
         let same: Vec<String> = self.is_owners().chain(self.whole_key()).collect();
         format!(
             "SELECT {} AS row_key, {} AS found, t.xmin::pg_catalog.text AS version \
-             FROM {} JOIN {} AS t ON {} LIMIT 10001",
+             FROM {} JOIN {} AS t ON {} LIMIT {at_most}",
             self.key(|c| format!("t.{}", ident(&c.name))),
             self.owner_texts(),
             given(self.entity.replace_by.len()),

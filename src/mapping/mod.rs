@@ -16,7 +16,7 @@ use sqlx::{Column, Executor, Row, SqlSafeStr, Statement};
 use self::build::{Output, TableColumn};
 pub use self::error::MappingError;
 use crate::config::{Action, Entity, TableName};
-use crate::sql::{ident, literal, trusted};
+use crate::sql::{ident, literal, trusted, with_operators};
 use crate::target::{Events, Prepared};
 
 /// One entity, ready to be applied.
@@ -201,9 +201,8 @@ async fn plan(entity: &Entity, statement: &Prepared, connection: &mut PgConnecti
 
 async fn read_table(entity: &Entity, name: &TableName, connection: &mut PgConnection) -> Result<Table, MappingError> {
     let quoted = format!("{}.{}", ident(&name.schema), ident(&name.table));
-    let sql = include_str!("../../sql/target/table_columns.sql");
-    let rows = sqlx::query(sql)
-        .persistent(false)
+    let sql = with_operators(include_str!("../../sql/target/table_columns.sql"));
+    let rows = crate::sql::query(&sql, false)
         .bind(&name.schema)
         .bind(&name.table)
         .fetch_all(&mut *connection)

@@ -22,7 +22,7 @@ use crate::config::{Entity, RowsFrom, TableName};
 use crate::disposition::{is_transient, told};
 use crate::init::Side;
 use crate::session::{Limits, Session, sqlstate};
-use crate::sql::{ident, query};
+use crate::sql::{ident, query, with_operators};
 
 /// A database was away, or said no.
 #[derive(Debug, thiserror::Error)]
@@ -293,8 +293,8 @@ fn foreign_key(row: &PgRow) -> sqlx::Result<ForeignKey> {
 
 pub(crate) async fn columns(pool: &PgPool, table: &TableName) -> sqlx::Result<Columns> {
     let mut session = reading(pool).await?;
-    let sql = include_str!("../../sql/plan/columns.sql");
-    let rows = query(sql, false).bind(&table.schema).bind(&table.table).fetch_all(session.connection()).await?;
+    let sql = with_operators(include_str!("../../sql/plan/columns.sql"));
+    let rows = query(&sql, false).bind(&table.schema).bind(&table.table).fetch_all(session.connection()).await?;
     session.rollback().await;
     let mut columns = Columns::default();
     let mut key: Vec<(i32, String)> = Vec::new();

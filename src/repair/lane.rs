@@ -358,7 +358,7 @@ async fn replaced(
     }
     stay.extend(judgement.extra());
     let given: Vec<Vec<String>> = owners.keys().cloned().collect();
-    let rows = target.owned(look.comparison, &given).await.map_err(VerifyError::Target)?;
+    let rows = target.owned(look.comparison, &given, OWNED + 1).await.map_err(VerifyError::Target)?;
     let too_many = || {
         format!(
             "its owner has more than {} rows in the new table, which is more than are replaced: delete those that are too much by hand \

@@ -196,8 +196,9 @@ impl TargetLane {
         &mut self,
         comparison: &Comparison,
         owners: &[Vec<String>],
+        at_most: usize,
     ) -> sqlx::Result<HashMap<RowKey, Found>> {
-        let sql = comparison.owned();
+        let sql = comparison.owned(at_most);
         bind_owners(query(&sql, false), comparison, owners)
             .fetch_all(self.session.connection())
             .await?

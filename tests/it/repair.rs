@@ -609,6 +609,28 @@ async fn an_owner_of_more_rows_than_are_replaced_is_left_and_others_beside_it_ar
     assert_eq!(stage.pair.new.value::<String>(lines).await, "7 of 1, 8 of 2");
 }
 
+/// Nothing shows then whose the rows of the new table are.
+#[tokio::test]
+async fn where_the_mapping_refuses_every_row_none_of_the_new_table_is_deleted() {
+    let sound =
+        "CREATE OR REPLACE FUNCTION shown(name text) RETURNS text LANGUAGE plpgsql AS $$ BEGIN RETURN name; END $$;";
+    let stage = stage_with(
+        "CREATE TABLE old (id int PRIMARY KEY, name text); INSERT INTO old SELECT i, 'n' FROM generate_series(1, 10) i",
+        &format!("{sound} CREATE TABLE things (id int PRIMARY KEY, name text)"),
+        thing(Some("SELECT (payload->>'id')::int + 1000 AS id, shown(payload->>'name') AS name FROM event"), &["id"]),
+    )
+    .await;
+    assert!(copying::copy(&stage).await.is_whole());
+    let keys = Wanted::Keys(vec![RowKey(vec!["1005".to_owned()])]);
+    for code in ["P0001", "42883", "XX000"] {
+        let raises = format!("RAISE EXCEPTION 'broken' USING ERRCODE = '{code}'");
+        stage.pair.new.run(&sound.replace("RETURN name", &raises)).await;
+        let done = repaired(&stage, Some(&keys), true).await;
+        assert!(done.as_ref().map_or(true, |done| (done.deleted, done.left) == (0, 1)), "{code}: {done:?}");
+        assert_eq!(stage.pair.new.value::<i64>("SELECT count(*) FROM things").await, 10, "{code}");
+    }
+}
+
 /// They go with what is written, and no audit could name them.
 #[tokio::test]
 async fn an_owners_rows_with_null_in_their_key_are_not_taken_away_unkept() {

@@ -6,7 +6,7 @@ use std::path::Path;
 use outbox_relay::config::{Columns, Config, StatusWords, TableName};
 use outbox_relay::operator;
 use outbox_relay::source::Names;
-use outbox_relay::sql::render;
+use outbox_relay::sql::{render, with_operators};
 use outbox_relay::target;
 use uuid::Uuid;
 
@@ -44,12 +44,13 @@ async fn prepare_all(stage: &Stage) {
     let target_names = target::names(&stage.config.new.schema, Uuid::nil());
     for (name, file) in files("target") {
         if !SCRIPTS.contains(&name.as_str()) {
+            let file = with_operators(&file);
             prepare(new, &name, &render(&render(&file, &target_names), &lane)).await;
         }
     }
     let of_query = [("key", "relay_row.id".to_owned()), ("rows", "(SELECT 1 AS id)".to_owned())];
     for (name, file) in files("plan") {
-        let sql = render(&file, &of_query);
+        let sql = render(&with_operators(&file), &of_query);
         prepare(legacy, &name, &sql).await;
         prepare(new, &name, &sql).await;
     }
